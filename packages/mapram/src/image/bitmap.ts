@@ -1,0 +1,119 @@
+import { PAGE_BYTES } from './format.ts';
+
+/**
+ * Helpers over a block's page bitmap as the image stores it: bit *i* is page *i*, least significant bit of byte 0 first, in
+ * whole 64-bit words. They walk 32-bit words, so that the 32 MiB bitmap of a 1 TiB block takes milliseconds, and assume a
+ * little-endian host, as the format itself does: it has no mark for the other order.
+ */
+
+/** A run of pages whose bits are set. */
+export interface PageRun {
+  /** First page of the run. */
+  first: number;
+  /** Number of pages, at least 1. */
+  count: number;
+}
+
+/** Number of set bits. */
+export function countSetPages(bitmap: Uint8Array): number {
+  let total = 0;
+  for (const word of wordsOf(bitmap)) {
+    if (word !== 0) total += popcount(word);
+  }
+  return total;
+}
+
+/** The last page whose bit is set, or -1. */
+export function highestSetPage(bitmap: Uint8Array): number {
+  const words = wordsOf(bitmap);
+  for (let index = words.length - 1; index >= 0; index -= 1) {
+    const word = words[index] as number;
+    if (word !== 0) return index * 32 + 31 - Math.clz32(word);
+  }
+  return -1;
+}
+
+/** The first page whose bit is set, or -1. */
+export function lowestSetPage(bitmap: Uint8Array): number {
+  const page = findBit(wordsOf(bitmap), 0, true);
+  return page < bitmap.length * 8 ? page : -1;
+}
+
+/** The maximal runs of set bits, ascending. */
+export function* setRuns(bitmap: Uint8Array): Generator<PageRun, void, undefined> {
+  const words = wordsOf(bitmap);
+  const pages = words.length * 32;
+  for (let first = findBit(words, 0, true); first < pages; ) {
+    const end = findBit(words, first, false);
+    yield { first, count: end - first };
+    first = findBit(words, end, true);
+  }
+}
+
+/**
+ * The parts of a block that hold any data, for planning a restore: maximal runs of grid cells with at least one set page,
+ * ascending, the last one cut at `usedLength`.
+ *
+ * @param usedLength bytes in the block.
+ * @param gridBytes bytes in a cell; a power of two, at least 128 KiB.
+ * @returns extents of three numbers each: offset in the block, length, and source 0.
+ */
+export function dataExtents(bitmap: Uint8Array, usedLength: number, gridBytes: number): Float64Array {
+  const words = wordsOf(bitmap);
+  const cellWords = gridBytes / PAGE_BYTES / 32;
+  if (!Number.isInteger(Math.log2(cellWords)) || cellWords < 1) {
+    throw new RangeError(`grid of ${gridBytes} bytes is no power of two of at least 128 KiB`);
+  }
+  const extents: number[] = [];
+  let start = -1;
+  for (let from = 0; from < words.length; from += cellWords) {
+    const offset = Math.min(from * 32 * PAGE_BYTES, usedLength);
+    const hasData = anySet(words, from, Math.min(from + cellWords, words.length));
+    if (hasData && start < 0) start = offset;
+    if (!hasData && start >= 0) {
+      extents.push(start, offset - start, 0);
+      start = -1;
+    }
+  }
+  if (start >= 0) extents.push(start, usedLength - start, 0);
+  return Float64Array.from(extents);
+}
+
+/** Whether a bit at or beyond `pages` is set; QEMU writes those as zero. */
+export function hasTailBits(bitmap: Uint8Array, pages: number): boolean {
+  return highestSetPage(bitmap) >= pages;
+}
+
+function wordsOf(bitmap: Uint8Array): Uint32Array {
+  if (bitmap.length % 4 !== 0)
+    throw new RangeError(`a bitmap of ${bitmap.length} bytes is not made of whole words`);
+  const aligned = bitmap.byteOffset % 4 === 0 ? bitmap : bitmap.slice();
+  return new Uint32Array(aligned.buffer, aligned.byteOffset, aligned.length / 4);
+}
+
+function anySet(words: Uint32Array, from: number, end: number): boolean {
+  for (let index = from; index < end; index += 1) {
+    if (words[index] !== 0) return true;
+  }
+  return false;
+}
+
+/** The first page at or after `from` whose bit equals `wanted`, or the number of bits. */
+function findBit(words: Uint32Array, from: number, wanted: boolean): number {
+  const flip = wanted ? 0 : -1;
+  let mask = -1 << (from % 32);
+  for (let index = Math.floor(from / 32); index < words.length; index += 1) {
+    const candidates = ((words[index] as number) ^ flip) & mask;
+    if (candidates !== 0) return index * 32 + 31 - Math.clz32(candidates & -candidates);
+    mask = -1;
+  }
+  return words.length * 32;
+}
+
+/** Set bits of a 32-bit word, by adding neighbours in ever wider fields. */
+function popcount(word: number): number {
+  const pairs = word - ((word >>> 1) & 0x55555555);
+  const nibbles = (pairs & 0x33333333) + ((pairs >>> 2) & 0x33333333);
+  const bytes = (nibbles + (nibbles >>> 4)) & 0x0f0f0f0f;
+  return Math.imul(bytes, 0x01010101) >>> 24;
+}

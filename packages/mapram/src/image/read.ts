@@ -1,0 +1,65 @@
+import { MapramError } from '../errors.ts';
+import { checkAreas } from './areas.ts';
+import { Cursor, type Reading } from './cursor.ts';
+import { findRunState } from './device-state.ts';
+import { invalid } from './invalid.ts';
+import type { PlacedBlock } from './read-block.ts';
+import { readHead } from './read-head.ts';
+import { type RamSection, readRam } from './read-ram.ts';
+import { readDeviceState, readRamSections, type Tail } from './read-tail.ts';
+import type { Image, ImageBlock, ReadRequest } from './types.ts';
+
+/**
+ * Reads and checks a mapped-ram image, except for the pages themselves.
+ *
+ * Headers lie gigabytes apart, so this asks for the bytes it wants: hand each request's bytes, exactly as many as it says, to `next`.
+ * All of the format is accepted that QEMU's loader takes: any base offset, packing and order of blocks, bitmaps elsewhere, header
+ * versions 0 and 1, missing PART, COMMAND, END and description, and anything behind the stream.
+ *
+ * @param fileLength bytes in the file.
+ * @param base where the stream begins in the file.
+ * @throws MapramError E_IMAGE_INVALID with the offset and the name of the field that is wrong.
+ */
+export function* readImage(fileLength: number, base = 0): Generator<ReadRequest, Image, Uint8Array> {
+  if (!Number.isSafeInteger(base) || base < 0 || base >= fileLength) {
+    throw invalid(`There is no image at ${base}: the file has ${fileLength} bytes`, base, 'base');
+  }
+  const cursor = new Cursor(fileLength, base);
+  const configuration = yield* readHead(cursor);
+  const ram = yield* readRam(cursor, base, configuration);
+  const { deviceState, vmdesc } = yield* readRest(cursor, ram);
+  const end = cursor.position;
+  checkAreas(base, ram.blocks, { start: ram.tailOffset, end });
+  return {
+    base,
+    ...configuration,
+    ramSectionId: ram.id,
+    totalLength: ram.totalLength,
+    blocks: ram.blocks.map(withoutHeaderEnd),
+    deviceState,
+    vmdesc,
+    runState: findRunState(deviceState)?.state,
+    end,
+    trailingBytes: fileLength - end,
+  };
+}
+
+/** QEMU writes bitmaps last, so that a stream without an end and with no page marked is what an interrupted save leaves. */
+function* readRest(cursor: Cursor, ram: RamSection): Reading<Tail> {
+  try {
+    yield* readRamSections(cursor, ram.id);
+    return yield* readDeviceState(cursor);
+  } catch (error) {
+    const nothingSaved = ram.blocks.every(({ setPages }) => setPages === 0);
+    if (!(error instanceof MapramError && nothingSaved)) throw error;
+    const { code, message, offset, field } = error;
+    throw new MapramError(code, `${message}; no page is marked as saved: was the save interrupted?`, {
+      offset,
+      field,
+    });
+  }
+}
+
+function withoutHeaderEnd({ headerEnd: _, ...block }: PlacedBlock): ImageBlock {
+  return block;
+}

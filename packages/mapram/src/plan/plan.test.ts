@@ -1,0 +1,178 @@
+import fc from 'fast-check';
+import { expect, test } from 'vitest';
+import { planTransfer, type TransferPlan } from './plan.ts';
+
+const PAGE = 4096;
+const MIB = 1024 * 1024;
+
+interface Range {
+  block: number;
+  offset: number;
+  length: number;
+  source: number;
+}
+
+function rangesOf(channel: Float64Array): Range[] {
+  const ranges: Range[] = [];
+  for (let index = 0; index < channel.length; index += 4) {
+    const [block, offset, length, source] = channel.subarray(index, index + 4) as unknown as [
+      number,
+      number,
+      number,
+      number,
+    ];
+    ranges.push({ block, offset, length, source });
+  }
+  return ranges;
+}
+
+/** Blocks with extents: each block is gaps and runs of pages, each run with a source. */
+const guestArbitrary = fc
+  .array(
+    fc.array(
+      fc.tuple(
+        fc.integer({ min: 0, max: 400 }),
+        fc.integer({ min: 1, max: 900 }),
+        fc.integer({ min: 0, max: 2 }),
+      ),
+      {
+        maxLength: 12,
+      },
+    ),
+    { maxLength: 4 },
+  )
+  .map((blocks) => {
+    const extents = blocks.map((runs) => {
+      let end = 0;
+      return Float64Array.from(
+        runs.flatMap(([gap, count, source]) => {
+          const offset = end + gap * PAGE;
+          end = offset + count * PAGE;
+          return [offset, count * PAGE, source];
+        }),
+      );
+    });
+    const lengths = extents.map((list) => ({ length: (list.at(-3) ?? 0) + (list.at(-2) ?? 0) + PAGE }));
+    return { blocks: lengths, extents };
+  });
+
+/** Every page of data as one text, in image order. */
+function pagesOf(ranges: Range[]): string[] {
+  return ranges.flatMap(({ block, offset, length, source }) =>
+    Array.from({ length: length / PAGE }, (_, page) => `${block}:${offset + page * PAGE}:${source}`),
+  );
+}
+
+function cellsOf(channel: Float64Array, chunkBytes: number): Set<string> {
+  const cells = new Set<string>();
+  for (const { block, offset, length } of rangesOf(channel)) {
+    const last = Math.floor((offset + length - 1) / chunkBytes);
+    for (let cell = Math.floor(offset / chunkBytes); cell <= last; cell += 1) cells.add(`${block}:${cell}`);
+  }
+  return cells;
+}
+
+function expectBalanced(plan: TransferPlan, chunkBytes: number): void {
+  const ideal = plan.dataBytes / plan.channels.length;
+  plan.channels.forEach((channel, index) => {
+    const bytes = rangesOf(channel).reduce((sum, { length }) => sum + length, 0);
+    expect(plan.channelBytes[index]).toBe(bytes);
+    expect(Math.abs(bytes - ideal)).toBeLessThanOrEqual(chunkBytes);
+  });
+}
+
+test('every page of data is planned once, in image order, in whole cells, and balanced', () => {
+  const channelCounts = fc.integer({ min: 1, max: 128 });
+  fc.assert(
+    fc.property(
+      guestArbitrary,
+      channelCounts,
+      fc.constantFrom(MIB, 4 * MIB),
+      (guest, channels, chunkBytes) => {
+        const plan = planTransfer({ ...guest, channels, chunkBytes });
+        expect(plan.channels).toHaveLength(channels);
+        const wanted = guest.extents.flatMap((list, block) =>
+          Array.from({ length: list.length / 3 }, (_, index): Range => {
+            const [offset, length, source] = list.subarray(index * 3, index * 3 + 3) as unknown as [
+              number,
+              number,
+              number,
+            ];
+            return { block, offset, length, source };
+          }),
+        );
+        expect(pagesOf(plan.channels.flatMap(rangesOf))).toEqual(pagesOf(wanted));
+        expect(plan.dataBytes).toBe(wanted.reduce((sum, { length }) => sum + length, 0));
+        const cells = plan.channels.map((channel) => cellsOf(channel, chunkBytes));
+        const distinct = new Set(cells.flatMap((set) => [...set]));
+        expect(cells.reduce((sum, set) => sum + set.size, 0)).toBe(distinct.size);
+        expectBalanced(plan, chunkBytes);
+      },
+    ),
+  );
+});
+
+test('an extent is split only where a channel ends', () => {
+  const extents = [Float64Array.of(PAGE, 64 * MIB - PAGE, 3)];
+  const plan = planTransfer({ blocks: [{ length: 64 * MIB }], extents, channels: 2, chunkBytes: 4 * MIB });
+  expect(plan.channels.map((channel) => [...channel])).toEqual([
+    [0, PAGE, 32 * MIB - PAGE, 3],
+    [0, 32 * MIB, 32 * MIB, 3],
+  ]);
+});
+
+test('as many cells as channels give each channel one', () => {
+  const extents = [Float64Array.of(0, 128 * MIB, 0)];
+  const plan = planTransfer({ blocks: [{ length: 128 * MIB }], extents, channels: 128, chunkBytes: MIB });
+  expect(plan.channelBytes).toEqual(Array<number>(128).fill(MIB));
+});
+
+test('a guest without data gives empty channels', () => {
+  const plan = planTransfer({
+    blocks: [{ length: MIB }],
+    extents: [new Float64Array(0)],
+    channels: 3,
+    chunkBytes: MIB,
+  });
+  expect(plan).toEqual({
+    channels: [new Float64Array(0), new Float64Array(0), new Float64Array(0)],
+    dataBytes: 0,
+    channelBytes: [0, 0, 0],
+  });
+});
+
+test('the cost is that of the data: an idle guest of 16 TiB', () => {
+  const extents = [Float64Array.of(0, MIB, 0, 2 ** 43, PAGE, 0, 2 ** 44 - MIB, MIB, 0)];
+  const plan = planTransfer({ blocks: [{ length: 2 ** 44 }], extents, channels: 2, chunkBytes: MIB });
+  expect(plan.dataBytes).toBe(2 * MIB + PAGE);
+  expectBalanced(plan, MIB);
+});
+
+test.each([
+  ['no channel', { channels: 0 }, 'channels'],
+  ['too many channels', { channels: 129 }, 'channels'],
+  ['half a channel', { channels: 1.5 }, 'channels'],
+  ['a small chunk', { chunkBytes: MIB / 2 }, 'chunkBytes'],
+  ['an odd chunk', { chunkBytes: 3 * MIB }, 'chunkBytes'],
+  ['no chunk', { chunkBytes: Number.NaN }, 'chunkBytes'],
+  ['no list for a block', { extents: [] }, 'extents'],
+  ['two numbers', { extents: [Float64Array.of(0, PAGE)] }, 'extents'],
+  ['part of a page', { extents: [Float64Array.of(0, 100, 0)] }, 'extents'],
+  ['an unaligned offset', { extents: [Float64Array.of(1, PAGE, 0)] }, 'extents'],
+  ['an empty extent', { extents: [Float64Array.of(0, 0, 0)] }, 'extents'],
+  ['no number', { extents: [Float64Array.of(Number.NaN, PAGE, 0)] }, 'extents'],
+  ['a descending extent', { extents: [Float64Array.of(PAGE, PAGE, 0, 0, PAGE, 0)] }, 'extents'],
+  ['an overlapping extent', { extents: [Float64Array.of(0, 2 * PAGE, 0, PAGE, PAGE, 0)] }, 'extents'],
+  ['an extent beyond the block', { extents: [Float64Array.of(MIB, PAGE, 0)] }, 'extents'],
+  ['a negative source', { extents: [Float64Array.of(0, PAGE, -1)] }, 'extents'],
+])('bad input is refused: %s', (_, change, field) => {
+  const good = {
+    blocks: [{ length: MIB }],
+    extents: [Float64Array.of(0, MIB, 0)],
+    channels: 2,
+    chunkBytes: MIB,
+  };
+  expect(() => planTransfer({ ...good, ...change })).toThrow(
+    expect.objectContaining({ code: 'E_USAGE', field }),
+  );
+});
