@@ -1,0 +1,117 @@
+//! What Node cannot do itself: the QMP socket with fds, memfds, direct opens, and what the host supports.
+
+use std::os::fd::{AsFd, BorrowedFd, IntoRawFd};
+use std::path::Path;
+
+use mapram_engine::image_file;
+use mapram_engine::io;
+use mapram_host::files;
+use mapram_host::unix_connection;
+use napi::Env;
+use napi::bindgen_prelude::Uint8Array;
+use napi_derive::napi;
+
+use crate::convert::number;
+use crate::failure::{NativeError, or_throw};
+
+/// A connected Unix stream socket that can pass file descriptors.
+#[napi]
+pub struct UnixConnection {
+    connection: unix_connection::UnixConnection,
+}
+
+#[napi]
+impl UnixConnection {
+    /// Connects to the socket at `path`.
+    #[napi(factory, catch_unwind)]
+    pub fn connect(env: &Env, path: String) -> napi::Result<Self> {
+        let connected = unix_connection::UnixConnection::connect(Path::new(&path));
+        or_throw(env, connected).map(|connection| Self { connection })
+    }
+
+    /// The descriptor for `new net.Socket({ fd })`, which owns it from then on. Can be taken once.
+    #[napi(catch_unwind)]
+    pub fn take_fd(&mut self, env: &Env) -> napi::Result<i32> {
+        or_throw(env, self.connection.take_fd()).map(IntoRawFd::into_raw_fd)
+    }
+
+    /// The process that called listen() on the other end: a hint only, as it may have handed the socket on.
+    #[napi(catch_unwind)]
+    pub fn peer_pid(&self, env: &Env) -> napi::Result<i32> {
+        or_throw(env, self.connection.peer_pid())
+    }
+
+    /// Sends a whole line along with descriptors, at once or not at all. Nothing else may be queued on the socket.
+    #[napi(catch_unwind)]
+    pub fn send_with_fds(&self, env: &Env, line: Uint8Array, fds: Vec<i32>) -> napi::Result<()> {
+        // SAFETY: the caller's descriptors are open for the duration of this synchronous call.
+        let fds: Vec<BorrowedFd<'_>> = fds.iter().map(|&fd| unsafe { BorrowedFd::borrow_raw(fd) }).collect();
+        or_throw(env, self.connection.send_with_fds(&line, &fds))
+    }
+
+    /// Closes the duplicate that sends descriptors; the taken one is not touched.
+    #[napi(catch_unwind)]
+    pub fn close(&mut self) {
+        self.connection.close();
+    }
+}
+
+/// Which direct I/O a file or directory supports.
+#[napi(object)]
+pub struct DirectAlignment {
+    /// Whether it is supported at all.
+    pub supported: bool,
+    /// Alignment of buffers in memory, in bytes.
+    pub memory: u32,
+    /// Alignment of file offsets and lengths, in bytes.
+    pub offset: u32,
+}
+
+/// A new anonymous file in memory; the caller closes the descriptor.
+#[napi(catch_unwind)]
+pub fn create_memfd(env: &Env, name: String) -> napi::Result<i32> {
+    or_throw(env, files::create_memfd(&name)).map(IntoRawFd::into_raw_fd)
+}
+
+/// Opens an existing file for reading, optionally for direct I/O; the caller closes the descriptor.
+#[napi(catch_unwind)]
+pub fn open_for_reading(env: &Env, path: String, direct: bool) -> napi::Result<i32> {
+    or_throw(env, files::open_for_reading(Path::new(&path), direct)).map(IntoRawFd::into_raw_fd)
+}
+
+/// Bytes that an ordinary user could still write to the file system of `directory`.
+#[napi(catch_unwind)]
+pub fn free_bytes(env: &Env, directory: String) -> napi::Result<f64> {
+    or_throw(env, files::free_bytes(Path::new(&directory))).map(number)
+}
+
+/// What direct I/O needs on the file system of `path`: an existing file, or a directory in which a nameless probe
+/// file is opened.
+#[napi(catch_unwind)]
+pub fn direct_alignment(env: &Env, path: String) -> napi::Result<DirectAlignment> {
+    let probe = or_throw(env, files::open_probe(Path::new(&path)))?;
+    Ok(match image_file::direct_alignment(probe.as_fd()) {
+        Some(alignment) => {
+            DirectAlignment { supported: true, memory: alignment.memory, offset: alignment.offset }
+        }
+        None => DirectAlignment { supported: false, memory: 0, offset: 0 },
+    })
+}
+
+/// The I/O engines that can be chosen by name.
+#[napi(catch_unwind)]
+pub fn engine_names() -> Vec<String> {
+    io::NAMES.iter().map(ToString::to_string).collect()
+}
+
+/// Why the engine does not work on this host, or null if it does.
+#[napi(catch_unwind)]
+pub fn probe_engine(name: String) -> Option<NativeError> {
+    io::probe(&name).err().map(NativeError::from)
+}
+
+/// The engine that `auto` stands for on this host.
+#[napi(catch_unwind)]
+pub fn auto_engine(env: &Env) -> napi::Result<String> {
+    or_throw(env, io::auto().map(|engine| engine.name().to_owned()))
+}

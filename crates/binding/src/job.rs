@@ -1,0 +1,123 @@
+//! Work on a thread of its own, with progress and cancel, that settles one promise.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use mapram_engine::transfer::Control;
+use mapram_engine::{Error, ErrorKind, Result};
+use napi::bindgen_prelude::{Object, ToNapiValue, Uint8Array};
+use napi::{Env, JsDeferred};
+use napi_derive::napi;
+
+use crate::convert::number;
+use crate::failure::NativeError;
+
+/// How a job ended. Which counts are given depends on the job.
+#[napi(object)]
+#[derive(Default)]
+pub struct JobOutcome {
+    /// Whether it did what it was asked.
+    pub ok: bool,
+    /// Why not.
+    pub error: Option<NativeError>,
+    /// For a save: each block's page bitmap as the image stores it.
+    pub bitmaps: Option<Vec<Uint8Array>>,
+    /// For a save: bytes of pages that are not zero.
+    pub data_bytes: Option<f64>,
+    /// Bytes of the image's page areas that were written or read.
+    pub transferred_bytes: Option<f64>,
+    /// For a restore or a clear: bytes of guest memory that held other data and were made zero.
+    pub cleared_bytes: Option<f64>,
+}
+
+/// Bytes of planned data handled so far.
+#[napi(object)]
+pub struct JobProgress {
+    /// Bytes handled.
+    pub bytes_done: f64,
+    /// Bytes planned; 0 until the transfer has started.
+    pub bytes_total: f64,
+}
+
+type Work = Box<dyn FnOnce(&Control) -> Result<JobOutcome> + Send>;
+
+/// A job that starts when `run` is called.
+#[napi]
+pub struct Job {
+    control: Arc<Control>,
+    work: Option<Work>,
+}
+
+impl Job {
+    pub(crate) fn new(work: impl FnOnce(&Control) -> Result<JobOutcome> + Send + 'static) -> Self {
+        Self { control: Arc::default(), work: Some(Box::new(work)) }
+    }
+}
+
+#[napi]
+impl Job {
+    /// Runs the job on a thread of its own; a second call resolves with a failure.
+    #[napi(ts_return_type = "Promise<JobOutcome>", catch_unwind)]
+    pub fn run<'env>(&mut self, env: &'env Env) -> napi::Result<Object<'env>> {
+        let work = self.work.take();
+        let control = Arc::clone(&self.control);
+        promise(env, move || match work {
+            Some(work) => work(&control).map(|outcome| JobOutcome { ok: true, ..outcome }),
+            None => Err(Error::new(ErrorKind::Usage, "the job was started twice")),
+        })
+    }
+
+    /// How far the job is; cheap enough to poll.
+    #[napi(catch_unwind)]
+    pub fn progress(&self) -> JobProgress {
+        let progress = self.control.progress();
+        JobProgress { bytes_done: number(progress.bytes_done), bytes_total: number(progress.bytes_total) }
+    }
+
+    /// Asks the job to stop: requests in flight are waited for, then it resolves with `E_CANCELLED`.
+    #[napi(catch_unwind)]
+    pub fn cancel(&self) {
+        self.control.cancel();
+    }
+}
+
+/// An outcome that can say why there is none.
+pub(crate) trait Outcome: ToNapiValue + 'static {
+    fn failed(error: NativeError) -> Self;
+}
+
+impl Outcome for JobOutcome {
+    fn failed(error: NativeError) -> Self {
+        Self { error: Some(error), ..Self::default() }
+    }
+}
+
+/// Runs `work` on a new thread and settles the returned promise with its outcome, whatever happens: a deferred that
+/// is dropped unsettled would keep Node from ever exiting.
+pub(crate) fn promise<'env, T: Outcome + Send>(
+    env: &'env Env,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> napi::Result<Object<'env>> {
+    let (deferred, promise) = env.create_deferred::<T, Resolver<T>>()?;
+    // The deferred stays reachable from here, for the thread may not start.
+    let deferred = Arc::new(Mutex::new(Some(deferred)));
+    let settle = move |deferred: &Mutex<Option<JsDeferred<T, Resolver<T>>>>, outcome: Result<T>| {
+        if let Some(deferred) = deferred.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            let outcome = outcome.unwrap_or_else(|error| T::failed(error.into()));
+            deferred.resolve(Box::new(move |_| Ok(outcome)));
+        }
+    };
+    let of_thread = Arc::clone(&deferred);
+    let body = move || {
+        let outcome = catch_unwind(AssertUnwindSafe(work))
+            .unwrap_or_else(|_| Err(Error::new(ErrorKind::Io, "the job panicked; this is a bug in mapram")));
+        settle(&of_thread, outcome);
+    };
+    if let Err(cause) = thread::Builder::new().name("mapram-job".to_owned()).spawn(body) {
+        settle(&deferred, Err(Error::os("starting a thread failed", cause)));
+    }
+    Ok(promise)
+}
+
+type Resolver<T> = Box<dyn FnOnce(Env) -> napi::Result<T> + Send>;

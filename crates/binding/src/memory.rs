@@ -1,0 +1,167 @@
+//! Guest memory handles.
+
+use std::sync::Arc;
+
+use mapram_engine::Result;
+use mapram_engine::memory::{Memory, Region};
+use mapram_host::guest_memory;
+use napi::Env;
+use napi::bindgen_prelude::{Float64Array, Object};
+use napi_derive::napi;
+
+use crate::convert::{integer, number};
+use crate::failure::{NativeError, or_throw};
+use crate::job::{Outcome, promise};
+
+/// Where a RAM block is in the guest process.
+#[napi(object)]
+pub struct BlockAddress {
+    /// Name, for messages.
+    pub name: String,
+    /// Host virtual address.
+    pub address: f64,
+    /// Bytes.
+    pub length: f64,
+}
+
+/// Memory that the caller names itself: a file (by path or by fd) or a range of a process.
+#[napi(object)]
+pub struct NamedMemory {
+    /// Name, for messages.
+    pub name: String,
+    /// Bytes.
+    pub length: f64,
+    /// Path of the file.
+    pub file: Option<String>,
+    /// Or its descriptor, which stays the caller's.
+    pub fd: Option<i32>,
+    /// First byte within the file; 0 by default.
+    pub offset: Option<f64>,
+    /// Or the process.
+    pub pid: Option<i32>,
+    /// And the address within it.
+    pub address: Option<f64>,
+}
+
+/// A part of a RAM block with memory of one kind.
+#[napi(object)]
+pub struct RegionInfo {
+    /// Index of the block.
+    pub block: u32,
+    /// First byte within the block.
+    pub offset: f64,
+    /// Bytes.
+    pub length: f64,
+    /// `anonymous`, `private-file`, `private-hugetlb`, `shared-file` or `shared-hugetlb`.
+    pub kind: String,
+    /// Bytes in a page of this memory.
+    pub page_bytes: f64,
+}
+
+/// The extents that a scan found.
+#[napi(object)]
+#[derive(Default)]
+pub struct ScanOutcome {
+    /// Whether the scan succeeded.
+    pub ok: bool,
+    /// Why not.
+    pub error: Option<NativeError>,
+    /// For each block, groups of three numbers: offset within the block, length, source.
+    pub extents: Option<Vec<Float64Array>>,
+}
+
+impl Outcome for ScanOutcome {
+    fn failed(error: NativeError) -> Self {
+        Self { error: Some(error), ..Self::default() }
+    }
+}
+
+/// RAM blocks, opened for reading or for writing.
+#[napi]
+pub struct GuestMemory {
+    pub(crate) memory: Arc<Memory>,
+}
+
+#[napi]
+impl GuestMemory {
+    /// The memory of the guest whose VMM is process `pid`.
+    #[napi(factory, catch_unwind)]
+    pub fn of_process(env: &Env, pid: i32, blocks: Vec<BlockAddress>, writable: bool) -> napi::Result<Self> {
+        let convert = |block: BlockAddress| {
+            Ok(guest_memory::BlockAddress {
+                name: block.name,
+                address: integer(block.address, "address")?,
+                length: integer(block.length, "length")?,
+            })
+        };
+        let opened = blocks
+            .into_iter()
+            .map(convert)
+            .collect::<Result<Vec<_>>>()
+            .and_then(|blocks| guest_memory::open_guest(pid, &blocks, writable));
+        or_throw(env, opened).map(Self::new)
+    }
+
+    /// Memory that the caller names itself.
+    #[napi(factory, catch_unwind)]
+    pub fn of_named(env: &Env, blocks: Vec<NamedMemory>, writable: bool) -> napi::Result<Self> {
+        let opened = blocks
+            .into_iter()
+            .map(named)
+            .collect::<Result<Vec<_>>>()
+            .and_then(|blocks| guest_memory::open_named(&blocks, writable));
+        or_throw(env, opened).map(Self::new)
+    }
+
+    /// The regions, block by block.
+    #[napi(catch_unwind)]
+    pub fn regions(&self) -> Vec<RegionInfo> {
+        let info = |region: &Region| RegionInfo {
+            block: u32::try_from(region.block).unwrap_or(u32::MAX),
+            offset: number(region.offset),
+            length: number(region.length),
+            kind: region.backing.kind().to_owned(),
+            page_bytes: number(region.page_bytes),
+        };
+        self.memory.regions().iter().map(info).collect()
+    }
+
+    /// Finds the extents that may hold data, without allocating anything in the guest.
+    #[napi(ts_return_type = "Promise<ScanOutcome>", catch_unwind)]
+    pub fn scan<'env>(&self, env: &'env Env) -> napi::Result<Object<'env>> {
+        let memory = Arc::clone(&self.memory);
+        promise(env, move || {
+            let extents =
+                (0..memory.blocks().len()).map(|block| packed(&memory, block)).collect::<Result<_>>()?;
+            Ok(ScanOutcome { ok: true, error: None, extents: Some(extents) })
+        })
+    }
+}
+
+impl GuestMemory {
+    fn new(memory: Memory) -> Self {
+        Self { memory: Arc::new(memory) }
+    }
+}
+
+fn packed(memory: &Memory, block: usize) -> Result<Float64Array> {
+    let numbers = memory
+        .scan(block)?
+        .into_iter()
+        .flat_map(|extent| [number(extent.offset), number(extent.length), f64::from(extent.source)])
+        .collect();
+    Ok(Float64Array::new(numbers))
+}
+
+fn named(from: NamedMemory) -> Result<guest_memory::NamedMemory> {
+    let optional = |value: Option<f64>, what| value.map(|value| integer(value, what)).transpose();
+    Ok(guest_memory::NamedMemory {
+        length: integer(from.length, "length")?,
+        offset: optional(from.offset, "offset")?.unwrap_or(0),
+        address: optional(from.address, "address")?,
+        name: from.name,
+        file: from.file.map(Into::into),
+        fd: from.fd,
+        pid: from.pid,
+    })
+}

@@ -1,0 +1,159 @@
+//! A block's page bitmap as the image stores it: bit *i* is page *i*, least significant bit of byte 0 first.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// One bit for each page of a RAM block; set means that the image holds the page, clear that it reads zero.
+///
+/// Bits are set by several threads at once, hence the atomics; the words order nothing, joining the threads does.
+#[derive(Debug)]
+pub struct PageBitmap {
+    words: Vec<AtomicU64>,
+    pages: u64,
+}
+
+/// A run of pages with equal bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PageRun {
+    /// First page of the run.
+    pub first: u64,
+    /// Pages in the run, at least 1.
+    pub count: u64,
+}
+
+const WORD_BITS: u64 = 64;
+
+impl PageBitmap {
+    /// A bitmap of `pages` clear bits.
+    #[must_use]
+    pub fn new(pages: u64) -> Self {
+        let words = (0..pages.div_ceil(WORD_BITS)).map(|_| AtomicU64::new(0)).collect();
+        Self { words, pages }
+    }
+
+    /// The bitmap stored in `bytes` (little-endian, `8 * ceil(pages / 64)` bytes; missing bytes count as zero, bits
+    /// at and beyond `pages` are dropped).
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8], pages: u64) -> Self {
+        let bitmap = Self::new(pages);
+        for (word, chunk) in bitmap.words.iter().zip(bytes.chunks(8)) {
+            let mut padded = [0_u8; 8];
+            padded[..chunk.len()].copy_from_slice(chunk);
+            word.store(u64::from_le_bytes(padded), Ordering::Relaxed);
+        }
+        if let (Some(last), tail @ 1..) = (bitmap.words.last(), pages % WORD_BITS) {
+            last.fetch_and((1 << tail) - 1, Ordering::Relaxed);
+        }
+        bitmap
+    }
+
+    /// The bytes that the image stores.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.words.iter().flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes()).collect()
+    }
+
+    /// Number of pages.
+    #[must_use]
+    pub fn pages(&self) -> u64 {
+        self.pages
+    }
+
+    /// Number of set bits.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.words.iter().map(|word| u64::from(word.load(Ordering::Relaxed).count_ones())).sum()
+    }
+
+    /// Sets the bits of `run`; pages beyond the bitmap are ignored.
+    pub fn set(&self, run: PageRun) {
+        let end = (run.first + run.count).min(self.pages);
+        let mut page = run.first;
+        while page < end {
+            let bit = page % WORD_BITS;
+            let count = (WORD_BITS - bit).min(end - page);
+            let mask = (u64::MAX >> (WORD_BITS - count)) << bit;
+            if let Some(word) = self.word(page) {
+                word.fetch_or(mask, Ordering::Relaxed);
+            }
+            page += count;
+        }
+    }
+
+    /// The maximal runs of bits equal to `set` within `range` of pages, ascending.
+    pub fn runs(&self, range: PageRun, set: bool) -> impl Iterator<Item = PageRun> + '_ {
+        let end = (range.first + range.count).min(self.pages);
+        let mut next = range.first;
+        std::iter::from_fn(move || {
+            let first = self.find(next, end, set);
+            if first >= end {
+                return None;
+            }
+            next = self.find(first, end, !set);
+            Some(PageRun { first, count: next - first })
+        })
+    }
+
+    /// The first page at or after `from` whose bit equals `set`, or `end`.
+    fn find(&self, from: u64, end: u64, set: bool) -> u64 {
+        let mut page = from;
+        while page < end {
+            let value = self.word(page).map_or(0, |word| word.load(Ordering::Relaxed));
+            let wanted = (if set { value } else { !value }) >> (page % WORD_BITS);
+            if wanted != 0 {
+                return (page + u64::from(wanted.trailing_zeros())).min(end);
+            }
+            page = (page / WORD_BITS + 1) * WORD_BITS;
+        }
+        end
+    }
+
+    fn word(&self, page: u64) -> Option<&AtomicU64> {
+        self.words.get(usize::try_from(page / WORD_BITS).ok()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn naive_runs(bits: &[bool], first: usize, end: usize, set: bool) -> Vec<PageRun> {
+        let mut runs: Vec<PageRun> = Vec::new();
+        for (page, _) in bits.iter().enumerate().take(end).skip(first).filter(|(_, bit)| **bit == set) {
+            match runs.last_mut() {
+                Some(run) if run.first + run.count == page as u64 => run.count += 1,
+                _ => runs.push(PageRun { first: page as u64, count: 1 }),
+            }
+        }
+        runs
+    }
+
+    proptest! {
+        #[test]
+        fn runs_equal_the_naive_oracle(
+            bits in prop::collection::vec(any::<bool>(), 0..400), first in 0_usize..400, count in 0_usize..400, set: bool,
+        ) {
+            let bitmap = PageBitmap::new(bits.len() as u64);
+            for (page, _) in bits.iter().enumerate().filter(|(_, bit)| **bit) {
+                bitmap.set(PageRun { first: page as u64, count: 1 });
+            }
+            let found: Vec<_> = bitmap.runs(PageRun { first: first as u64, count: count as u64 }, set).collect();
+            prop_assert_eq!(found, naive_runs(&bits, first, first + count, set));
+            prop_assert_eq!(bitmap.count(), bits.iter().filter(|bit| **bit).count() as u64);
+        }
+
+        #[test]
+        fn bytes_round_trip(pages in 0_u64..300, first in 0_u64..300, count in 0_u64..300) {
+            let bitmap = PageBitmap::new(pages);
+            bitmap.set(PageRun { first, count });
+            let bytes = bitmap.to_bytes();
+            prop_assert_eq!(bytes.len() as u64, pages.div_ceil(64) * 8);
+            prop_assert_eq!(PageBitmap::from_bytes(&bytes, pages).to_bytes(), bytes);
+        }
+    }
+
+    #[test]
+    fn bits_beyond_the_last_page_are_dropped() {
+        assert_eq!(PageBitmap::from_bytes(&[0xff; 8], 3).to_bytes(), [7, 0, 0, 0, 0, 0, 0, 0]);
+    }
+}

@@ -1,0 +1,458 @@
+use super::*;
+use crate::io::{Blocking, Completion, Direction, FaultCounts, Faults, Files, Queue, Request, Simulated};
+use crate::pool::Pool;
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use tempfile::TempDir;
+
+/// Bytes of the test image: a page of data, a hole, metadata in two parts.
+const IMAGE_BYTES: u64 = 20_000;
+
+/// A directory on the disk that the build is on: the default one may be in memory.
+fn directory() -> TempDir {
+    let beside = std::env::current_exe().unwrap();
+    tempfile::tempdir_in(beside.parent().unwrap()).unwrap()
+}
+
+fn names(directory: &TempDir) -> Vec<String> {
+    let entries = fs::read_dir(directory.path()).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn create(directory: &TempDir, force: bool) -> Result<ImageFile> {
+    ImageFile::create(Arc::new(Blocking), &directory.path().join("image"), force, false)
+}
+
+fn refusal(outcome: Result<ImageFile>) -> Error {
+    let error = outcome.unwrap_err();
+    assert!(error.path.is_some(), "{error:?} names no path");
+    error
+}
+
+/// Writes the whole test image, one page of it through the engine.
+fn write(image: &ImageFile) -> Result<()> {
+    let pool = Pool::new(1, 4096)?;
+    image.set_length(8192)?;
+    image.begin_transfer()?;
+    let mut queue = image.io().queue(1, &pool).unwrap();
+    // SAFETY: the slot holds that many bytes, and nothing is in flight on it.
+    unsafe { pool.slot(0).write_bytes(3, 4096) };
+    let (direction, fd) = (Direction::Write, image.fd().as_raw_fd());
+    let request = Request { token: 0, direction, fd, offset: 4096, buffer: pool.slot(0), length: 4096 };
+    // SAFETY: the image's file and the pool outlive the queue, and nobody writes to the slot.
+    unsafe { queue.push(request) }.unwrap();
+    let mut completions: Vec<Completion> = Vec::new();
+    queue.wait(&mut completions).unwrap();
+    let written = completions.remove(0).result.map_err(|cause| Error::os("the request failed", cause));
+    assert_eq!(written.map_err(|error| error.at_path(image.path()))?, 4096);
+    image.end_transfer()?;
+    image.write_metadata(&[(0, &[1; 100]), (15_000, &[2; 4000])])?;
+    image.set_length(IMAGE_BYTES)?;
+    image.sync()
+}
+
+fn whole_image() -> Vec<u8> {
+    let mut bytes = vec![0; usize::try_from(IMAGE_BYTES).unwrap()];
+    bytes[..100].fill(1);
+    bytes[4096..8192].fill(3);
+    bytes[15_000..19_000].fill(2);
+    bytes
+}
+
+#[test]
+fn an_image_appears_whole_and_under_its_name_only_when_published() {
+    let directory = directory();
+    for direct in [false, true] {
+        let path = directory.path().join("image");
+        let image = match ImageFile::create(Arc::new(Blocking), &path, true, direct) {
+            Err(error) if direct && error.kind == ErrorKind::HostUnsupported => {
+                return eprintln!("skipped: {error}");
+            }
+            image => image.unwrap(),
+        };
+        let mode = fs::metadata(directory.path().join("image.partial")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        write(&image).unwrap();
+        assert!(names(&directory).contains(&"image.partial".to_owned()));
+        image.publish().unwrap();
+        assert_eq!(names(&directory), ["image"]);
+        image.discard().unwrap();
+        drop(image);
+        assert_eq!(fs::read(path).unwrap(), whole_image());
+    }
+}
+
+#[test]
+fn an_image_that_is_not_published_vanishes_and_gives_its_space_back() {
+    let directory = directory();
+    let image = create(&directory, false).unwrap();
+    write(&image).unwrap();
+    let file = fs::File::open(directory.path().join("image.partial")).unwrap();
+    image.discard().unwrap();
+    image.discard().unwrap();
+    assert_eq!((names(&directory).len(), file.metadata().unwrap().blocks()), (0, 0));
+    assert_eq!(image.publish().unwrap_err().kind, ErrorKind::Usage);
+    drop(create(&directory, false).unwrap());
+    assert_eq!(names(&directory).len(), 0);
+}
+
+#[test]
+fn a_target_that_exists_is_refused_before_anything_is_created() {
+    let directory = directory();
+    fs::write(directory.path().join("image"), "old").unwrap();
+    assert_eq!(refusal(create(&directory, false)).kind, ErrorKind::TargetExists);
+    assert_eq!(names(&directory), ["image"]);
+    fs::remove_file(directory.path().join("image")).unwrap();
+    symlink("nowhere", directory.path().join("image")).unwrap();
+    assert_eq!(refusal(create(&directory, false)).kind, ErrorKind::TargetExists, "a dangling link exists");
+    fs::remove_file(directory.path().join("image")).unwrap();
+    fs::create_dir(directory.path().join("image")).unwrap();
+    assert_eq!(refusal(create(&directory, true)).kind, ErrorKind::TargetExists, "a directory, force or not");
+    assert_eq!(names(&directory), ["image"]);
+}
+
+#[test]
+fn force_replaces_a_link_and_not_what_it_leads_to() {
+    let directory = directory();
+    fs::write(directory.path().join("other"), "precious").unwrap();
+    symlink("other", directory.path().join("image")).unwrap();
+    let image = create(&directory, true).unwrap();
+    write(&image).unwrap();
+    image.publish().unwrap();
+    assert_eq!(names(&directory), ["image", "other"]);
+    assert_eq!(fs::read(directory.path().join("other")).unwrap(), b"precious");
+    assert!(fs::symlink_metadata(directory.path().join("image")).unwrap().is_file());
+    assert_eq!(fs::read(directory.path().join("image")).unwrap(), whole_image());
+}
+
+#[test]
+fn a_target_that_appears_meanwhile_is_kept_unless_forced() {
+    for force in [false, true] {
+        let directory = directory();
+        let image = create(&directory, force).unwrap();
+        write(&image).unwrap();
+        fs::write(directory.path().join("image"), "newer").unwrap();
+        let outcome = image.publish();
+        drop(image);
+        let found = fs::read(directory.path().join("image")).unwrap();
+        if force {
+            outcome.unwrap();
+            assert_eq!(found, whole_image());
+        } else {
+            assert_eq!(outcome.unwrap_err().kind, ErrorKind::TargetExists);
+            assert_eq!(found, b"newer");
+        }
+        assert_eq!(names(&directory), ["image"]);
+    }
+}
+
+#[test]
+fn a_leftover_is_replaced_and_a_locked_one_is_busy() {
+    let directory = directory();
+    fs::write(directory.path().join("image.partial"), "left over").unwrap();
+    let image = create(&directory, false).unwrap();
+    assert_eq!(fs::read(directory.path().join("image.partial")).unwrap(), b"");
+    assert_eq!(refusal(create(&directory, false)).kind, ErrorKind::TargetBusy);
+    assert_eq!(refusal(create(&directory, true)).kind, ErrorKind::TargetBusy, "force does not break locks");
+    write(&image).unwrap();
+    image.publish().unwrap();
+    assert_eq!(fs::read(directory.path().join("image")).unwrap(), whole_image());
+}
+
+#[test]
+fn a_partial_name_that_is_no_regular_file_is_never_followed() {
+    let directory = directory();
+    let partial = directory.path().join("image.partial");
+    fs::write(directory.path().join("other"), "precious").unwrap();
+    symlink("other", &partial).unwrap();
+    assert_eq!(refusal(create(&directory, true)).kind, ErrorKind::TargetExists);
+    assert_eq!(fs::read(directory.path().join("other")).unwrap(), b"precious");
+    fs::remove_file(&partial).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, &partial, FileType::Fifo, 0o600.into(), 0).unwrap();
+    assert_eq!(refusal(create(&directory, true)).kind, ErrorKind::TargetExists);
+    assert_eq!(names(&directory), ["image.partial", "other"]);
+}
+
+#[test]
+fn of_many_that_race_for_a_name_one_wins() {
+    let directory = directory();
+    for _ in 0..100 {
+        fs::write(directory.path().join("image.partial"), "left over").unwrap();
+        let winners = AtomicUsize::new(0);
+        let barrier = std::sync::Barrier::new(4);
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let outcome = create(&directory, false);
+                    match &outcome {
+                        Ok(_) => _ = winners.fetch_add(1, Ordering::Relaxed),
+                        Err(error) => assert_eq!(error.kind, ErrorKind::TargetBusy),
+                    }
+                    // Nobody lets go before everybody has tried.
+                    barrier.wait();
+                });
+            }
+        });
+        assert_eq!(winners.into_inner(), 1);
+        assert_eq!(names(&directory).len(), 0);
+    }
+}
+
+#[test]
+fn somebody_elses_partial_file_is_neither_published_nor_removed() {
+    let directory = directory();
+    let image = create(&directory, false).unwrap();
+    write(&image).unwrap();
+    fs::remove_file(directory.path().join("image.partial")).unwrap();
+    fs::write(directory.path().join("image.partial"), "not ours").unwrap();
+    assert_eq!(image.publish().unwrap_err().kind, ErrorKind::Io);
+    drop(image);
+    assert_eq!(names(&directory), ["image.partial"]);
+}
+
+#[test]
+fn paths_that_name_no_file_are_usage_errors() {
+    let directory = directory();
+    let long = "x".repeat(248);
+    for name in ["image/", "..", long.as_str()] {
+        let outcome = ImageFile::create(Arc::new(Blocking), &directory.path().join(name), false, false);
+        assert_eq!(refusal(outcome).kind, ErrorKind::Usage, "{name}");
+    }
+    for path in ["", "/", "."] {
+        assert_eq!(
+            ImageFile::create(Arc::new(Blocking), Path::new(path), false, false).unwrap_err().kind,
+            ErrorKind::Usage
+        );
+    }
+    let missing =
+        ImageFile::create(Arc::new(Blocking), &directory.path().join("missing/image"), false, false);
+    assert_eq!(refusal(missing).kind, ErrorKind::NotFound);
+    let longest = directory.path().join("x".repeat(247));
+    drop(ImageFile::create(Arc::new(Blocking), &longest, false, false).unwrap());
+}
+
+#[test]
+fn steps_out_of_turn_are_usage_errors() {
+    let directory = directory();
+    let image = create(&directory, false).unwrap();
+    let usage = |outcome: Result<()>| assert_eq!(outcome.unwrap_err().kind, ErrorKind::Usage);
+    usage(image.publish());
+    usage(image.end_transfer());
+    image.begin_transfer().unwrap();
+    usage(image.begin_transfer());
+    usage(image.write_metadata(&[(0, b"x")]));
+    usage(image.set_length(1));
+    usage(image.sync());
+    image.end_transfer().unwrap();
+    image.sync().unwrap();
+    image.write_metadata(&[(0, b"x")]).unwrap();
+    usage(image.publish());
+    image.sync().unwrap();
+    image.publish().unwrap();
+    usage(image.publish());
+    usage(image.sync());
+}
+
+#[test]
+fn direct_io_is_on_during_transfers_only() {
+    let directory = directory();
+    let path = directory.path().join("image");
+    let image = match ImageFile::create(Arc::new(Blocking), &path, false, true) {
+        Err(error) => {
+            assert_eq!(error.kind, ErrorKind::HostUnsupported);
+            return eprintln!("skipped: {error}");
+        }
+        Ok(image) => image,
+    };
+    let is_on = || rustix::fs::fcntl_getfl(image.fd()).unwrap().contains(OFlags::DIRECT);
+    let Alignment { memory, offset } = image.alignment();
+    assert!(memory.is_power_of_two() && offset.is_power_of_two() && memory.max(offset) <= 4096);
+    assert!(!is_on());
+    image.begin_transfer().unwrap();
+    assert!(is_on());
+    image.end_transfer().unwrap();
+    assert!(!is_on());
+    assert_eq!(create(&directory, false).unwrap_err().kind, ErrorKind::TargetBusy);
+    drop(image);
+    assert_eq!(create(&directory, false).unwrap().alignment(), Alignment { memory: 1, offset: 1 });
+}
+
+#[test]
+fn a_file_system_without_direct_io_is_recognised() {
+    assert_eq!(direct_alignment(fs::File::open("/proc/self/status").unwrap().as_fd()), None);
+}
+
+#[test]
+fn a_length_that_no_file_can_have_is_no_space() {
+    let directory = directory();
+    let image = create(&directory, false).unwrap();
+    for bytes in [i64::MAX as u64, u64::MAX] {
+        assert_eq!(image.set_length(bytes).unwrap_err().kind, ErrorKind::NoSpace);
+    }
+}
+
+#[test]
+fn a_sync_that_failed_is_not_made_good_by_another() {
+    let directory = directory();
+    let io = Arc::new(FailingSync);
+    let image = ImageFile::create(io, &directory.path().join("image"), false, false).unwrap();
+    assert_eq!(image.sync().unwrap_err().kind, ErrorKind::Io);
+    assert_eq!(image.sync().unwrap_err().kind, ErrorKind::Usage);
+    assert_eq!(image.publish().unwrap_err().kind, ErrorKind::Usage);
+    drop(image);
+    assert_eq!(names(&directory).len(), 0);
+}
+
+#[test]
+fn without_rename_noreplace_a_link_does_the_same() {
+    for exists in [false, true] {
+        let directory = directory();
+        let image = ImageFile::create(Arc::new(OldFileSystem), &directory.path().join("image"), false, false)
+            .unwrap();
+        write(&image).unwrap();
+        if exists {
+            fs::write(directory.path().join("image"), "newer").unwrap();
+        }
+        let outcome = image.publish();
+        drop(image);
+        assert_eq!(names(&directory), ["image"]);
+        let found = fs::read(directory.path().join("image")).unwrap();
+        if exists {
+            assert_eq!(outcome.unwrap_err().kind, ErrorKind::TargetExists);
+            assert_eq!(found, b"newer");
+        } else {
+            outcome.unwrap();
+            assert_eq!(found, whole_image());
+        }
+    }
+}
+
+#[derive(Debug)]
+struct FailingSync;
+
+impl Files for FailingSync {
+    fn sync_data(&self, _file: BorrowedFd<'_>) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(libc::EIO))
+    }
+}
+
+#[derive(Debug)]
+struct OldFileSystem;
+
+impl Files for OldFileSystem {
+    fn rename_new(&self, _directory: BorrowedFd<'_>, _from: &OsStr, _to: &OsStr) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(libc::EINVAL))
+    }
+}
+
+/// Engines that are blocking but for one file call.
+macro_rules! blocking_io {
+    ($($engine:ident)*) => {$(
+        impl Io for $engine {
+            fn name(&self) -> &'static str {
+                stringify!($engine)
+            }
+
+            fn queue<'pool>(&self, depth: u32, pool: &'pool Pool) -> io::Result<Box<dyn Queue + 'pool>> {
+                Blocking.queue(depth, pool)
+            }
+        }
+    )*};
+}
+
+blocking_io!(FailingSync OldFileSystem);
+
+/// A whole life with faults; what is left is looked at by [`check_remains`].
+fn live(io: &Arc<Simulated>, directory: &TempDir, force: bool) -> Result<()> {
+    let path = directory.path().join("image");
+    let image = ImageFile::create(Arc::<Simulated>::clone(io), &path, force, false);
+    // What is examined is the clean-up after a fault, so that one has to be without.
+    let image = image.inspect_err(|_| io.heal())?;
+    let outcome = write(&image).and_then(|()| image.publish());
+    io.heal();
+    outcome
+}
+
+/// Whatever happened: the final name holds the whole image or nothing (or what was there before), nothing else is left.
+fn check_remains(
+    directory: &TempDir,
+    outcome: &Result<()>,
+    before: Option<&[u8]>,
+    counts: FaultCounts,
+    seed: &str,
+) {
+    let found = fs::read(directory.path().join("image")).ok();
+    let whole = found.as_deref() == Some(whole_image().as_slice());
+    assert!(whole || found.as_deref() == before, "{seed}: neither whole nor absent after {outcome:?}");
+    assert!(whole || outcome.is_err(), "{seed}: success without an image");
+    if let Err(error) = outcome {
+        assert!(counts.calls + counts.no_space > 0, "{seed}: {error:?} without a fault");
+        assert!(error.path.is_some(), "{seed}: {error:?} names no path");
+    }
+}
+
+#[test]
+fn each_call_may_fail_and_nothing_half_done_is_left() {
+    for (force, leftover) in [(false, false), (true, false), (false, true)] {
+        for seed in 0..4 {
+            let mut call = 0;
+            loop {
+                let directory = directory();
+                let before = force.then_some(b"old".as_slice());
+                before.inspect(|bytes| fs::write(directory.path().join("image"), bytes).unwrap());
+                if leftover {
+                    fs::write(directory.path().join("image.partial"), "left over").unwrap();
+                }
+                let faults = Faults { failing_call: Some(call), ..Faults::default() };
+                let io = Arc::new(Simulated::new(seed, faults));
+                let outcome = live(&io, &directory, force);
+                let counts = io.counts();
+                let case = format!("force {force}, leftover {leftover}, seed {seed}, call {call}");
+                check_remains(&directory, &outcome, before, counts, &case);
+                // A leftover that was not yet ours may stay.
+                let partial = directory.path().join("image.partial");
+                let still_theirs = leftover && fs::read(&partial).is_ok_and(|bytes| bytes == b"left over");
+                assert!(still_theirs || !partial.exists(), "{case}: the partial file is left");
+                if counts.calls == 0 {
+                    outcome.unwrap();
+                    break;
+                }
+                call += 1;
+            }
+            assert!(call >= 14, "only {call} calls make a life");
+        }
+    }
+}
+
+#[test]
+fn any_number_of_calls_may_fail() {
+    let (mut published, mut failed) = (0, 0);
+    for seed in 0..500 {
+        let directory = directory();
+        let space_bytes = (seed % 5 == 0).then_some(seed * 40);
+        let io = Arc::new(Simulated::new(seed, Faults { calls: 60, space_bytes, ..Faults::default() }));
+        let path = directory.path().join("image");
+        // No healing: the clean-up has faults too and may have to leave the partial file.
+        let outcome = ImageFile::create(Arc::<Simulated>::clone(&io) as Arc<dyn Io>, &path, false, false)
+            .and_then(|image| write(&image).and_then(|()| image.publish()));
+        check_remains(&directory, &outcome, None, io.counts(), &format!("seed {seed}"));
+        if outcome.is_ok() {
+            published += 1
+        } else {
+            failed += 1
+        }
+        // Whatever is left stands in nobody's way.
+        let again = create(&directory, true).unwrap();
+        write(&again).unwrap();
+        again.publish().unwrap();
+        drop(again);
+        assert_eq!(names(&directory), ["image"], "seed {seed}");
+        assert_eq!(fs::read(path).unwrap(), whole_image(), "seed {seed}");
+    }
+    assert!(published > 50 && failed > 50, "{published} published, {failed} failed");
+}

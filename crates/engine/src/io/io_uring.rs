@@ -1,0 +1,253 @@
+//! The default engine: one io_uring for each queue, through the tokio-rs bindings.
+
+use std::io;
+use std::thread;
+use std::time::Duration;
+
+use io_uring::{EnterFlags, IoUring as Ring, opcode, squeue, types};
+
+use rustix::process::Resource;
+use rustix::thread::CapabilitySet;
+
+use super::{Completion, Direction, Files, Io, Queue, Request, check_depth, would_block};
+use crate::pool::Pool;
+
+/// Most bytes in one registered buffer (`io_uring/rsrc.c`).
+const REGISTERED_BYTES_MAX: usize = 1 << 30;
+/// Pushed bytes from which on they are submitted at once, so that the disk does not idle until the next wait;
+/// smaller requests are gathered, for them the system call counts.
+const EAGER_BYTES: u64 = 256 << 10;
+/// Kernel threads for requests that would block. Writes into holes end up there and fight for the inode's lock, so
+/// more threads only burn time.
+const WORKERS_MAX: u32 = 4;
+/// How often, a millisecond apart, the kernel may refuse requests for want of memory before that is an error.
+const REFUSALS_MAX: u32 = 1000;
+
+/// io_uring through the `io-uring` crate.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct IoUring;
+
+impl Files for IoUring {}
+
+impl Io for IoUring {
+    fn name(&self) -> &'static str {
+        "io-uring"
+    }
+
+    fn queue<'pool>(&self, depth: u32, pool: &'pool Pool) -> io::Result<Box<dyn Queue + 'pool>> {
+        check_depth(depth)?;
+        let ring = set_up(depth)?;
+        // Needs Linux 5.15; without it there are more workers than are useful, that is all.
+        let _ = ring.submitter().register_iowq_max_workers(&mut [WORKERS_MAX, 0]);
+        let registered_bytes = register(&ring, pool);
+        let depth = depth as usize;
+        Ok(Box::new(RingQueue { ring, pool, registered_bytes, depth, in_flight: 0, unsubmitted_bytes: 0 }))
+    }
+}
+
+/// A ring with the best set-up that this kernel knows: deferred task work (6.1), cooperative (5.19), or plain.
+fn set_up(depth: u32) -> io::Result<Ring> {
+    let mut deferred = Ring::builder();
+    deferred.setup_clamp().setup_submit_all().setup_single_issuer().setup_defer_taskrun();
+    let mut cooperative = Ring::builder();
+    cooperative.setup_clamp().setup_submit_all().setup_coop_taskrun();
+    let mut plain = Ring::builder();
+    plain.setup_clamp();
+    let mut outcome = deferred.build(depth);
+    for older in [cooperative, plain] {
+        if outcome.as_ref().is_err_and(|cause| cause.raw_os_error() == Some(libc::EINVAL)) {
+            outcome = older.build(depth);
+        }
+    }
+    outcome
+}
+
+/// Registers the pool, cut into buffers of whole slots, so that the kernel pins its pages once instead of for each
+/// request. Returns the bytes of one buffer, or `None` if the queue has to do without.
+fn register(ring: &Ring, pool: &Pool) -> Option<usize> {
+    let registered_bytes = REGISTERED_BYTES_MAX / pool.stride() * pool.stride();
+    if registered_bytes == 0 || !may_lock_freely() {
+        return None;
+    }
+    let buffers: Vec<libc::iovec> = (0..pool.bytes())
+        .step_by(registered_bytes)
+        .map(|start| libc::iovec {
+            iov_base: pool.base().wrapping_add(start).cast(),
+            iov_len: registered_bytes.min(pool.bytes() - start),
+        })
+        .collect();
+    // SAFETY: the buffers are parts of the pool's mapping, which outlives the queue that owns the ring.
+    unsafe { ring.submitter().register_buffers(&buffers) }.ok()?;
+    Some(registered_bytes)
+}
+
+/// Whether registered memory counts against no limit. Where it does, it uses up what the rings of further queues need
+/// themselves (Linux 6.18 refuses them with ENOMEM): the pool of one thread would starve the others.
+fn may_lock_freely() -> bool {
+    let capable = rustix::thread::capabilities(None);
+    capable.is_ok_and(|sets| sets.effective.contains(CapabilitySet::IPC_LOCK))
+        || rustix::process::getrlimit(Resource::Memlock).current.is_none()
+}
+
+struct RingQueue<'pool> {
+    ring: Ring,
+    pool: &'pool Pool,
+    registered_bytes: Option<usize>,
+    depth: usize,
+    in_flight: usize,
+    unsubmitted_bytes: u64,
+}
+
+impl Queue for RingQueue<'_> {
+    unsafe fn push(&mut self, request: Request) -> io::Result<()> {
+        if self.in_flight == self.depth {
+            return Err(would_block());
+        }
+        let entry = self.entry(&request);
+        // SAFETY: the caller keeps the buffer and the file as they are until the completion or until this queue was
+        // dropped, and dropping it waits.
+        unsafe { self.ring.submission().push(&entry) }.map_err(|_| would_block())?;
+        self.in_flight += 1;
+        self.unsubmitted_bytes += u64::from(request.length);
+        if self.unsubmitted_bytes >= EAGER_BYTES {
+            // The request is taken already: should this fail, the next wait meets the same error and reports it.
+            let _ = self.enter(true, 0);
+        }
+        Ok(())
+    }
+
+    fn wait(&mut self, completions: &mut Vec<Completion>) -> io::Result<()> {
+        let before = completions.len();
+        // The kernel may take fewer requests than were pushed and then not wait at all.
+        while self.in_flight > 0 && completions.len() == before {
+            self.enter(true, 1)?;
+            self.collect(completions);
+        }
+        Ok(())
+    }
+
+    fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+}
+
+impl RingQueue<'_> {
+    fn entry(&self, request: &Request) -> squeue::Entry {
+        let Request { buffer, length, offset, .. } = *request;
+        let fd = types::Fd(request.fd);
+        let entry = match (request.direction, self.registered_buffer(request)) {
+            (Direction::Read, Some(index)) => {
+                opcode::ReadFixed::new(fd, buffer, length, index).offset(offset).build()
+            }
+            (Direction::Read, None) => opcode::Read::new(fd, buffer, length).offset(offset).build(),
+            (Direction::Write, Some(index)) => {
+                opcode::WriteFixed::new(fd, buffer, length, index).offset(offset).build()
+            }
+            (Direction::Write, None) => opcode::Write::new(fd, buffer, length).offset(offset).build(),
+        };
+        entry.user_data(request.token)
+    }
+
+    /// Which registered buffer the request lies in, if it lies in one of them as a whole.
+    fn registered_buffer(&self, request: &Request) -> Option<u16> {
+        let registered_bytes = self.registered_bytes?;
+        let length = request.length as usize;
+        if length == 0 || !self.pool.contains(request.buffer, length) {
+            return None;
+        }
+        let start = request.buffer.addr() - self.pool.base().addr();
+        let index = start / registered_bytes;
+        let whole = (start + length - 1) / registered_bytes == index;
+        whole.then(|| u16::try_from(index).ok()).flatten()
+    }
+
+    /// Requests that the kernel has taken and not completed.
+    fn in_kernel(&mut self) -> usize {
+        self.in_flight - self.ring.submission().len()
+    }
+
+    /// Submits what was pushed (if `submit`) and waits until `want` completions can be collected, in one system call.
+    /// The only place that judges an errno of io_uring_enter(2).
+    fn enter(&mut self, mut submit: bool, want: u32) -> io::Result<()> {
+        let mut refusals = 0;
+        loop {
+            let pushed =
+                if submit { u32::try_from(self.ring.submission().len()).unwrap_or(u32::MAX) } else { 0 };
+            let flags = if want > 0 { EnterFlags::GETEVENTS.bits() } else { 0 };
+            // SAFETY: the kernel is told of at most as many entries as are in the submission queue, each of which
+            // `push` has vouched for, and no argument structure is passed.
+            let entered = unsafe { self.ring.submitter().enter::<libc::sigset_t>(pushed, want, flags, None) };
+            let Err(cause) = entered else {
+                if submit {
+                    self.unsubmitted_bytes = 0;
+                }
+                return Ok(());
+            };
+            match cause.raw_os_error() {
+                // A signal came before anything was done.
+                Some(libc::EINTR) => {}
+                // No memory for more requests, or no room for completions: what is in the kernel has to end first.
+                Some(libc::EAGAIN | libc::EBUSY) if want == 0 => return Ok(()),
+                Some(libc::EAGAIN | libc::EBUSY) if self.in_kernel() > 0 => submit = false,
+                Some(libc::EAGAIN | libc::EBUSY) if refusals < REFUSALS_MAX => {
+                    refusals += 1;
+                    thread::sleep(Duration::from_millis(1));
+                }
+                _ => return Err(cause),
+            }
+        }
+    }
+
+    /// Copies what has completed out of the ring.
+    fn collect(&mut self, completions: &mut Vec<Completion>) {
+        let before = completions.len();
+        completions.extend(self.ring.completion().map(|entry| Completion {
+            token: entry.user_data(),
+            result: u32::try_from(entry.result()).map_err(|_| io::Error::from_raw_os_error(-entry.result())),
+        }));
+        self.in_flight -= completions.len() - before;
+    }
+}
+
+impl Drop for RingQueue<'_> {
+    fn drop(&mut self) {
+        // What was pushed but never submitted is forgotten with the ring.
+        let mut completions = Vec::new();
+        while self.in_kernel() > 0 {
+            // The kernel may still write to the buffers, so there is no way out of this loop but their completion;
+            // no error of a mere wait is known to last.
+            if self.enter(false, 1).is_err() {
+                thread::sleep(Duration::from_millis(1));
+            }
+            self.collect(&mut completions);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_requests_within_one_registered_buffer_use_it() {
+        let pool = Pool::new(4, 1 << 20).unwrap();
+        let Ok(ring) = set_up(2) else {
+            eprintln!("skipped: no io_uring here");
+            return;
+        };
+        let registered_bytes = Some(2 << 20);
+        let queue =
+            RingQueue { ring, pool: &pool, registered_bytes, depth: 2, in_flight: 0, unsubmitted_bytes: 0 };
+        let index = |start: usize, length: u32| {
+            let buffer = pool.base().wrapping_add(start);
+            let direction = Direction::Read;
+            queue.registered_buffer(&Request { token: 0, direction, fd: 0, offset: 0, buffer, length })
+        };
+        assert_eq!(index(0, 2 << 20), Some(0));
+        assert_eq!(index(2 << 20, 4096), Some(1));
+        assert_eq!(index(1 << 20, 2 << 20), None);
+        assert_eq!(index(4 << 20, 4096), None);
+        assert_eq!(index((4 << 20) - 4096, 8192), None);
+        assert_eq!(index(0, 0), None);
+    }
+}

@@ -1,0 +1,232 @@
+//! The I/O engines: siblings behind one narrow trait, one file each.
+//!
+//! An engine does two things: batched reads and writes through a [`Queue`] that belongs to one thread, and the few
+//! calls that an image file's life needs ([`Files`]). Both are behind the trait so that the simulated engine's
+//! faults reach everything that touches the image.
+
+mod blocking;
+mod files;
+mod io_uring;
+mod simulated;
+mod tokio_uring;
+
+#[cfg(test)]
+mod conformance;
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+
+pub use blocking::Blocking;
+pub use files::{Files, Status};
+pub use io_uring::IoUring;
+pub use simulated::{FaultCounts, Faults, Simulated};
+pub use tokio_uring::TokioUring;
+
+use crate::pool::Pool;
+use crate::{Error, ErrorKind, Result};
+
+/// The engines that users can choose by name, the preferred one first.
+pub const NAMES: [&str; 3] = ["io-uring", "tokio-uring", "blocking"];
+
+/// Most requests that one queue may have in flight.
+pub const MAX_QUEUE_DEPTH: u32 = 256;
+
+/// An I/O engine.
+pub trait Io: Files + Send + Sync + std::fmt::Debug {
+    /// The name users choose it by: `io-uring`, `tokio-uring`, `blocking`, `simulated`.
+    fn name(&self) -> &'static str;
+
+    /// A queue for the calling thread that takes `depth` requests at once (1 to [`MAX_QUEUE_DEPTH`]).
+    ///
+    /// `pool` holds the buffers that most requests will use; an engine may register it with the kernel and must go
+    /// on unregistered where that is refused (RLIMIT_MEMLOCK). The pool must outlive the queue.
+    ///
+    /// # Errors
+    /// The errno of the set-up call, for example ENOSYS or EPERM where io_uring is forbidden.
+    fn queue<'pool>(&self, depth: u32, pool: &'pool Pool) -> io::Result<Box<dyn Queue + 'pool>>;
+}
+
+/// Which way a request moves bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// From the file into the buffer.
+    Read,
+    /// From the buffer into the file.
+    Write,
+}
+
+/// One read or write of a contiguous part of a file.
+#[derive(Debug, Clone, Copy)]
+pub struct Request {
+    /// The caller's name for it, given back in its [`Completion`].
+    pub token: u64,
+    /// Which way.
+    pub direction: Direction,
+    /// The file; it stays open until the completion.
+    pub fd: RawFd,
+    /// Where in the file, in bytes.
+    pub offset: u64,
+    /// Where in memory.
+    pub buffer: *mut u8,
+    /// How many bytes.
+    pub length: u32,
+}
+
+/// How one request ended: bytes moved (possibly fewer than asked; 0 from a read is end of file) or an error.
+#[derive(Debug)]
+pub struct Completion {
+    /// The request's token.
+    pub token: u64,
+    /// Bytes moved, or the errno.
+    pub result: io::Result<u32>,
+}
+
+/// Requests in flight from one thread.
+///
+/// Dropping a queue waits for everything in flight, so that no kernel write lands in memory that was freed; what was
+/// pushed and not yet submitted may be forgotten instead. A queue stays on the thread that made it.
+/// Short results and EINTR/EAGAIN are handed up as they are: [`crate::transfer`] handles them once for all engines.
+pub trait Queue {
+    /// Takes a request; it may be submitted later, but not later than the next [`wait`](Queue::wait).
+    ///
+    /// # Errors
+    /// The request was not taken: `WouldBlock` if the queue is full, or the errno of submission.
+    ///
+    /// # Safety
+    /// `buffer` must be valid for `length` bytes (for writing, if the request reads) until the completion was
+    /// returned or the queue was dropped, and nobody else may write to it meanwhile; `fd` must stay open as long.
+    unsafe fn push(&mut self, request: Request) -> io::Result<()>;
+
+    /// Submits what was pushed and blocks until at least one request has completed; appends all that have.
+    /// Returns at once if nothing is in flight.
+    ///
+    /// # Errors
+    /// The queue itself failed; requests are still in flight and are waited for on drop.
+    fn wait(&mut self, completions: &mut Vec<Completion>) -> io::Result<()>;
+
+    /// Requests pushed whose completion was not yet returned.
+    fn in_flight(&self) -> usize;
+}
+
+/// The engine called `name`, one of [`NAMES`]; whether it works on this host is for [`probe`] to say.
+#[must_use]
+pub fn by_name(name: &str) -> Option<Arc<dyn Io>> {
+    match name {
+        "io-uring" => Some(Arc::new(IoUring)),
+        "tokio-uring" => Some(Arc::new(TokioUring)),
+        "blocking" => Some(Arc::new(Blocking)),
+        _ => None,
+    }
+}
+
+/// The best engine that works on this host: `io-uring`, or `blocking` where io_uring is forbidden.
+///
+/// # Errors
+/// `HostUnsupported` if not even that one works.
+pub fn auto() -> Result<Arc<dyn Io>> {
+    if probe("io-uring").is_ok() {
+        return Ok(Arc::new(IoUring));
+    }
+    probe("blocking")?;
+    Ok(Arc::new(Blocking))
+}
+
+/// Finds out by one small read whether the engine called `name` works on this host.
+///
+/// # Errors
+/// `Usage` if there is no such engine; `HostUnsupported` with the likely reason if it does not work.
+pub fn probe(name: &str) -> Result<()> {
+    let Some(engine) = by_name(name) else {
+        let message = format!("there is no I/O engine {name:?}; there are {}", NAMES.join(", "));
+        return Err(Error::new(ErrorKind::Usage, message));
+    };
+    let pool = Pool::new(1, 4096)?;
+    probe_read(engine.as_ref(), &pool).map_err(|cause| {
+        let message = format!("the I/O engine {name} does not work here: {}", likely_cause(&cause));
+        Error::os(message, cause).with_kind(ErrorKind::HostUnsupported)
+    })
+}
+
+/// Reads from /dev/zero: set-up, submission and completion can each be forbidden on their own.
+fn probe_read(engine: &dyn Io, pool: &Pool) -> io::Result<()> {
+    let file = fs::File::open("/dev/zero")?;
+    let mut queue = engine.queue(1, pool)?;
+    let request = Request {
+        token: 0,
+        direction: Direction::Read,
+        fd: file.as_raw_fd(),
+        offset: 0,
+        buffer: pool.slot(0),
+        length: 8,
+    };
+    // SAFETY: the slot is larger than the request, nobody else knows of the pool, and pool and file outlive the queue.
+    unsafe { queue.push(request) }?;
+    let mut completions = Vec::new();
+    queue.wait(&mut completions)?;
+    completions.pop().map_or(Ok(()), |completion| completion.result.map(drop))
+}
+
+/// What an errno of setting up an engine most likely means, and what to do about it.
+fn likely_cause(cause: &io::Error) -> String {
+    match cause.raw_os_error() {
+        Some(libc::ENOSYS) => "this kernel has no io_uring, or a sandbox hides it".into(),
+        Some(libc::EPERM | libc::EACCES) => match fs::read_to_string("/proc/sys/kernel/io_uring_disabled") {
+            Ok(setting) if setting.trim() != "0" => {
+                format!("the sysctl kernel.io_uring_disabled is {} and forbids it", setting.trim())
+            }
+            _ => "a seccomp filter forbids io_uring, as Docker's default profile does".into(),
+        },
+        Some(libc::ENOMEM) => {
+            "RLIMIT_MEMLOCK (ulimit -l) is too low for its rings, or memory is short".into()
+        }
+        Some(libc::EINVAL | libc::EOPNOTSUPP) => "this kernel is older than Linux 5.6".into(),
+        Some(libc::EMFILE | libc::ENFILE) => "too many files are open (ulimit -n)".into(),
+        _ => cause.to_string(),
+    }
+}
+
+/// Refuses a queue depth that no engine takes.
+fn check_depth(depth: u32) -> io::Result<()> {
+    if (1..=MAX_QUEUE_DEPTH).contains(&depth) {
+        return Ok(());
+    }
+    let message = format!("a queue depth of {depth} is not within 1 to {MAX_QUEUE_DEPTH}");
+    Err(io::Error::new(io::ErrorKind::InvalidInput, message))
+}
+
+/// The answer of a full queue.
+fn would_block() -> io::Error {
+    io::ErrorKind::WouldBlock.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_names_an_engine_that_knows_its_name() {
+        for name in NAMES {
+            assert_eq!(by_name(name).unwrap().name(), name);
+        }
+        assert!(by_name("auto").is_none());
+        assert_eq!(probe("libaio").unwrap_err().kind, ErrorKind::Usage);
+    }
+
+    #[test]
+    fn a_named_engine_that_works_is_what_auto_may_choose() {
+        let chosen = auto().unwrap();
+        assert!(["io-uring", "blocking"].contains(&chosen.name()));
+        probe(chosen.name()).unwrap();
+        probe("blocking").unwrap();
+    }
+
+    #[test]
+    fn the_likely_cause_is_named() {
+        let cause = |errno| likely_cause(&io::Error::from_raw_os_error(errno));
+        assert!(cause(libc::ENOSYS).contains("kernel"));
+        assert!(cause(libc::ENOMEM).contains("MEMLOCK"));
+        assert!(cause(libc::EPERM).contains("io_uring"));
+    }
+}

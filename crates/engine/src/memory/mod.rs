@@ -1,0 +1,251 @@
+//! Where guest memory is and how its bytes are reached.
+//!
+//! A [`Memory`] is a list of blocks, each made of [`Region`]s. A region's bytes come from a file, from a range of a
+//! process's address space, or from both: in a private mapping of a file the process holds the pages that it has
+//! touched, and the file all others. Each such way of a region is a *source* with a number.
+
+mod clear;
+mod file;
+mod hugetlb;
+mod pagemap;
+mod process;
+mod region;
+mod segment;
+mod spans;
+#[cfg(test)]
+mod tests;
+
+use std::ops::Range;
+use std::sync::OnceLock;
+
+use crate::bitmap::PageBitmap;
+use crate::{Error, ErrorKind, Result};
+pub use process::Process;
+use region::Way;
+pub use region::{Backing, FileRange, ProcessRange, Region};
+use segment::Segment;
+
+/// A run of a block's bytes that may hold data: page-aligned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// First byte, from the start of the block.
+    pub offset: u64,
+    /// Bytes, not 0.
+    pub length: u64,
+    /// Where they are to be read, for [`Memory::read`].
+    pub source: u32,
+}
+
+/// A run of a block's bytes and its place in a buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece {
+    /// First byte, from the start of the block.
+    pub offset: u64,
+    /// Bytes.
+    pub length: usize,
+    /// Where they are in the buffer.
+    pub buffer_offset: usize,
+}
+
+/// A guest's RAM blocks and everything that is needed to read and write them.
+///
+/// Its methods may be called from several threads at once, on different bytes.
+#[derive(Debug)]
+pub struct Memory {
+    blocks: Vec<u64>,
+    /// Sorted by block and offset.
+    regions: Vec<Region>,
+    /// Made when a region of shared hugetlbfs memory is first written; one place for each region.
+    mappings: Vec<OnceLock<hugetlb::Mapping>>,
+}
+
+impl Memory {
+    /// Blocks of the given lengths in bytes, made of `regions` in any order.
+    ///
+    /// # Errors
+    /// `Usage` if the regions do not cover every block exactly once, or if a number is not page-aligned.
+    pub fn new(block_lengths: Vec<u64>, mut regions: Vec<Region>) -> Result<Self> {
+        regions.sort_by_key(|region| (region.block, region.offset));
+        for region in &regions {
+            region.validate()?;
+        }
+        let mappings = regions.iter().map(|_| OnceLock::new()).collect();
+        let memory = Self { blocks: block_lengths, regions, mappings };
+        for (block, &length) in memory.blocks.iter().enumerate() {
+            memory.check_cover(block, length)?;
+        }
+        match memory.regions.last() {
+            Some(last) if last.block >= memory.blocks.len() => {
+                Err(usage(format!("a region belongs to block {}, which does not exist", last.block)))
+            }
+            _ => Ok(memory),
+        }
+    }
+
+    fn check_cover(&self, block: usize, length: u64) -> Result<()> {
+        let mut end = 0;
+        for region in &self.regions[self.regions_of(block)] {
+            if region.offset != end {
+                return Err(usage(format!("block {block} is not covered exactly at offset {end}")));
+            }
+            end += region.length;
+        }
+        if end == length {
+            Ok(())
+        } else {
+            Err(usage(format!("block {block} has {length} bytes, its regions {end}")))
+        }
+    }
+
+    /// The blocks' lengths in bytes.
+    #[must_use]
+    pub fn blocks(&self) -> &[u64] {
+        &self.blocks
+    }
+
+    /// The regions, sorted by block and offset.
+    #[must_use]
+    pub fn regions(&self) -> &[Region] {
+        &self.regions
+    }
+
+    /// The extents of a block that may hold data, ascending and disjoint; everything else reads zero.
+    ///
+    /// Allocates nothing in the guest and reads none of its bytes.
+    ///
+    /// # Errors
+    /// `GuestGone`, or whatever the kernel said.
+    pub fn scan(&self, block: usize) -> Result<Vec<Extent>> {
+        let mut extents: Vec<Extent> = Vec::new();
+        for index in self.regions_of(block) {
+            let region = &self.regions[index];
+            for (span, way) in region.data_spans(self)? {
+                let (offset, length) = (region.offset + span.start, span.end - span.start);
+                extents.push(Extent { offset, length, source: source_number(index, way)? });
+            }
+        }
+        Ok(extents)
+    }
+
+    /// Reads `pieces` of one block into `buffer`, from the source that [`scan`](Self::scan) named for them; all
+    /// of them or an error. What a file does not hold any more reads zero.
+    ///
+    /// # Errors
+    /// `Usage` if a piece is not part of the source, `GuestGone`, or whatever the kernel said.
+    ///
+    /// # Safety
+    /// Every piece's part of `buffer` must be valid for writes, and nobody else may access it meanwhile.
+    pub unsafe fn read(&self, source: u32, pieces: &[Piece], buffer: *mut u8) -> Result<()> {
+        let unknown = || usage(format!("there is no source {source}"));
+        let region = self.region_of(source).ok_or_else(unknown)?;
+        if source % 2 == Way::Process as u32 {
+            let ProcessRange { process, address } = region.backing.process().ok_or_else(unknown)?;
+            let segments = region.segments(*address, pieces, buffer)?;
+            // SAFETY: the segments are the pieces, for which the caller promises what is asked here.
+            unsafe { process.read(segments) }
+        } else {
+            let FileRange { file, offset } = region.backing.file().ok_or_else(unknown)?;
+            let segments = region.segments(*offset, pieces, buffer)?;
+            // SAFETY: the segments are the pieces, for which the caller promises what is asked here.
+            unsafe { file::read(file, segments) }
+        }
+    }
+
+    /// Writes `pieces` of a block from `buffer`; all of them or an error.
+    ///
+    /// # Errors
+    /// `Usage` if a piece is not part of the block, `NoSpace` where a file system or the host's huge pages run out,
+    /// `GuestGone`, or whatever the kernel said.
+    ///
+    /// # Safety
+    /// Every piece's part of `buffer` must be valid for reads, and nobody may write to it meanwhile.
+    pub unsafe fn write(&self, block: usize, pieces: &[Piece], buffer: *const u8) -> Result<()> {
+        for (index, pieces) in self.split(block, pieces)? {
+            let region = &self.regions[index];
+            let segments = |base| region.segments(base, &pieces, buffer.cast_mut());
+            match &region.backing {
+                Backing::SharedFile(FileRange { file, offset }) => {
+                    // SAFETY: the segments are the pieces, for which the caller promises what is asked here.
+                    unsafe { file::write(file, segments(*offset)?) }
+                }
+                Backing::SharedHugetlb { file, .. } => {
+                    let mapping = self.mapping(index, file)?;
+                    // SAFETY: as above.
+                    unsafe { mapping.write(segments(file.offset)?) }
+                }
+                Backing::Anonymous(mapped)
+                | Backing::PrivateFile { process: mapped, .. }
+                | Backing::PrivateHugetlb { process: mapped, .. } => {
+                    // SAFETY: as above.
+                    unsafe { mapped.process.write(segments(mapped.address)?) }
+                }
+            }?;
+        }
+        Ok(())
+    }
+
+    /// Makes every page of the block whose bit is clear read zero; returns the bytes that held something else or
+    /// whose backing was given up. Pages whose bit is set, and pages beyond the bitmap, are left as they are.
+    ///
+    /// # Errors
+    /// `Usage` if the bitmap has more pages than the block; otherwise as for [`write`](Self::write).
+    pub fn clear(&self, block: usize, bitmap: &PageBitmap) -> Result<u64> {
+        clear::clear(self, block, bitmap)
+    }
+
+    /// The pieces by region, cut where they cross from one into the next.
+    fn split(&self, block: usize, pieces: &[Piece]) -> Result<Vec<(usize, Vec<Piece>)>> {
+        let regions = self.regions_of(block);
+        let mut groups: Vec<(usize, Vec<Piece>)> = Vec::new();
+        for &(mut piece) in pieces {
+            while piece.length > 0 {
+                let within = |region: &Region| region.offset + region.length <= piece.offset;
+                let index = regions.start + self.regions[regions.clone()].partition_point(within);
+                let region = self.regions[..regions.end].get(index).ok_or_else(|| {
+                    usage(format!("block {block} has no {} bytes at offset {}", piece.length, piece.offset))
+                })?;
+                let room = region.offset + region.length - piece.offset;
+                let length = piece.length.min(usize::try_from(room).unwrap_or(usize::MAX));
+                match groups.last_mut() {
+                    Some((last, group)) if *last == index => group.push(Piece { length, ..piece }),
+                    _ => groups.push((index, vec![Piece { length, ..piece }])),
+                }
+                piece.offset += length as u64;
+                piece.buffer_offset += length;
+                piece.length -= length;
+            }
+        }
+        Ok(groups)
+    }
+
+    /// The region's own mapping of a hugetlbfs file, made when it is first asked for.
+    fn mapping(&self, index: usize, file: &FileRange) -> Result<&hugetlb::Mapping> {
+        let region = &self.regions[index];
+        if let Some(mapping) = self.mappings[index].get() {
+            return Ok(mapping);
+        }
+        let mapping = hugetlb::Mapping::new(file, region.length, region.page_bytes)?;
+        // Of two threads that come here at once, one drops its own again.
+        Ok(self.mappings[index].get_or_init(|| mapping))
+    }
+
+    fn regions_of(&self, block: usize) -> Range<usize> {
+        let start = self.regions.partition_point(|region| region.block < block);
+        let end = self.regions.partition_point(|region| region.block <= block);
+        start..end
+    }
+
+    /// The region that a source belongs to.
+    fn region_of(&self, source: u32) -> Option<&Region> {
+        self.regions.get(usize::try_from(source / 2).ok()?)
+    }
+}
+
+/// Each region has two numbers, whether it has both ways or not.
+fn source_number(region: usize, way: Way) -> Result<u32> {
+    u32::try_from(region * 2 + way as usize).map_err(|_| usage(format!("{region} regions are too many")))
+}
+
+fn usage(message: String) -> Error {
+    Error::new(ErrorKind::Usage, message)
+}

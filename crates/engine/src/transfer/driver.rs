@@ -1,0 +1,191 @@
+//! Requests in flight from one thread, with short results and transient errors handled once for every engine.
+
+use std::io;
+use std::os::fd::RawFd;
+
+use super::to_usize;
+use crate::io::{Completion, Direction, Queue, Request};
+use crate::pool::Pool;
+use crate::{Error, ErrorKind, PAGE_BYTES, Result};
+
+/// How often a request may come back without progress (EAGAIN, EINTR, a short result of less than a page).
+const MAX_STALLS: u32 = 64;
+/// From this many stalls on, the thread sleeps a millisecond before the request is tried again.
+const STALLS_BEFORE_SLEEP: u32 = 8;
+
+/// A contiguous part of a pool slot on its way to or from the image.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Part {
+    /// The pool slot.
+    pub slot: usize,
+    /// First byte within the slot.
+    pub slot_offset: usize,
+    /// File offset in bytes.
+    pub file_offset: u64,
+    /// Bytes.
+    pub length: usize,
+}
+
+/// One thread's queue and pool slots.
+pub(super) struct Driver<'pool> {
+    queue: Box<dyn Queue + 'pool>,
+    pool: &'pool Pool,
+    fd: RawFd,
+    direction: Direction,
+    capacity: usize,
+    flights: Vec<Option<Flight>>,
+    unused: Vec<usize>,
+    outstanding: Vec<usize>,
+    finished: Vec<usize>,
+    completions: Vec<Completion>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Flight {
+    part: Part,
+    stalls: u32,
+}
+
+impl<'pool> Driver<'pool> {
+    /// A driver for `fd` whose parts all go in `direction`, at most `capacity` at once.
+    pub fn new(
+        queue: Box<dyn Queue + 'pool>,
+        pool: &'pool Pool,
+        fd: RawFd,
+        direction: Direction,
+        capacity: usize,
+    ) -> Self {
+        Self {
+            queue,
+            pool,
+            fd,
+            direction,
+            capacity,
+            flights: vec![None; capacity],
+            unused: (0..capacity).rev().collect(),
+            outstanding: vec![0; pool.slots()],
+            finished: Vec::new(),
+            completions: Vec::with_capacity(capacity),
+        }
+    }
+
+    /// Starts the transfer of `part`, waiting for others first while the queue is full.
+    ///
+    /// # Safety
+    /// The slot's bytes must not be touched by the caller until the slot was returned by [`Self::take_finished`]
+    /// or the driver was dropped.
+    pub unsafe fn start(&mut self, part: Part) -> Result<()> {
+        while self.unused.is_empty() {
+            self.wait()?;
+        }
+        if let Some(token) = self.unused.pop() {
+            self.outstanding[part.slot] += 1;
+            self.submit(token, Flight { part, stalls: 0 })?;
+        }
+        Ok(())
+    }
+
+    /// Requests that have not finished.
+    pub fn in_flight(&self) -> usize {
+        self.capacity - self.unused.len()
+    }
+
+    /// A slot all of whose parts have finished, if there is one.
+    pub fn take_finished(&mut self) -> Option<usize> {
+        self.finished.pop()
+    }
+
+    /// Waits until at least one request has moved on.
+    ///
+    /// # Errors
+    /// The first request that failed for good. The others are still in flight; dropping the driver waits for them.
+    pub fn wait(&mut self) -> Result<()> {
+        let mut completions = std::mem::take(&mut self.completions);
+        self.queue.wait(&mut completions).map_err(|cause| Error::os("waiting for I/O failed", cause))?;
+        let outcome = completions.drain(..).try_for_each(|completion| self.complete(completion));
+        self.completions = completions;
+        outcome
+    }
+
+    fn submit(&mut self, token: usize, flight: Flight) -> Result<()> {
+        let Part { slot, slot_offset, file_offset, length } = flight.part;
+        self.flights[token] = Some(flight);
+        // SAFETY: the part lies within its slot, so the sum stays inside the pool's mapping.
+        let buffer = unsafe { self.pool.slot(slot).add(slot_offset) };
+        let length = u32::try_from(length)
+            .map_err(|_| Error::new(ErrorKind::Usage, format!("a request of {length} bytes is too long")))?;
+        let request = Request {
+            token: token as u64,
+            direction: self.direction,
+            fd: self.fd,
+            offset: file_offset,
+            buffer,
+            length,
+        };
+        // SAFETY: the pool outlives the queue, the caller leaves the slot alone until it has finished, and the file
+        // is open for as long as the driver lives.
+        let pushed = unsafe { self.queue.push(request) };
+        pushed.map_err(|cause| self.failure(file_offset, cause))
+    }
+
+    fn complete(&mut self, completion: Completion) -> Result<()> {
+        let token = usize::try_from(completion.token).unwrap_or(usize::MAX);
+        let Some(mut flight) = self.flights.get_mut(token).and_then(Option::take) else {
+            return Err(Error::new(
+                ErrorKind::Io,
+                "the I/O engine completed a request that it was not given",
+            ));
+        };
+        let moved = match completion.result {
+            Ok(0) if self.direction == Direction::Read => {
+                let message = "the image ends in the middle of a page that its bitmap names";
+                return Err(Error::new(ErrorKind::ImageInvalid, message).at_offset(flight.part.file_offset));
+            }
+            Ok(moved) => moved as usize,
+            Err(cause) if is_transient(&cause) => 0,
+            Err(cause) => return Err(self.failure(flight.part.file_offset, cause)),
+        };
+        if moved >= flight.part.length {
+            self.finish(token, flight.part.slot);
+            return Ok(());
+        }
+        // Direct I/O can only go on at a page boundary; what lies behind the last one is moved again.
+        let whole_pages = moved - moved % to_usize(PAGE_BYTES);
+        flight.part.slot_offset += whole_pages;
+        flight.part.file_offset += whole_pages as u64;
+        flight.part.length -= whole_pages;
+        flight.stalls = if whole_pages == 0 { flight.stalls + 1 } else { 0 };
+        self.again(token, flight)
+    }
+
+    fn again(&mut self, token: usize, flight: Flight) -> Result<()> {
+        if flight.stalls > MAX_STALLS {
+            let cause = io::Error::from_raw_os_error(libc::EAGAIN);
+            return Err(self.failure(flight.part.file_offset, cause));
+        }
+        if flight.stalls > STALLS_BEFORE_SLEEP {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        self.submit(token, flight)
+    }
+
+    fn finish(&mut self, token: usize, slot: usize) {
+        self.unused.push(token);
+        self.outstanding[slot] -= 1;
+        if self.outstanding[slot] == 0 {
+            self.finished.push(slot);
+        }
+    }
+
+    fn failure(&self, offset: u64, cause: io::Error) -> Error {
+        let verb = match self.direction {
+            Direction::Read => "reading the image",
+            Direction::Write => "writing the image",
+        };
+        Error::os(format!("{verb} failed at offset {offset}"), cause).at_offset(offset)
+    }
+}
+
+fn is_transient(cause: &io::Error) -> bool {
+    matches!(cause.raw_os_error(), Some(libc::EAGAIN | libc::EINTR))
+}

@@ -1,0 +1,196 @@
+//! Image to guest memory: clear what must read zero, then read each chunk's pages and put them in place.
+
+use super::driver::{Driver, Part};
+use super::plan::{Chunk, ChunkQueue};
+use super::save::join;
+use super::{Control, Options, Place, Plan, threads, to_usize};
+use crate::bitmap::{PageBitmap, PageRun};
+use crate::io::{Direction, Io};
+use crate::memory::{Memory, Piece};
+use crate::pool::Pool;
+use crate::{Error, PAGE_BYTES, Result};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A restore that is ready to run.
+#[derive(Debug)]
+pub struct RestoreJob<'a> {
+    /// Guest memory, opened for writing.
+    pub memory: &'a Memory,
+    /// Where each block's pages are in the image.
+    pub places: &'a [Place],
+    /// Which pages the image holds, for each block.
+    pub bitmaps: &'a [PageBitmap],
+    /// Which ranges each channel restores; only pages with set bits are read.
+    pub plan: Plan,
+    /// How to run.
+    pub options: Options,
+}
+
+/// What a finished restore did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Restored {
+    /// Bytes read from the image's page areas, joined zero pages included.
+    pub read_bytes: u64,
+    /// Bytes of memory that held other data where the image has none.
+    pub cleared_bytes: u64,
+}
+
+impl RestoreJob<'_> {
+    /// Clears and fills the memory.
+    ///
+    /// # Errors
+    /// `Usage` for a plan that does not fit, `ImageInvalid` where the image ends too early, `Cancelled`, or whatever
+    /// the memory or the disk said. The memory is undefined then.
+    pub fn run(self, io: &dyn Io, image: BorrowedFd<'_>, control: &Control) -> Result<Restored> {
+        self.options.validate()?;
+        self.plan.validate(self.places, self.memory)?;
+        let data_bytes = self.plan.data_bytes();
+        control.start(data_bytes);
+        let cleared_bytes = clear(self.memory, self.bitmaps, control)?;
+        let pool_slots = self.options.slots(data_bytes, self.plan.chunk_bytes);
+        let shared = Shared {
+            memory: self.memory,
+            places: self.places,
+            bitmaps: self.bitmaps,
+            chunk_bytes: to_usize(self.plan.chunk_bytes),
+            chunks: ChunkQueue::new(self.plan),
+            read: AtomicU64::new(0),
+            io,
+            image,
+            control,
+        };
+        threads::run(self.options.threads, control, &|| shared.work(pool_slots, self.options.requests()))?;
+        Ok(Restored { read_bytes: shared.read.into_inner(), cleared_bytes })
+    }
+}
+
+/// Makes every page whose bit is clear read zero, whatever the memory held before; returns the bytes cleared.
+///
+/// # Errors
+/// `Cancelled`, or whatever the memory said.
+pub fn clear(memory: &Memory, bitmaps: &[PageBitmap], control: &Control) -> Result<u64> {
+    let mut cleared = 0;
+    for (block, bitmap) in bitmaps.iter().enumerate() {
+        control.check()?;
+        cleared += memory.clear(block, bitmap)?;
+    }
+    Ok(cleared)
+}
+
+/// What the threads of a restore share.
+struct Shared<'a> {
+    memory: &'a Memory,
+    places: &'a [Place],
+    bitmaps: &'a [PageBitmap],
+    chunk_bytes: usize,
+    chunks: ChunkQueue,
+    read: AtomicU64,
+    io: &'a dyn Io,
+    image: BorrowedFd<'a>,
+    control: &'a Control,
+}
+
+/// A chunk whose reads are in flight: what to put in place once they have finished.
+struct Pending {
+    block: usize,
+    bytes: u64,
+    pieces: Vec<Piece>,
+}
+
+impl Shared<'_> {
+    fn work(&self, slots: usize, requests: u32) -> Result<()> {
+        let pool = Pool::new(slots, self.chunk_bytes)?;
+        let queue = self
+            .io
+            .queue(requests, &pool)
+            .map_err(|cause| Error::os(format!("setting up the {} engine failed", self.io.name()), cause))?;
+        let mut driver =
+            Driver::new(queue, &pool, self.image.as_raw_fd(), Direction::Read, requests as usize);
+        let mut pending: Vec<Option<Pending>> = (0..slots).map(|_| None).collect();
+        let mut free: Vec<usize> = (0..slots).collect();
+        while let Some(chunk) = self.chunks.next() {
+            self.control.check()?;
+            let slot = loop {
+                if let Some(slot) = free.pop() {
+                    break slot;
+                }
+                self.place_finished(&mut driver, &pool, &mut pending, &mut free)?;
+            };
+            pending[slot] = self.start_chunk(&chunk, slot, &mut driver)?;
+            if pending[slot].is_none() {
+                free.push(slot);
+                self.control.advance(chunk.data_bytes());
+            }
+        }
+        while free.len() < slots {
+            self.place_finished(&mut driver, &pool, &mut pending, &mut free)?;
+        }
+        Ok(())
+    }
+
+    /// Starts the reads of the chunk's pages; `None` if the image holds none of them.
+    fn start_chunk(&self, chunk: &Chunk, slot: usize, driver: &mut Driver<'_>) -> Result<Option<Pending>> {
+        let runs = self.runs_of(chunk);
+        if runs.is_empty() {
+            return Ok(None);
+        }
+        for run in join(&runs) {
+            let offset = run.first * PAGE_BYTES;
+            let length = to_usize(run.count * PAGE_BYTES);
+            let part = Part {
+                slot,
+                slot_offset: to_usize(offset - chunk.offset),
+                file_offset: self.places[chunk.block].pages_offset + offset,
+                length,
+            };
+            self.read.fetch_add(length as u64, Ordering::Relaxed);
+            // SAFETY: the slot is not touched again before the driver hands it back as finished.
+            unsafe { driver.start(part) }?;
+        }
+        // Zero pages that were read along with their neighbours may hold stale bytes: only set bits are put in place.
+        let pieces = runs
+            .iter()
+            .map(|run| Piece {
+                offset: run.first * PAGE_BYTES,
+                length: to_usize(run.count * PAGE_BYTES),
+                buffer_offset: to_usize(run.first * PAGE_BYTES - chunk.offset),
+            })
+            .collect();
+        Ok(Some(Pending { block: chunk.block, bytes: chunk.data_bytes(), pieces }))
+    }
+
+    fn runs_of(&self, chunk: &Chunk) -> Vec<PageRun> {
+        let bitmap = &self.bitmaps[chunk.block];
+        let pages = |range: &super::Range| PageRun {
+            first: range.offset / PAGE_BYTES,
+            count: range.length / PAGE_BYTES,
+        };
+        chunk.ranges.iter().flat_map(|range| bitmap.runs(pages(range), true)).collect()
+    }
+
+    /// Waits for a chunk if none has finished, puts every finished one in place and frees its slot.
+    fn place_finished(
+        &self,
+        driver: &mut Driver<'_>,
+        pool: &Pool,
+        pending: &mut [Option<Pending>],
+        free: &mut Vec<usize>,
+    ) -> Result<()> {
+        let mut next = driver.take_finished();
+        if next.is_none() {
+            driver.wait()?;
+            next = driver.take_finished();
+        }
+        while let Some(slot) = next {
+            if let Some(chunk) = pending[slot].take() {
+                // SAFETY: the slot's reads have finished and filled the pieces' bytes, which lie within the slot.
+                unsafe { self.memory.write(chunk.block, &chunk.pieces, pool.slot(slot)) }?;
+                self.control.advance(chunk.bytes);
+            }
+            free.push(slot);
+            next = driver.take_finished();
+        }
+        Ok(())
+    }
+}

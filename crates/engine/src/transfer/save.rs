@@ -1,0 +1,214 @@
+//! Guest memory to image: read a chunk, find its zero pages, write the rest.
+
+use super::driver::{Driver, Part};
+use super::plan::{Chunk, ChunkQueue};
+use super::{Control, JOINED_ZERO_PAGES, Options, Place, Plan, threads, to_usize};
+use crate::bitmap::{PageBitmap, PageRun};
+use crate::image_file::ImageFile;
+use crate::io::Direction;
+use crate::memory::{Memory, Piece};
+use crate::pool::Pool;
+use crate::{PAGE_BYTES, Result, scan};
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A save that is ready to run.
+#[derive(Debug)]
+pub struct SaveJob<'a> {
+    /// Guest memory, standing still.
+    pub memory: &'a Memory,
+    /// Where each block's pages go.
+    pub places: &'a [Place],
+    /// Which ranges to read, and on which channel.
+    pub plan: Plan,
+    /// How to run.
+    pub options: Options,
+}
+
+/// What a finished save found and wrote.
+#[derive(Debug)]
+pub struct Saved {
+    /// For each block, which pages the image now holds.
+    pub bitmaps: Vec<PageBitmap>,
+    /// Bytes written to the image's page areas, joined zero pages included.
+    pub written_bytes: u64,
+}
+
+impl SaveJob<'_> {
+    /// Transfers everything and returns the bitmaps. The file is set to the length of the page areas first, so that
+    /// no write extends it; metadata, syncing and publishing are the caller's.
+    ///
+    /// # Errors
+    /// `Usage` for a plan that does not fit, `Cancelled`, or whatever the memory or the disk said. The image is
+    /// incomplete then and is to be discarded.
+    pub fn run(self, image: &ImageFile, control: &Control) -> Result<Saved> {
+        self.options.validate()?;
+        self.plan.validate(self.places, self.memory)?;
+        let bitmaps = self.places.iter().map(|place| PageBitmap::new(place.length / PAGE_BYTES)).collect();
+        let end = self.places.iter().map(|place| place.pages_offset + place.length).max().unwrap_or(0);
+        image.set_length(end)?;
+        image.begin_transfer()?;
+        let data_bytes = self.plan.data_bytes();
+        control.start(data_bytes);
+        let pool_slots = self.options.slots(data_bytes, self.plan.chunk_bytes);
+        let shared = Shared {
+            memory: self.memory,
+            places: self.places,
+            chunk_bytes: to_usize(self.plan.chunk_bytes),
+            chunks: ChunkQueue::new(self.plan),
+            bitmaps,
+            written: AtomicU64::new(0),
+            image,
+            control,
+        };
+        threads::run(self.options.threads, control, &|| shared.work(pool_slots, self.options.requests()))?;
+        image.end_transfer()?;
+        Ok(Saved { bitmaps: shared.bitmaps, written_bytes: shared.written.into_inner() })
+    }
+}
+
+/// What the threads of a save share.
+struct Shared<'a> {
+    memory: &'a Memory,
+    places: &'a [Place],
+    chunk_bytes: usize,
+    chunks: ChunkQueue,
+    bitmaps: Vec<PageBitmap>,
+    written: AtomicU64,
+    image: &'a ImageFile,
+    control: &'a Control,
+}
+
+impl Shared<'_> {
+    fn work(&self, slots: usize, requests: u32) -> Result<()> {
+        let pool = Pool::new(slots, self.chunk_bytes)?;
+        let queue = self.image.io().queue(requests, &pool).map_err(|cause| {
+            crate::Error::os(format!("setting up the {} engine failed", self.image.io().name()), cause)
+        })?;
+        let fd = self.image.fd().as_raw_fd();
+        let mut driver = Driver::new(queue, &pool, fd, Direction::Write, requests as usize);
+        let mut free: Vec<usize> = (0..slots).collect();
+        while let Some(chunk) = self.chunks.next() {
+            self.control.check()?;
+            let slot = loop {
+                match free.pop().or_else(|| driver.take_finished()) {
+                    Some(slot) => break slot,
+                    None => driver.wait()?,
+                }
+            };
+            if !self.save_chunk(&chunk, slot, &pool, &mut driver)? {
+                free.push(slot);
+            }
+            self.control.advance(chunk.data_bytes());
+        }
+        while driver.in_flight() > 0 {
+            driver.wait()?;
+        }
+        Ok(())
+    }
+
+    /// Reads `chunk` into `slot` and starts the writes of what is not zero; says whether there was any.
+    fn save_chunk(&self, chunk: &Chunk, slot: usize, pool: &Pool, driver: &mut Driver<'_>) -> Result<bool> {
+        let buffer = pool.slot(slot);
+        read_ranges(self.memory, chunk, buffer)?;
+        let runs = self.find_data(chunk, buffer);
+        let block_offset = self.places[chunk.block].pages_offset;
+        for run in join(&runs) {
+            self.written.fetch_add(run.count * PAGE_BYTES, Ordering::Relaxed);
+            let offset = run.first * PAGE_BYTES;
+            let part = Part {
+                slot,
+                slot_offset: to_usize(offset - chunk.offset),
+                file_offset: block_offset + offset,
+                length: to_usize(run.count * PAGE_BYTES),
+            };
+            // SAFETY: the slot is not touched again before the driver hands it back as finished.
+            unsafe { driver.start(part) }?;
+        }
+        Ok(!runs.is_empty())
+    }
+
+    /// Sets the bits of the chunk's non-zero pages and returns their runs, ascending.
+    fn find_data(&self, chunk: &Chunk, buffer: *mut u8) -> Vec<PageRun> {
+        let mut runs: Vec<PageRun> = Vec::new();
+        let mut end_of_last = chunk.offset;
+        for range in &chunk.ranges {
+            clear_short_gap(buffer, end_of_last - chunk.offset, range.offset - chunk.offset);
+            end_of_last = range.offset + range.length;
+            let start = to_usize(range.offset - chunk.offset);
+            // SAFETY: the range lies within the slot, no I/O is in flight on the slot, and reading it has filled
+            // these bytes.
+            let bytes =
+                unsafe { std::slice::from_raw_parts(buffer.wrapping_add(start), to_usize(range.length)) };
+            scan::nonzero_runs(bytes, range.offset / PAGE_BYTES, |run| match runs.last_mut() {
+                Some(last) if last.first + last.count == run.first => last.count += run.count,
+                _ => runs.push(run),
+            });
+        }
+        for &run in &runs {
+            self.bitmaps[chunk.block].set(run);
+        }
+        runs
+    }
+}
+
+/// Reads the chunk's ranges to their places in `buffer`, one call for each source.
+fn read_ranges(memory: &Memory, chunk: &Chunk, buffer: *mut u8) -> Result<()> {
+    let mut sources: Vec<u32> = chunk.ranges.iter().map(|range| range.source).collect();
+    sources.sort_unstable();
+    sources.dedup();
+    for source in sources {
+        let pieces: Vec<Piece> = chunk
+            .ranges
+            .iter()
+            .filter(|range| range.source == source)
+            .map(|range| Piece {
+                offset: range.offset,
+                length: to_usize(range.length),
+                buffer_offset: to_usize(range.offset - chunk.offset),
+            })
+            .collect();
+        // SAFETY: every piece lies within the slot, which holds a whole chunk, and no I/O is in flight on it.
+        unsafe { memory.read(source, &pieces, buffer) }?;
+    }
+    Ok(())
+}
+
+/// Zeroes the hole between two ranges if it is short enough to be written along with its neighbours.
+fn clear_short_gap(buffer: *mut u8, start: u64, end: u64) {
+    if start == end || end - start > JOINED_ZERO_PAGES * PAGE_BYTES {
+        return;
+    }
+    // SAFETY: the gap lies between two ranges of the chunk, hence within the slot, and no I/O is in flight on it.
+    unsafe { std::ptr::write_bytes(buffer.wrapping_add(to_usize(start)), 0, to_usize(end - start)) };
+}
+
+/// The runs to transfer: those separated by few zero pages become one.
+pub(super) fn join(runs: &[PageRun]) -> impl Iterator<Item = PageRun> + '_ {
+    let mut rest = runs.iter().copied().peekable();
+    std::iter::from_fn(move || {
+        let mut joined = rest.next()?;
+        while let Some(next) =
+            rest.next_if(|next| next.first - (joined.first + joined.count) <= JOINED_ZERO_PAGES)
+        {
+            joined.count = next.first + next.count - joined.first;
+        }
+        Some(joined)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(first: u64, count: u64) -> PageRun {
+        PageRun { first, count }
+    }
+
+    #[test]
+    fn runs_are_joined_across_short_gaps_only() {
+        let runs = [run(0, 2), run(18, 1), run(36, 1), run(40, 4)];
+        let joined: Vec<_> = join(&runs).collect();
+        assert_eq!(joined, [run(0, 19), run(36, 8)]);
+    }
+}

@@ -1,0 +1,157 @@
+//! Seeds of faults against the whole life of an image: each ends in a right image or a clear error, and no hang.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of a test fail by panicking")]
+
+mod support;
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use mapram_engine::image_file::ImageFile;
+use mapram_engine::io::{Faults, Simulated};
+use mapram_engine::transfer::{Control, Options, RestoreJob, SaveJob, Saved};
+use mapram_engine::{Error, ErrorKind};
+use support::{Guest, MIB, Random, bitmap_of, plan, read, whole_plan};
+
+const SEEDS: u64 = 500;
+/// A run takes milliseconds; one that takes this long hangs.
+const HANG: Duration = Duration::from_secs(60);
+const METADATA: &[u8] = &[0xa5; 3000];
+
+/// Some seeds have no faults but delays, some have a few of everything, and some run out of space.
+fn faults(random: &mut Random) -> Faults {
+    let rare = |random: &mut Random, most: u64| u32::try_from(random.below(most)).unwrap();
+    let gentle = random.below(3) == 0;
+    Faults {
+        errors: if gentle { 0 } else { rare(random, 40) },
+        short: rare(random, 400),
+        transient: rare(random, 400),
+        delayed: rare(random, 300),
+        reordered: random.below(2) == 0,
+        space_bytes: (random.below(5) == 0).then(|| random.below(6 * MIB)),
+        calls: if gentle { 0 } else { rare(random, 60) },
+        failing_call: (!gentle && random.below(4) == 0).then(|| random.below(14)),
+    }
+}
+
+fn options(random: &mut Random) -> Options {
+    Options {
+        queue_depth: 1 + u32::try_from(random.below(6)).unwrap(),
+        threads: 1 + usize::try_from(random.below(3)).unwrap(),
+    }
+}
+
+fn save(io: Arc<Simulated>, guest: &Guest, path: &Path, options: Options) -> Result<Saved, Error> {
+    let memory = guest.memory();
+    let places = guest.places();
+    let image = ImageFile::create(io, path, false, true)?;
+    let job = SaveJob { memory: &memory, places: &places, plan: plan(&memory, 3), options };
+    let saved = job.run(&image, &Control::default())?;
+    image.write_metadata(&[(0, METADATA)])?;
+    image.sync()?;
+    image.publish()?;
+    Ok(saved)
+}
+
+/// Whether the file at `path` is the whole image of `guest`.
+fn is_whole(path: &Path, guest: &Guest) -> bool {
+    let file = File::open(path).unwrap();
+    let pages_are_right = guest
+        .places()
+        .iter()
+        .enumerate()
+        .all(|(block, place)| read(&file, place.pages_offset, place.length) == guest.bytes(block));
+    pages_are_right && read(&file, 0, METADATA.len() as u64) == METADATA
+}
+
+fn run_seed(seed: u64, directory: &Path) -> bool {
+    let mut random = Random(seed);
+    let guest = Guest::new(&[2 * MIB, 3 * MIB + 4096]);
+    guest.fill(&mut random);
+    let path = directory.join(format!("image-{seed}"));
+    let io = Arc::new(Simulated::new(seed, faults(&mut random)));
+    let outcome = save(Arc::clone(&io), &guest, &path, options(&mut random));
+    match &outcome {
+        Ok(saved) => {
+            assert!(is_whole(&path, &guest), "seed {seed}: a save that succeeded left a wrong image");
+            for (block, bitmap) in saved.bitmaps.iter().enumerate() {
+                assert_eq!(bitmap.to_bytes(), bitmap_of(&guest.bytes(block)), "seed {seed}: wrong bitmap");
+            }
+        }
+        Err(error) => {
+            assert!(
+                !error.message.is_empty() && error.kind != ErrorKind::Cancelled,
+                "seed {seed}: {error:?}"
+            );
+            // A rename whose answer was lost, or a directory that could not be synced, may leave the whole image.
+            assert!(!path.exists() || is_whole(&path, &guest), "seed {seed}: {error:?} left a broken image");
+        }
+    }
+    if path.exists() {
+        restore(seed, &guest, &path, options(&mut random), &mut random);
+    }
+    outcome.is_ok()
+}
+
+fn restore(seed: u64, guest: &Guest, path: &Path, options: Options, random: &mut Random) {
+    let bitmaps: Vec<_> = (0..guest.lengths.len())
+        .map(|block| {
+            let bytes = guest.bytes(block);
+            mapram_engine::bitmap::PageBitmap::from_bytes(&bitmap_of(&bytes), guest.lengths[block] / 4096)
+        })
+        .collect();
+    let used = Guest::new(&guest.lengths);
+    used.fill(random);
+    let memory = used.memory();
+    let places = guest.places();
+    let job = RestoreJob {
+        memory: &memory,
+        places: &places,
+        bitmaps: &bitmaps,
+        plan: whole_plan(&places, 3),
+        options,
+    };
+    let io = Simulated::new(seed ^ 0xdead, faults(random));
+    match job.run(&io, File::open(path).unwrap().as_fd(), &Control::default()) {
+        Ok(_) => {
+            for block in 0..guest.lengths.len() {
+                assert!(used.bytes(block) == guest.bytes(block), "seed {seed}: a restore left wrong memory");
+            }
+        }
+        Err(error) => {
+            assert!(!error.message.is_empty() && error.kind != ErrorKind::Cancelled, "seed {seed}: {error:?}")
+        }
+    }
+}
+
+#[test]
+fn every_seed_ends_in_a_right_image_or_a_clear_error() {
+    let (done, watch) = mpsc::channel();
+    let runner = std::thread::spawn(move || {
+        let directory = tempfile::tempdir().unwrap();
+        let mut successes = 0;
+        for seed in 0..SEEDS {
+            successes += u64::from(run_seed(seed, directory.path()));
+            done.send(seed).unwrap();
+        }
+        successes
+    });
+    let mut last = None;
+    loop {
+        match watch.recv_timeout(HANG) {
+            Ok(seed) => last = Some(seed),
+            Err(mpsc::RecvTimeoutError::Disconnected) => break,
+            Err(mpsc::RecvTimeoutError::Timeout) => panic!("the seed after {last:?} hangs"),
+        }
+    }
+    let successes = runner.join().unwrap();
+    eprintln!("{successes} of {SEEDS} seeds saved, the others failed as they should");
+    assert!(
+        successes > SEEDS / 5 && successes < SEEDS * 9 / 10,
+        "{successes} successes: the faults test nothing"
+    );
+}

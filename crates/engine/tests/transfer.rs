@@ -1,0 +1,149 @@
+//! Saves and restores of memory through every engine: what comes back is what went in.
+
+#![allow(clippy::unwrap_used, reason = "helpers of a test fail by panicking")]
+
+mod support;
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use mapram_engine::ErrorKind;
+use mapram_engine::bitmap::PageBitmap;
+use mapram_engine::image_file::ImageFile;
+use mapram_engine::io::{self, Io};
+use mapram_engine::transfer::{Control, Options, Plan, RestoreJob, SaveJob};
+use support::{Guest, MIB, Random, bitmap_of, plan, read, whole_plan};
+
+const OPTIONS: Options = Options { queue_depth: 4, threads: 2 };
+
+fn engines() -> Vec<Arc<dyn Io>> {
+    let works = |name: &&&str| match io::probe(name) {
+        Ok(()) => true,
+        Err(error) => {
+            eprintln!("skipped: the {name} engine does not work here: {error}");
+            false
+        }
+    };
+    io::NAMES.iter().filter(works).map(|name| io::by_name(name).unwrap()).collect()
+}
+
+#[test]
+fn what_is_saved_is_restored_by_every_engine() {
+    let directory = tempfile::tempdir().unwrap();
+    for (seed, io) in engines().into_iter().enumerate() {
+        for (direct, channels) in [(true, 1), (true, 7), (false, 3)] {
+            let guest = Guest::new(&[3 * MIB, 4096, 5 * MIB + 8192]);
+            guest.fill(&mut Random(seed as u64));
+            let path = directory.path().join(format!("{}-{direct}-{channels}", io.name()));
+            let image = ImageFile::create(Arc::clone(&io), &path, false, direct).unwrap();
+            let memory = guest.memory();
+            let places = guest.places();
+            let job =
+                SaveJob { memory: &memory, places: &places, plan: plan(&memory, channels), options: OPTIONS };
+            let saved = job.run(&image, &Control::default()).unwrap();
+            image.sync().unwrap();
+            image.publish().unwrap();
+
+            let file = File::open(&path).unwrap();
+            for (block, place) in places.iter().enumerate() {
+                assert!(read(&file, place.pages_offset, place.length) == guest.bytes(block));
+                assert_eq!(saved.bitmaps[block].to_bytes(), bitmap_of(&guest.bytes(block)));
+            }
+
+            let used = Guest::new(&guest.lengths);
+            used.fill(&mut Random(99));
+            let target = used.memory();
+            let job = RestoreJob {
+                memory: &target,
+                places: &places,
+                bitmaps: &saved.bitmaps,
+                plan: whole_plan(&places, channels),
+                options: OPTIONS,
+            };
+            job.run(io.as_ref(), file.as_fd(), &Control::default()).unwrap();
+            for block in 0..guest.lengths.len() {
+                assert!(used.bytes(block) == guest.bytes(block), "block {block} differs after a restore");
+            }
+        }
+    }
+}
+
+#[test]
+fn stale_bytes_under_clear_bits_are_not_restored() {
+    let guest = Guest::new(&[MIB]);
+    guest.fill(&mut Random(1));
+    let image = guest.files[0].try_clone().unwrap();
+    // A page in the middle of data loses its bit, as a live save of QEMU leaves it: its old bytes are still there.
+    let bitmap = PageBitmap::from_bytes(&bitmap_of(&guest.bytes(0)), MIB / 4096);
+    let mut bytes = bitmap.to_bytes();
+    let stale = (1..256).find(|page| bytes[page / 8] & (1 << (page % 8)) != 0).unwrap();
+    bytes[stale / 8] &= !(1 << (stale % 8));
+    let used = Guest::new(&[MIB]);
+    let memory = used.memory();
+    let places = [mapram_engine::transfer::Place { pages_offset: 0, length: MIB }];
+    let job = RestoreJob {
+        memory: &memory,
+        places: &places,
+        bitmaps: &[PageBitmap::from_bytes(&bytes, MIB / 4096)],
+        plan: whole_plan(&places, 1),
+        options: OPTIONS,
+    };
+    job.run(io::by_name("blocking").unwrap().as_ref(), image.as_fd(), &Control::default()).unwrap();
+    let restored = used.bytes(0);
+    assert!(restored[stale * 4096..(stale + 1) * 4096].iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn an_image_that_ends_too_early_is_invalid() {
+    let guest = Guest::new(&[MIB]);
+    let image = File::from(rustix::fs::memfd_create("image", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+    image.set_len(10 * 4096 + 100).unwrap();
+    let memory = guest.memory();
+    let places = [mapram_engine::transfer::Place { pages_offset: 0, length: MIB }];
+    let job = RestoreJob {
+        memory: &memory,
+        places: &places,
+        bitmaps: &[PageBitmap::from_bytes(&[0xff; 32], MIB / 4096)],
+        plan: whole_plan(&places, 1),
+        options: OPTIONS,
+    };
+    let io = io::by_name("blocking").unwrap();
+    let error = job.run(io.as_ref(), image.as_fd(), &Control::default()).unwrap_err();
+    assert_eq!((error.kind, error.offset.is_some()), (ErrorKind::ImageInvalid, true));
+}
+
+#[test]
+fn a_cancelled_save_leaves_no_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let guest = Guest::new(&[8 * MIB]);
+    guest.fill(&mut Random(5));
+    let memory = guest.memory();
+    let places = guest.places();
+    let io = io::auto().unwrap();
+    let image = ImageFile::create(io, &directory.path().join("image"), false, true).unwrap();
+    let control = Control::default();
+    control.cancel();
+    let job = SaveJob { memory: &memory, places: &places, plan: plan(&memory, 2), options: OPTIONS };
+    assert_eq!(job.run(&image, &control).unwrap_err().kind, ErrorKind::Cancelled);
+    image.discard().unwrap();
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn plans_that_do_not_fit_are_refused() {
+    let guest = Guest::new(&[MIB]);
+    let memory = guest.memory();
+    let places = guest.places();
+    let range = support::plan(&memory, 1);
+    assert!(range.validate(&places, &memory).is_ok());
+    let bad = |offset, length| Plan {
+        chunk_bytes: support::CHUNK_BYTES,
+        channels: vec![vec![mapram_engine::transfer::Range { block: 0, offset, length, source: 0 }]],
+    };
+    for (offset, length) in [(0, 0), (1, 4096), (0, 4095), (MIB, 4096), (u64::MAX - 4095, 4096)] {
+        assert_eq!(bad(offset, length).validate(&places, &memory).unwrap_err().kind, ErrorKind::Usage);
+    }
+    let odd = Plan { chunk_bytes: 12345, channels: Vec::new() };
+    assert_eq!(odd.validate(&places, &memory).unwrap_err().kind, ErrorKind::Usage);
+}

@@ -1,0 +1,121 @@
+//! Memory that the embedding program names itself: a file, an fd, or a range of a process.
+
+use std::fs::{File, OpenOptions};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use mapram_engine::memory::{Backing, FileRange, Memory, Region};
+use mapram_engine::{Error, ErrorKind, PAGE_BYTES, Result};
+use rustix::fs::OFlags;
+
+use super::in_process::{BlockAddress, ProcessOpener};
+use super::vma_file::huge_page_bytes;
+
+/// A RAM block whose memory the caller names by `file`, by `fd`, or by `pid` and `address`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NamedMemory {
+    /// The block's name, for messages.
+    pub name: String,
+    /// Bytes; a multiple of the page size.
+    pub length: u64,
+    /// First byte in the file; page-aligned. 0 for memory of a process.
+    pub offset: u64,
+    /// A regular file that is at least `offset` plus `length` bytes long.
+    pub file: Option<PathBuf>,
+    /// Such a file that is already open. It is duplicated; its position may be moved.
+    pub fd: Option<RawFd>,
+    /// The number of the process that has the memory mapped.
+    pub pid: Option<i32>,
+    /// The first address there; page-aligned.
+    pub address: Option<u64>,
+}
+
+/// Opens memory that the caller names, for reading only or for writing too.
+///
+/// # Errors
+/// As for [`open_guest`](super::open_guest); also `NotFound`, and `Usage` for a block that is not named in exactly one
+/// way, a file that is too short, or an fd that is open for reading only or for appending and is to be written.
+pub fn open_named(blocks: &[NamedMemory], writable: bool) -> Result<Memory> {
+    let mut regions = Vec::new();
+    for (index, block) in blocks.iter().enumerate() {
+        match *block {
+            NamedMemory { file: Some(ref path), fd: None, pid: None, address: None, .. } => {
+                let failure = |cause| Error::os("opening a memory file failed", cause).at_path(path);
+                let file = OpenOptions::new().read(true).write(writable).open(path).map_err(failure)?;
+                regions.push(file_region(index, block, file).map_err(|error| error.at_path(path))?);
+            }
+            NamedMemory { file: None, fd: Some(fd), pid: None, address: None, .. } => {
+                regions.push(file_region(index, block, duplicate(fd, &block.name, writable)?)?);
+            }
+            NamedMemory {
+                file: None, fd: None, pid: Some(pid), address: Some(address), offset: 0, ..
+            } => {
+                let mut opener = ProcessOpener::new(pid, writable)?;
+                let block = BlockAddress { name: block.name.clone(), address, length: block.length };
+                let found = opener.regions(index, &block)?;
+                opener.check_access(&found)?;
+                regions.extend(found);
+            }
+            _ => {
+                let message =
+                    format!("RAM block {} needs a file, an fd, or a pid and an address", block.name);
+                return Err(Error::new(ErrorKind::Usage, message));
+            }
+        }
+    }
+    Memory::new(blocks.iter().map(|block| block.length).collect(), regions)
+}
+
+fn file_region(index: usize, block: &NamedMemory, file: File) -> Result<Region> {
+    let NamedMemory { name, offset, .. } = block;
+    let usage = |message| Err(Error::new(ErrorKind::Usage, message));
+    let metadata = file
+        .metadata()
+        .map_err(|cause| Error::os(format!("asking for the size of RAM block {name} failed"), cause))?;
+    if !metadata.is_file() {
+        return usage(format!("the memory of RAM block {name} is not a regular file"));
+    }
+    let bytes = metadata.len();
+    if offset.checked_add(block.length).is_none_or(|end| end > bytes) {
+        let length = block.length;
+        return usage(format!(
+            "RAM block {name} needs {length} bytes at {offset} of a file that has {bytes}"
+        ));
+    }
+    let huge_page_bytes = huge_page_bytes(&file)?;
+    let file = FileRange { file: Arc::new(file), offset: *offset };
+    let backing = match huge_page_bytes {
+        Some(_) => Backing::SharedHugetlb { file, process: None },
+        None => Backing::SharedFile(file),
+    };
+    let page_bytes = huge_page_bytes.unwrap_or(PAGE_BYTES);
+    Ok(Region { block: index, offset: 0, length: block.length, backing, page_bytes })
+}
+
+/// A duplicate of the caller's fd that is fit for what is to be done.
+fn duplicate(fd: RawFd, name: &str, writable: bool) -> Result<File> {
+    // SAFETY: the call takes two numbers and a command, and touches no memory.
+    let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
+    if copy < 0 {
+        let cause = std::io::Error::last_os_error();
+        let message = format!("duplicating fd {fd} of RAM block {name} failed");
+        return Err(Error::os(message, cause).with_kind(ErrorKind::Usage));
+    }
+    // SAFETY: the kernel has just made this fd for us; nobody else knows it.
+    let file = File::from(unsafe { OwnedFd::from_raw_fd(copy) });
+    let flags = rustix::fs::fcntl_getfl(&file).map_err(|errno| {
+        Error::os(format!("asking how fd {fd} of RAM block {name} is open failed"), errno)
+    })?;
+    let mode = flags & OFlags::ACCMODE;
+    // pwrite(2) to a file that is open for appending ignores the offset.
+    let fit = match (writable, mode) {
+        (true, mode) => mode == OFlags::RDWR && !flags.contains(OFlags::APPEND),
+        (false, mode) => mode != OFlags::WRONLY,
+    };
+    if fit {
+        return Ok(file);
+    }
+    let wanted = if writable { "for reading and writing, not for appending" } else { "for reading" };
+    Err(Error::new(ErrorKind::Usage, format!("fd {fd} of RAM block {name} is not open {wanted}")))
+}
