@@ -119,7 +119,7 @@ export interface JobOutcome {
   error?: NativeError
   /** For a save: each block's page bitmap as the image stores it. */
   bitmaps?: Array<Uint8Array>
-  /** For a save: bytes of pages that are not zero. */
+  /** For a save or a measurement: bytes of pages that are not zero. */
   dataBytes?: number
   /** Bytes of the image's page areas that were written or read. */
   transferredBytes?: number
@@ -134,6 +134,9 @@ export interface JobProgress {
   /** Bytes planned; 0 until the transfer has started. */
   bytesTotal: number
 }
+
+/** A job that reads the planned ranges and counts the bytes of pages that are not zero; nothing is written. */
+export declare function measure(memory: GuestMemory, channels: Array<Float64Array>, how: TransferOptions): Job
 
 /** Bytes of the image's headers, bitmaps or device state, and where they go. */
 export interface MetadataPart {

@@ -773,7 +773,7 @@ if (
   }
 }
 
-const { GuestMemory, ImageFile, Job, UnixConnection, autoEngine, clear, createMemfd, directAlignment, engineNames, freeBytes, openForReading, probeEngine, restore } = nativeBinding
+const { GuestMemory, ImageFile, Job, UnixConnection, autoEngine, clear, createMemfd, directAlignment, engineNames, freeBytes, measure, openForReading, probeEngine, restore } = nativeBinding
 export { GuestMemory }
 export { ImageFile }
 export { Job }
@@ -784,6 +784,7 @@ export { createMemfd }
 export { directAlignment }
 export { engineNames }
 export { freeBytes }
+export { measure }
 export { openForReading }
 export { probeEngine }
 export { restore }

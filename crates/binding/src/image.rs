@@ -158,6 +158,17 @@ pub fn restore(
     })
 }
 
+/// A job that reads the planned ranges and counts the bytes of pages that are not zero; nothing is written.
+#[napi(catch_unwind)]
+pub fn measure(memory: &GuestMemory, channels: Vec<Float64Array>, how: TransferOptions) -> Job {
+    let memory = Arc::clone(&memory.memory);
+    Job::new(move |control| {
+        let threads = options(&how).threads;
+        let data_bytes = transfer::measure(&memory, plan(&channels, &how)?, threads, control)?;
+        Ok(JobOutcome { data_bytes: Some(number(data_bytes)), ..JobOutcome::default() })
+    })
+}
+
 /// A job that makes every page with a clear bit read zero.
 #[napi(catch_unwind)]
 pub fn clear(memory: &GuestMemory, bitmaps: Vec<Uint8Array>) -> Job {

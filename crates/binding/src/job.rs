@@ -23,7 +23,7 @@ pub struct JobOutcome {
     pub error: Option<NativeError>,
     /// For a save: each block's page bitmap as the image stores it.
     pub bitmaps: Option<Vec<Uint8Array>>,
-    /// For a save: bytes of pages that are not zero.
+    /// For a save or a measurement: bytes of pages that are not zero.
     pub data_bytes: Option<f64>,
     /// Bytes of the image's page areas that were written or read.
     pub transferred_bytes: Option<f64>,

@@ -12,7 +12,7 @@ use mapram_engine::ErrorKind;
 use mapram_engine::bitmap::PageBitmap;
 use mapram_engine::image_file::ImageFile;
 use mapram_engine::io::{self, Io};
-use mapram_engine::transfer::{Control, Options, Plan, RestoreJob, SaveJob};
+use mapram_engine::transfer::{self, Control, Options, Plan, RestoreJob, SaveJob};
 use support::{Guest, MIB, Random, bitmap_of, plan, read, whole_plan};
 
 const OPTIONS: Options = Options { queue_depth: 4, threads: 2 };
@@ -67,6 +67,16 @@ fn what_is_saved_is_restored_by_every_engine() {
             }
         }
     }
+}
+
+#[test]
+fn measuring_counts_the_pages_that_are_not_zero() {
+    let guest = Guest::new(&[3 * MIB, MIB]);
+    guest.fill(&mut Random(7));
+    let memory = guest.memory();
+    let measured = transfer::measure(&memory, plan(&memory, 3), 2, &Control::default()).unwrap();
+    let pages: u32 = (0..2).flat_map(|block| bitmap_of(&guest.bytes(block))).map(u8::count_ones).sum();
+    assert_eq!(measured, u64::from(pages) * 4096);
 }
 
 #[test]

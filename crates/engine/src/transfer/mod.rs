@@ -6,12 +6,15 @@
 
 mod control;
 mod driver;
+mod measure;
 mod plan;
+mod read;
 mod restore;
 mod save;
 mod threads;
 
 pub use control::{Control, Progress};
+pub use measure::measure;
 pub use plan::{Place, Plan, Range};
 pub use restore::{RestoreJob, Restored, clear};
 pub use save::{SaveJob, Saved};

@@ -2,13 +2,14 @@
 
 use super::driver::{Driver, Part};
 use super::plan::{Chunk, ChunkQueue};
+use super::read::read_data;
 use super::{Control, JOINED_ZERO_PAGES, Options, Place, Plan, threads, to_usize};
 use crate::bitmap::{PageBitmap, PageRun};
 use crate::image_file::ImageFile;
 use crate::io::Direction;
-use crate::memory::{Memory, Piece};
+use crate::memory::Memory;
 use crate::pool::Pool;
-use crate::{PAGE_BYTES, Result, scan};
+use crate::{PAGE_BYTES, Result};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -110,8 +111,11 @@ impl Shared<'_> {
     /// Reads `chunk` into `slot` and starts the writes of what is not zero; says whether there was any.
     fn save_chunk(&self, chunk: &Chunk, slot: usize, pool: &Pool, driver: &mut Driver<'_>) -> Result<bool> {
         let buffer = pool.slot(slot);
-        read_ranges(self.memory, chunk, buffer)?;
-        let runs = self.find_data(chunk, buffer);
+        // SAFETY: the slot holds a whole chunk, and no I/O is in flight on it.
+        let runs = unsafe { read_data(self.memory, chunk, buffer) }?;
+        for &run in &runs {
+            self.bitmaps[chunk.block].set(run);
+        }
         let block_offset = self.places[chunk.block].pages_offset;
         for run in join(&runs) {
             self.written.fetch_add(run.count * PAGE_BYTES, Ordering::Relaxed);
@@ -127,60 +131,6 @@ impl Shared<'_> {
         }
         Ok(!runs.is_empty())
     }
-
-    /// Sets the bits of the chunk's non-zero pages and returns their runs, ascending.
-    fn find_data(&self, chunk: &Chunk, buffer: *mut u8) -> Vec<PageRun> {
-        let mut runs: Vec<PageRun> = Vec::new();
-        let mut end_of_last = chunk.offset;
-        for range in &chunk.ranges {
-            clear_short_gap(buffer, end_of_last - chunk.offset, range.offset - chunk.offset);
-            end_of_last = range.offset + range.length;
-            let start = to_usize(range.offset - chunk.offset);
-            // SAFETY: the range lies within the slot, no I/O is in flight on the slot, and reading it has filled
-            // these bytes.
-            let bytes =
-                unsafe { std::slice::from_raw_parts(buffer.wrapping_add(start), to_usize(range.length)) };
-            scan::nonzero_runs(bytes, range.offset / PAGE_BYTES, |run| match runs.last_mut() {
-                Some(last) if last.first + last.count == run.first => last.count += run.count,
-                _ => runs.push(run),
-            });
-        }
-        for &run in &runs {
-            self.bitmaps[chunk.block].set(run);
-        }
-        runs
-    }
-}
-
-/// Reads the chunk's ranges to their places in `buffer`, one call for each source.
-fn read_ranges(memory: &Memory, chunk: &Chunk, buffer: *mut u8) -> Result<()> {
-    let mut sources: Vec<u32> = chunk.ranges.iter().map(|range| range.source).collect();
-    sources.sort_unstable();
-    sources.dedup();
-    for source in sources {
-        let pieces: Vec<Piece> = chunk
-            .ranges
-            .iter()
-            .filter(|range| range.source == source)
-            .map(|range| Piece {
-                offset: range.offset,
-                length: to_usize(range.length),
-                buffer_offset: to_usize(range.offset - chunk.offset),
-            })
-            .collect();
-        // SAFETY: every piece lies within the slot, which holds a whole chunk, and no I/O is in flight on it.
-        unsafe { memory.read(source, &pieces, buffer) }?;
-    }
-    Ok(())
-}
-
-/// Zeroes the hole between two ranges if it is short enough to be written along with its neighbours.
-fn clear_short_gap(buffer: *mut u8, start: u64, end: u64) {
-    if start == end || end - start > JOINED_ZERO_PAGES * PAGE_BYTES {
-        return;
-    }
-    // SAFETY: the gap lies between two ranges of the chunk, hence within the slot, and no I/O is in flight on it.
-    unsafe { std::ptr::write_bytes(buffer.wrapping_add(to_usize(start)), 0, to_usize(end - start)) };
 }
 
 /// The runs to transfer: those separated by few zero pages become one.
