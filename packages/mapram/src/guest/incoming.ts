@@ -1,0 +1,132 @@
+import { setTimeout as delay } from 'node:timers/promises';
+import { MapramError } from '../errors.ts';
+import type { ExecuteOptions, Monitor } from './monitor.ts';
+import { isMigrating } from './preflight.ts';
+import {
+  queryCapabilities,
+  queryCommands,
+  queryMachine,
+  queryMigration,
+  queryParameters,
+  queryStatus,
+} from './queries.ts';
+import { queryRamBlocks, type RamBlock } from './ram-blocks.ts';
+
+const RESTORE_COMMANDS = ['x-query-ramblock', 'migrate-incoming', 'query-cpus-fast', 'qom-get', 'qom-list'];
+const LONGEST_POLL_MS = 100;
+
+/** A QEMU that waits for a guest. */
+export interface WaitingGuest {
+  /** Versioned machine type, such as `pc-q35-10.0`. */
+  machine: string;
+  /** Its RAM blocks. */
+  blocks: RamBlock[];
+  /** Its migration capabilities, and whether each is on. */
+  capabilities: Map<string, boolean>;
+  /** Its migration parameters. */
+  parameters: Record<string, unknown>;
+}
+
+/** Migration settings of QEMU by their names. */
+export interface MigrationSettings {
+  /** Capabilities to be on or off. */
+  capabilities: Readonly<Record<string, boolean>>;
+  /** Parameters and the values that they shall have. */
+  parameters: Readonly<Record<string, unknown>>;
+}
+
+/**
+ * Looks at a QEMU that was started with `-incoming defer`; nothing in it is changed.
+ *
+ * @throws {MapramError} E_GUEST_UNSUPPORTED if it does not wait for an image.
+ */
+export async function inspectWaitingGuest(monitor: Monitor, options: ExecuteOptions): Promise<WaitingGuest> {
+  const commands = await queryCommands(monitor, options);
+  const missing = RESTORE_COMMANDS.filter((command) => !commands.has(command));
+  if (missing.length > 0) throw unsupported(`it has no QMP command ${missing.join(', ')}`);
+  const { status } = await queryStatus(monitor, options);
+  if (status !== 'inmigrate') throw unsupported(`it is ${status}; start it with -incoming defer`);
+  const migration = await queryMigration(monitor, options);
+  if (migration.status !== undefined && migration.status !== 'none') {
+    const done = isMigrating(migration.status) ? 'is going on' : `has ${migration.status}`;
+    throw unsupported(`an incoming migration ${done}; start it anew with -incoming defer`);
+  }
+  return {
+    machine: await queryMachine(monitor, options),
+    blocks: await queryRamBlocks(monitor, options),
+    capabilities: await queryCapabilities(monitor, options),
+    parameters: await queryParameters(monitor, options),
+  };
+}
+
+/** Calls `use` while QEMU has other settings, and gives it its own back. Settings that it does not know are left out. */
+export async function withSettings<T>(
+  monitor: Monitor,
+  guest: WaitingGuest,
+  wanted: MigrationSettings,
+  options: ExecuteOptions,
+  use: () => Promise<T>,
+): Promise<T> {
+  const capabilities = Object.entries(wanted.capabilities).filter(
+    ([name, state]) => guest.capabilities.has(name) && guest.capabilities.get(name) !== state,
+  );
+  const parameters = Object.entries(wanted.parameters).filter(
+    ([name, value]) => name in guest.parameters && guest.parameters[name] !== value,
+  );
+  const before: MigrationSettings = {
+    capabilities: Object.fromEntries(capabilities.map(([name, state]) => [name, !state])),
+    parameters: Object.fromEntries(parameters.map(([name]) => [name, guest.parameters[name]])),
+  };
+  try {
+    await apply(monitor, { capabilities: Object.fromEntries(capabilities), parameters: Object.fromEntries(parameters) }, options);
+    return await use();
+  } finally {
+    // Nothing here may hide why `use` failed, and a QEMU that is gone needs nothing back.
+    await apply(monitor, before, {}).catch(() => {});
+  }
+}
+
+/**
+ * Has QEMU load the stream at `uri` and waits for the end of it. QEMU does so once only, whatever comes of it. The guest
+ * does not run then, whatever the stream says and even if nobody waits any more: in state inmigrate `stop` is as good as -S
+ * (QEMU 2.5, qapi/misc.json).
+ *
+ * @throws {MapramError} E_QMP with QEMU's reason.
+ */
+export async function loadIncoming(monitor: Monitor, uri: string, options: ExecuteOptions): Promise<void> {
+  await monitor.execute('stop', {}, options);
+  await startIncoming(monitor, uri, options);
+  for (let pauseMs = 1; ; pauseMs = Math.min(pauseMs * 2, LONGEST_POLL_MS)) {
+    // QEMU's main thread loads, and answers no one until it has done so: this wait has no limit of its own.
+    const { status, errorDescription } = await queryMigration(monitor, { ...options, timeoutMs: 0 });
+    if (status === 'completed' && (await queryStatus(monitor, options)).status !== 'inmigrate') return;
+    if (status === 'failed' || status === 'cancelled') {
+      throw new MapramError('E_QMP', `QEMU could not load the image: ${errorDescription ?? status}`);
+    }
+    await delay(pauseMs, undefined, { signal: options.signal }).catch(() => options.signal?.throwIfAborted());
+  }
+}
+
+/** Without `exit-on-error` (QEMU 9.1) a failure would end QEMU's process and with it the reason. */
+async function startIncoming(monitor: Monitor, uri: string, options: ExecuteOptions): Promise<void> {
+  try {
+    await monitor.execute('migrate-incoming', { uri, 'exit-on-error': false }, options);
+  } catch (error) {
+    if (!(error instanceof Error) || !error.message.includes("'exit-on-error'")) throw error;
+    await monitor.execute('migrate-incoming', { uri }, options);
+  }
+}
+
+async function apply(
+  monitor: Monitor,
+  { capabilities, parameters }: MigrationSettings,
+  options: ExecuteOptions,
+): Promise<void> {
+  const list = Object.entries(capabilities).map(([capability, state]) => ({ capability, state }));
+  if (list.length > 0) await monitor.execute('migrate-set-capabilities', { capabilities: list }, options);
+  if (Object.keys(parameters).length > 0) await monitor.execute('migrate-set-parameters', { ...parameters }, options);
+}
+
+function unsupported(reason: string): MapramError {
+  return new MapramError('E_GUEST_UNSUPPORTED', `This QEMU does not wait for an image: ${reason}`);
+}

@@ -1,0 +1,38 @@
+/** An event of QEMU, as QMP sends it. */
+export interface MonitorEvent {
+  /** Its name, such as `RESUME`. */
+  event: string;
+  /** What belongs to it. */
+  data?: Record<string, unknown> | undefined;
+}
+
+/** Where a monitor's events come from; each is emitted under its own name, as by an EventEmitter of Node. */
+export interface MonitorEvents {
+  /** Calls `listener` for each event of that name. */
+  on(name: string, listener: (event: MonitorEvent) => void): unknown;
+  /** Ends that. */
+  off(name: string, listener: (event: MonitorEvent) => void): unknown;
+}
+
+/** What goes with a command. */
+export interface ExecuteOptions {
+  /** Descriptors that QEMU shall get along with the command; they stay the caller's. */
+  fds?: readonly number[] | undefined;
+  /** Gives up waiting for the answer. The command itself cannot be taken back. */
+  signal?: AbortSignal | undefined;
+  /** Longest wait for the answer in milliseconds; 0 waits for as long as the connection lasts. */
+  timeoutMs?: number | undefined;
+}
+
+/**
+ * A connection to a guest's QMP monitor. Programs that hold the only one already, as libvirt's users do, hand in an object
+ * of theirs.
+ */
+export interface Monitor {
+  /** Runs a QMP command and resolves with its `return` value; rejects if QEMU refuses it. */
+  execute(command: string, args?: Record<string, unknown>, options?: ExecuteOptions): Promise<unknown>;
+  /** The events of QEMU. RESUME and RESET must be among them, for they tell that a guest ran while it was saved. */
+  events: MonitorEvents;
+  /** QEMU's process, where the program knows it; it is verified. */
+  pid?: number | undefined;
+}

@@ -1,0 +1,110 @@
+import { spawn } from 'node:child_process';
+import { readFileSync } from 'node:fs';
+import { describe, expect, it, onTestFinished } from 'vitest';
+import { type GuestLink, openGuest } from './link.ts';
+import { findGuestProcess, hasEnded, wasStartedPaused } from './process.ts';
+import { type SmallQemu, startQemu, startQemuThrough, tell } from './qemu.fixture.ts';
+
+async function link(qemu: SmallQemu, pid?: number): Promise<GuestLink> {
+  const opened = await openGuest({ qmp: qemu.socket, pid }, new AbortController().signal);
+  onTestFinished(() => opened.close());
+  return opened;
+}
+
+/** Finds the process through a connection of its own, for QEMU serves one client a socket. */
+async function find(qemu: SmallQemu, claimed?: number): Promise<number> {
+  const opened = await openGuest({ qmp: qemu.socket, pid: claimed }, new AbortController().signal);
+  try {
+    return await findGuestProcess(opened);
+  } finally {
+    opened.close();
+  }
+}
+
+describe('findGuestProcess', () => {
+  it('finds QEMU by its threads', async () => {
+    const qemu = await startQemu('-S', '-smp', '3');
+    expect(await find(qemu)).toBe(qemu.pid);
+  });
+
+  it('confirms the right process and leaves nothing in QEMU', async () => {
+    const qemu = await startQemu('-S');
+    expect(await find(qemu, qemu.pid)).toBe(qemu.pid);
+    expect(await tell(qemu, ['query-fdsets'])).toEqual([]);
+  });
+
+  it('refuses another QEMU, an unrelated process, itself, and none', async () => {
+    const [qemu, other] = await Promise.all([startQemu('-S'), startQemu('-S')]);
+    for (const pid of [other.pid, 1, process.pid, 4194303]) {
+      await expect(find(qemu, pid)).rejects.toMatchObject({
+        code: 'E_GUEST_MISMATCH',
+        message: expect.stringContaining(String(pid)),
+        field: 'pid',
+      });
+    }
+  });
+
+  it('refuses a process whose thread numbers are the guest’s only by chance', async () => {
+    const qemu = await startQemu('-S');
+    const child = spawn('sleep', ['600'], { stdio: 'ignore' });
+    onTestFinished(() => void child.kill());
+    const real = await link(qemu);
+    // As if QEMU ran in a pid namespace in which its processor's thread had the number of our child.
+    const monitor = {
+      events: real.monitor.events,
+      execute: async (command: string, ...rest: [Record<string, unknown>?, object?]): Promise<unknown> =>
+        command === 'query-cpus-fast'
+          ? [{ 'thread-id': child.pid, target: 'x86_64' }]
+          : real.monitor.execute(command, ...rest),
+    };
+    const fooled = { ...real, monitor, claimedPid: undefined };
+    await expect(findGuestProcess(fooled)).rejects.toMatchObject({ code: 'E_GUEST_UNSUPPORTED' });
+    const claimed = { ...fooled, claimedPid: child.pid };
+    await expect(findGuestProcess(claimed)).rejects.toMatchObject({ code: 'E_GUEST_MISMATCH' });
+  });
+
+  it('asks for the process if QEMU’s threads cannot be seen', async () => {
+    const qemu = await startQemu('-S');
+    const real = await link(qemu);
+    const monitor = {
+      events: real.monitor.events,
+      execute: async (): Promise<unknown> => [{ 'thread-id': 4194303, target: 'x86_64' }],
+    };
+    await expect(findGuestProcess({ ...real, monitor })).rejects.toMatchObject({
+      code: 'E_GUEST_UNSUPPORTED',
+      message: expect.stringContaining('--pid'),
+    });
+  });
+
+  it('finds a QEMU in another pid namespace only by its process, and verifies it', async (context) => {
+    const probe = spawn('unshare', ['--pid', '--fork', 'true'], { stdio: 'ignore' });
+    const status = await new Promise((resolve) => probe.once('exit', resolve).once('error', resolve));
+    if (status !== 0) context.skip('this host does not let us make a pid namespace');
+    const qemu = await startQemuThrough(['unshare', '--pid', '--fork', '--kill-child'], '-S');
+    const children = readFileSync(`/proc/${qemu.pid}/task/${qemu.pid}/children`, 'utf8');
+    const pid = Number(children.trim());
+    expect(await find(qemu, pid)).toBe(pid);
+    await expect(find(qemu, qemu.pid)).rejects.toMatchObject({
+      code: 'E_GUEST_MISMATCH',
+    });
+    await expect(find(qemu)).rejects.toMatchObject({ code: 'E_GUEST_UNSUPPORTED' });
+  });
+});
+
+describe('hasEnded', () => {
+  it('tells the living from the dead', async () => {
+    const child = spawn('sleep', ['600'], { stdio: 'ignore' });
+    expect(await hasEnded(child.pid as number)).toBe(false);
+    const exit = new Promise((resolve) => child.once('exit', resolve));
+    child.kill();
+    await exit;
+    expect(await hasEnded(child.pid as number)).toBe(true);
+  });
+});
+
+describe('wasStartedPaused', () => {
+  it('looks for -S', async () => {
+    expect(await wasStartedPaused(await link(await startQemu('-S')))).toBe(true);
+    expect(await wasStartedPaused(await link(await startQemu()))).toBe(false);
+  });
+});

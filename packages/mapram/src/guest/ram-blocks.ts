@@ -1,0 +1,59 @@
+import { MapramError } from '../errors.ts';
+import type { ExecuteOptions, Monitor } from './monitor.ts';
+import { queryRamBlockText } from './queries.ts';
+
+/** A RAM block of a running QEMU. Sizes are in bytes. */
+export interface RamBlock {
+  /** The name by which streams call it. */
+  name: string;
+  /** Page size of the memory behind it. */
+  pageSize: number;
+  /** Bytes that the guest uses. */
+  usedLength: number;
+  /** Bytes that it may grow to; larger than {@link usedLength} only for blocks that QEMU can resize. */
+  maxLength: number;
+  /** Address in QEMU's process. */
+  address: number;
+}
+
+/**
+ * A line of `x-query-ramblock`: name, page size, offset, used, total, host address, and since QEMU 7.1 ro or rw
+ * (QEMU 10.0.2, ram_block_format in system/physmem.c). Names may hold anything, so the line is read from its end.
+ */
+const LINE =
+  /^(.*?)\s*(\d+) ([KMG]?)i?B\s+0x[0-9a-f]+\s+0x([0-9a-f]+)\s+0x([0-9a-f]+)\s+0x([0-9a-f]+)(?:\s+r[ow])?\s*$/;
+const UNITS: Record<string, number> = { '': 1, K: 2 ** 10, M: 2 ** 20, G: 2 ** 30 };
+
+/** The RAM blocks that a stream must hold, in the order in which it wants them. */
+export async function queryRamBlocks(monitor: Monitor, options?: ExecuteOptions): Promise<RamBlock[]> {
+  return parseRamBlocks(await queryRamBlockText(monitor, options));
+}
+
+/**
+ * Reads the table of `x-query-ramblock`. Blocks without a name are QEMU's own and not part of the guest: they are left out.
+ *
+ * @throws {MapramError} E_QMP for a line that is not understood.
+ */
+export function parseRamBlocks(text: string): RamBlock[] {
+  const [, ...lines] = text.split('\n');
+  return lines
+    .filter((line) => line.trim() !== '')
+    .map(parseLine)
+    .filter((block) => block.name !== '');
+}
+
+function parseLine(line: string): RamBlock {
+  const match = LINE.exec(line);
+  const [, name = '', size = '', unit = '', used = '', total = '', address = ''] = match ?? [];
+  const block = {
+    name: name.trim(),
+    pageSize: Number(size) * (UNITS[unit] ?? 0),
+    usedLength: Number.parseInt(used, 16),
+    maxLength: Number.parseInt(total, 16),
+    address: Number.parseInt(address, 16),
+  };
+  if (match === null || !Number.isSafeInteger(block.address) || !Number.isSafeInteger(block.maxLength)) {
+    throw new MapramError('E_QMP', `A line of x-query-ramblock is not understood: ${JSON.stringify(line)}`);
+  }
+  return block;
+}

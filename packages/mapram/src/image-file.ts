@@ -1,0 +1,118 @@
+import { close, closeSync, constants, fstat, open, read } from 'node:fs';
+import { promisify } from 'node:util';
+import { type ErrorCode, MapramError } from './errors.ts';
+import { type Image, readImage } from './image/index.ts';
+
+const openFile = promisify(open);
+const statFile = promisify(fstat);
+const closeFile = promisify(close);
+
+/** An image whose structure was read and checked, with the file still open for the reading of its pages. */
+export interface OpenImage {
+  /** Descriptor opened read-only through the page cache; closed by {@link OpenImage.close}. */
+  fd: number;
+  /** The path as the caller gave it. */
+  path: string;
+  /** Length of the whole file in bytes, whatever stands before and behind the image included. */
+  length: number;
+  /** The image's checked structure. */
+  image: Image;
+  /** Closes the descriptor. Calling it again does nothing. */
+  close(): void;
+}
+
+/**
+ * Opens the image at byte `offset` of the file at `path` and checks its structure. Only headers, bitmaps and
+ * device state are read; guest pages are left to the engine.
+ *
+ * @throws {MapramError} E_NOT_FOUND, E_PERMISSION, E_IO, or E_IMAGE_INVALID naming the field and its offset.
+ */
+export async function openImage(path: string, offset = 0): Promise<OpenImage> {
+  // Without O_NONBLOCK, opening a fifo would wait for a writer; a regular file ignores the flag.
+  const fd = await openFile(path, constants.O_RDONLY | constants.O_NONBLOCK).catch((cause: unknown) => {
+    throw openError(path, cause);
+  });
+  let isOpen = true;
+  try {
+    const length = await regularFileLength(fd, path);
+    const image = await driveReader(fd, length, offset);
+    return {
+      fd,
+      path,
+      length,
+      image,
+      close: () => {
+        if (isOpen) closeSync(fd);
+        isOpen = false;
+      },
+    };
+  } catch (error) {
+    await closeFile(fd);
+    throw atPath(error, path);
+  }
+}
+
+async function regularFileLength(fd: number, path: string): Promise<number> {
+  const stat = await statFile(fd);
+  if (stat.isFile()) return stat.size;
+  const kind = stat.isDirectory() ? 'a directory' : stat.isFIFO() ? 'a pipe' : 'a device';
+  throw new MapramError('E_IMAGE_INVALID', `${path} is ${kind}; an image is an ordinary file`);
+}
+
+/** Hands the pure reader the bytes that it asks for until it returns the image. */
+async function driveReader(fd: number, length: number, offset: number): Promise<Image> {
+  const reader = readImage(length, offset);
+  let step = reader.next();
+  while (!step.done) {
+    step = reader.next(await readExactly(fd, step.value.offset, step.value.length));
+  }
+  return step.value;
+}
+
+async function readExactly(fd: number, offset: number, length: number): Promise<Uint8Array> {
+  const buffer = new Uint8Array(length);
+  let filled = 0;
+  while (filled < length) {
+    const got = await readAt(fd, buffer, filled, offset + filled);
+    if (got === 0) {
+      throw new MapramError('E_IMAGE_INVALID', 'the file became shorter while it was read', {
+        offset: offset + filled,
+      });
+    }
+    filled += got;
+  }
+  return buffer;
+}
+
+function readAt(fd: number, buffer: Uint8Array, start: number, position: number): Promise<number> {
+  return new Promise((resolve, reject) => {
+    read(fd, buffer, start, buffer.length - start, position, (cause, got) => {
+      if (cause === null) resolve(got);
+      else reject(new MapramError('E_IO', 'the image cannot be read', { offset: position, cause }));
+    });
+  });
+}
+
+function openError(path: string, cause: unknown): MapramError {
+  const [code, reason] = OPEN_ERRORS[errno(cause)] ?? (['E_IO', 'cannot be opened'] as const);
+  return new MapramError(code, `${path} ${reason}`, { path, cause });
+}
+
+const OPEN_ERRORS: Record<string, readonly [ErrorCode, string]> = {
+  ENOENT: ['E_NOT_FOUND', 'does not exist'],
+  ENOTDIR: ['E_NOT_FOUND', 'does not exist'],
+  EACCES: ['E_PERMISSION', 'may not be read by this user'],
+  EPERM: ['E_PERMISSION', 'may not be read by this user'],
+  ENXIO: ['E_IMAGE_INVALID', 'is a socket; an image is an ordinary file'],
+};
+
+function errno(cause: unknown): string {
+  return cause instanceof Error && 'code' in cause ? String(cause.code) : '';
+}
+
+/** The same error naming the file: the reader, being pure, does not know it. */
+function atPath(error: unknown, path: string): unknown {
+  if (!(error instanceof MapramError) || error.path !== undefined) return error;
+  const { code, message, offset, field, cause } = error;
+  return new MapramError(code, message, { path, offset, field, cause });
+}

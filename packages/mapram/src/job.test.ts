@@ -1,0 +1,116 @@
+import { setTimeout as delay } from 'node:timers/promises';
+import { describe, expect, it } from 'vitest';
+import { MapramError } from './errors.ts';
+import { JobContext, startJob } from './job.ts';
+import { Job } from './native.ts';
+
+/** Work of the addon that ends when it is told to. */
+function fakeWork() {
+  let end = (_: Error | undefined): void => {};
+  const ended = new Promise<void>((resolve, reject) => {
+    end = (error) => (error === undefined ? resolve() : reject(error));
+  });
+  const seen = { isCancelled: false, bytesDone: 0 };
+  const work = Object.create(Job.prototype, {
+    run: { value: () => ended.then(() => ({ bitmaps: [], transferredBytes: 7 })) },
+    progress: { value: () => ({ bytesDone: seen.bytesDone, bytesTotal: 0 }) },
+    cancel: {
+      value: () => {
+        seen.isCancelled = true;
+      },
+    },
+  }) as Job;
+  return { work, seen, end: (error?: Error) => end(error) };
+}
+
+describe('startJob', () => {
+  it('resolves with the report and carries progress that ends', async () => {
+    const { work, seen, end } = fakeWork();
+    const job = startJob(undefined, async (context) => {
+      context.enter('transfer', 100);
+      const result = await context.transfer(work);
+      context.enter('finish');
+      return result.transferredBytes;
+    });
+    const samples = [];
+    for await (const sample of job.progress) {
+      samples.push(sample);
+      seen.bytesDone = 60;
+      if (samples.length === 2) end();
+    }
+    expect(await job).toBe(7);
+    expect(samples[0]).toEqual({ phase: 'prepare', bytesDone: 0, bytesTotal: 0 });
+    expect(samples).toContainEqual({ phase: 'transfer', bytesDone: 60, bytesTotal: 100 });
+    expect(samples.at(-1)).toEqual({ phase: 'finish', bytesDone: 60, bytesTotal: 100 });
+  });
+
+  it('makes a rejection of whatever is thrown at once, and its progress does not throw', async () => {
+    const job = startJob(undefined, () => {
+      throw new MapramError('E_USAGE', 'no');
+    });
+    await expect(job).rejects.toMatchObject({ code: 'E_USAGE' });
+    const samples = [];
+    for await (const sample of job.progress) samples.push(sample);
+    expect(samples).toHaveLength(1);
+  });
+
+  it('serves several readers of its progress, also one that leaves early', async () => {
+    const job = startJob(undefined, () => delay(150));
+    const count = async (limit: number): Promise<number> => {
+      let seen = 0;
+      for await (const _ of job.progress) {
+        seen += 1;
+        if (seen === limit) break;
+      }
+      return seen;
+    };
+    const [all, one] = await Promise.all([count(100), count(1)]);
+    expect(all).toBeGreaterThanOrEqual(2);
+    expect(one).toBe(1);
+    await job;
+  });
+
+  it('does not begin when it is cancelled already', async () => {
+    const reason = new Error('early');
+    let hasBegun = false;
+    const job = startJob(AbortSignal.abort(reason), async () => {
+      hasBegun = true;
+    });
+    await expect(job).rejects.toBe(reason);
+    expect(hasBegun).toBe(false);
+  });
+});
+
+describe('JobContext.run', () => {
+  it('cancels the work and waits until it has drained', async () => {
+    const { work, seen, end } = fakeWork();
+    const controller = new AbortController();
+    const context = new JobContext(controller.signal);
+    let isSettled = false;
+    const run = context.run(work).finally(() => {
+      isSettled = true;
+    });
+    const outcome = expect(run).rejects.toBe('reason');
+    controller.abort('reason');
+    await delay(5);
+    expect(seen.isCancelled).toBe(true);
+    expect(isSettled).toBe(false);
+    end(new MapramError('E_CANCELLED', 'cancelled'));
+    await outcome;
+  });
+
+  it('keeps a result that was there before the cancel', async () => {
+    const { work, end } = fakeWork();
+    const controller = new AbortController();
+    const run = new JobContext(controller.signal).run(work);
+    end();
+    controller.abort();
+    expect(await run).toMatchObject({ transferredBytes: 7 });
+  });
+
+  it('passes failures on', async () => {
+    const { work, end } = fakeWork();
+    end(new MapramError('E_IO', 'broken'));
+    await expect(new JobContext().run(work)).rejects.toMatchObject({ code: 'E_IO' });
+  });
+});

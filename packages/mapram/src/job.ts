@@ -1,0 +1,115 @@
+import { setTimeout as delay } from 'node:timers/promises';
+import type { Job as NativeJob, JobResult } from './native.ts';
+
+/** What a job is doing: getting ready, moving pages, or bringing it to an end. */
+export type Phase = 'prepare' | 'transfer' | 'finish';
+
+/** How far a job is. */
+export interface Progress {
+  /** What it is doing. */
+  phase: Phase;
+  /** Bytes of data moved. */
+  bytesDone: number;
+  /** Bytes of data to be moved; 0 until that is known. */
+  bytesTotal: number;
+}
+
+/** The promise of a job's report. */
+export interface JobPromise<T> extends Promise<T> {
+  /** How far the job is, ten times a second; ends when the job settles, and never throws. */
+  readonly progress: AsyncIterable<Progress>;
+}
+
+const PROGRESS_INTERVAL_MS = 100;
+
+/** What a running job has at hand. */
+export class JobContext {
+  /** Aborted when the caller cancels. */
+  readonly signal: AbortSignal;
+  #progress: Progress = { phase: 'prepare', bytesDone: 0, bytesTotal: 0 };
+  #counting: NativeJob | undefined;
+  readonly #cpuAtStart = process.cpuUsage();
+
+  constructor(signal: AbortSignal = new AbortController().signal) {
+    this.signal = signal;
+  }
+
+  /** Makes known that the job has come to another phase. */
+  enter(phase: Phase, bytesTotal: number = this.#progress.bytesTotal): void {
+    this.#progress = { phase, bytesDone: this.progress().bytesDone, bytesTotal };
+  }
+
+  /** How far the job is. */
+  progress(): Progress {
+    const bytesDone = this.#counting?.progress().bytesDone ?? this.#progress.bytesDone;
+    return { ...this.#progress, bytesDone };
+  }
+
+  /** Processor seconds that this process spent since the job began. */
+  cpuSeconds(): number {
+    const { user, system } = process.cpuUsage(this.#cpuAtStart);
+    return (user + system) / 1e6;
+  }
+
+  /** Runs work of the addon that moves pages, counting its progress as this job's. */
+  async transfer(work: NativeJob): Promise<JobResult> {
+    this.#counting = work;
+    try {
+      return await this.run(work);
+    } finally {
+      this.#progress = this.progress();
+      this.#counting = undefined;
+    }
+  }
+
+  /** Runs work of the addon; when the caller cancels, it is cancelled and has drained before this rejects. */
+  async run(work: NativeJob): Promise<JobResult> {
+    this.signal.throwIfAborted();
+    const cancel = (): void => work.cancel();
+    this.signal.addEventListener('abort', cancel, { once: true });
+    try {
+      return await work.run();
+    } catch (error) {
+      this.signal.throwIfAborted();
+      throw error;
+    } finally {
+      this.signal.removeEventListener('abort', cancel);
+    }
+  }
+}
+
+/** Runs `work` and lets its promise carry the progress. What `work` throws at once becomes a rejection too. */
+export function startJob<T>(
+  signal: AbortSignal | undefined,
+  work: (job: JobContext) => Promise<T>,
+): JobPromise<T> {
+  const job = new JobContext(signal);
+  const report = Promise.resolve().then(() => {
+    job.signal.throwIfAborted();
+    return work(job);
+  });
+  return Object.assign(report, { progress: new ProgressFeed(job, report) });
+}
+
+/** Each iteration sees the job from where it then is to its end. */
+class ProgressFeed implements AsyncIterable<Progress> {
+  readonly #job: JobContext;
+  readonly #settled: Promise<void>;
+  #isSettled = false;
+
+  constructor(job: JobContext, report: Promise<unknown>) {
+    this.#job = job;
+    const settle = (): void => {
+      this.#isSettled = true;
+    };
+    this.#settled = report.then(settle, settle);
+  }
+
+  async *[Symbol.asyncIterator](): AsyncGenerator<Progress, void, undefined> {
+    while (!this.#isSettled) {
+      yield this.#job.progress();
+      await Promise.race([this.#settled, delay(PROGRESS_INTERVAL_MS, undefined, { ref: false })]);
+    }
+    yield this.#job.progress();
+  }
+}

@@ -1,0 +1,257 @@
+import * as addon from '@mapram/native';
+import { type ErrorCode, EXIT_STATUS, MapramError } from './errors.ts';
+
+export type { BlockAddress, BlockPlace, DirectAlignment, JobProgress, MetadataPart } from '@mapram/native';
+
+// The one door to the Rust addon: every failure in there leaves here as a MapramError.
+
+/** Memory that a program names itself: a file (by path or by descriptor), or a range of a process. */
+export interface NamedMemory {
+  /** Name of the RAM block. */
+  name: string;
+  /** Bytes in the block. */
+  length: number;
+  /** Path of the file that holds it. */
+  file?: string | undefined;
+  /** Or a descriptor of that file; it stays the caller's. */
+  fd?: number | undefined;
+  /** First byte within the file; default 0. */
+  offset?: number | undefined;
+  /** Or the process that holds it. */
+  pid?: number | undefined;
+  /** And the address within that process. */
+  address?: number | undefined;
+}
+
+/** How the engine moves data. */
+export interface EngineOptions {
+  /** Requests in flight on each thread. */
+  queueDepth: number;
+  /** Threads that move data. */
+  threads: number;
+  /** Largest request in bytes, a power of two. */
+  chunkBytes: number;
+}
+
+/** What a finished job counted. */
+export interface JobResult {
+  /** For a save: each block's page bitmap, as the image stores it. */
+  bitmaps: Uint8Array[];
+  /** Bytes of the image's page areas that were written or read. */
+  transferredBytes: number;
+}
+
+/** A failure as the addon tells it, thrown or as a job's outcome. */
+interface Failure {
+  code: string;
+  message: string;
+  path?: string | undefined;
+  offset?: number | undefined;
+  cause?: unknown;
+}
+
+function isErrorCode(code: string): code is ErrorCode {
+  return Object.hasOwn(EXIT_STATUS, code);
+}
+
+function toMapramError({ code, message, path, offset, cause }: Failure): MapramError {
+  return new MapramError(isErrorCode(code) ? code : 'E_IO', message, { path, offset, cause });
+}
+
+/** Calls into the addon. What it throws on purpose has a code of ours; anything else is a bug and passes as it is. */
+function call<T>(work: () => T): T {
+  try {
+    return work();
+  } catch (error) {
+    if (error instanceof Error && 'code' in error && isErrorCode(String(error.code))) {
+      throw toMapramError(error as Error & { code: string });
+    }
+    throw error;
+  }
+}
+
+/** Optional properties of the addon may be absent but not undefined. */
+function withoutUndefined<T extends object>(value: T): { [K in keyof T]: Exclude<T[K], undefined> } {
+  const entries = Object.entries(value).filter(([, entry]) => entry !== undefined);
+  return Object.fromEntries(entries) as { [K in keyof T]: Exclude<T[K], undefined> };
+}
+
+/** Work of the addon on threads of its own. It begins with {@link Job.run}. */
+export class Job {
+  readonly #job: addon.Job;
+
+  constructor(job: addon.Job) {
+    this.#job = job;
+  }
+
+  /** Starts the job and waits for its end. Only once. @throws {MapramError} E_CANCELLED after {@link Job.cancel}. */
+  async run(): Promise<JobResult> {
+    const outcome = await this.#job.run();
+    if (!outcome.ok) throw toMapramError(outcome.error ?? { code: 'E_IO', message: 'the job failed' });
+    return { bitmaps: outcome.bitmaps ?? [], transferredBytes: outcome.transferredBytes ?? 0 };
+  }
+
+  /** Bytes handled and planned so far; cheap enough to poll. */
+  progress(): addon.JobProgress {
+    return this.#job.progress();
+  }
+
+  /** Asks the job to stop; it waits for the requests in flight. */
+  cancel(): void {
+    this.#job.cancel();
+  }
+}
+
+/** The RAM blocks of a guest or of a program, opened for reading or writing. */
+export class GuestMemory {
+  /** @internal */
+  readonly handle: addon.GuestMemory;
+
+  private constructor(handle: addon.GuestMemory) {
+    this.handle = handle;
+  }
+
+  /** The memory of the guest whose virtual machine monitor is process `pid`. */
+  static ofProcess(pid: number, blocks: addon.BlockAddress[], writable: boolean): GuestMemory {
+    return new GuestMemory(call(() => addon.GuestMemory.ofProcess(pid, blocks, writable)));
+  }
+
+  /** Memory that the caller names itself. */
+  static ofNamed(blocks: readonly NamedMemory[], writable: boolean): GuestMemory {
+    return new GuestMemory(call(() => addon.GuestMemory.ofNamed(blocks.map(withoutUndefined), writable)));
+  }
+
+  /** For each block the extents that may hold data, three numbers each: offset in the block, length, source. */
+  async scan(): Promise<Float64Array[]> {
+    const outcome = await call(() => this.handle.scan());
+    if (!outcome.ok) throw toMapramError(outcome.error ?? { code: 'E_IO', message: 'the scan failed' });
+    return outcome.extents ?? [];
+  }
+}
+
+/** An image that is being written: a partial file until it is published, gone once it is discarded. */
+export class ImageFile {
+  readonly #file: addon.ImageFile;
+
+  private constructor(file: addon.ImageFile) {
+    this.#file = file;
+  }
+
+  /** Creates and locks the partial file beside `path`. */
+  static create(path: string, force: boolean, direct: boolean, engine: string): ImageFile {
+    return new ImageFile(call(() => addon.ImageFile.create(path, force, direct, engine)));
+  }
+
+  /** A job that writes the planned ranges and results in the bitmaps. */
+  save(memory: GuestMemory, blocks: addon.BlockPlace[], channels: Float64Array[], how: EngineOptions): Job {
+    return new Job(call(() => this.#file.save(memory.handle, blocks, channels, how)));
+  }
+
+  /** A job that writes everything but pages, sets the file's length and makes all of it durable. */
+  finish(parts: addon.MetadataPart[], length: number): Job {
+    return new Job(call(() => this.#file.finish(parts, length)));
+  }
+
+  /** A job that gives the finished file its name. */
+  publish(): Job {
+    return new Job(call(() => this.#file.publish()));
+  }
+
+  /** Removes the partial file unless it was published; calling it again does nothing. */
+  discard(): void {
+    call(() => this.#file.discard());
+  }
+}
+
+/** What a restore reads from. */
+export interface RestoreSource {
+  /** Descriptor of the image, open until the job has ended. */
+  imageFd: number;
+  /** Where each block's pages are in the image. */
+  blocks: addon.BlockPlace[];
+  /** Each block's page bitmap. */
+  bitmaps: Uint8Array[];
+  /** The planned ranges of each channel. */
+  channels: Float64Array[];
+}
+
+/** A job that makes pages with clear bits read zero and then puts the image's pages in place. */
+export function restoreMemory(
+  source: RestoreSource,
+  memory: GuestMemory,
+  engine: string,
+  how: EngineOptions,
+): Job {
+  const { imageFd, blocks, bitmaps, channels } = source;
+  return new Job(call(() => addon.restore(imageFd, memory.handle, blocks, bitmaps, channels, engine, how)));
+}
+
+/** A job that makes every page with a clear bit read zero. */
+export function clearMemory(memory: GuestMemory, bitmaps: Uint8Array[]): Job {
+  return new Job(call(() => addon.clear(memory.handle, bitmaps)));
+}
+
+/** A connected Unix stream socket that can pass file descriptors. */
+export class UnixConnection {
+  readonly #connection: addon.UnixConnection;
+
+  private constructor(connection: addon.UnixConnection) {
+    this.#connection = connection;
+  }
+
+  /** Connects to the socket at `path`. */
+  static connect(path: string): UnixConnection {
+    return new UnixConnection(call(() => addon.UnixConnection.connect(path)));
+  }
+
+  /** The descriptor for `new net.Socket({ fd })`, which owns it from then on. */
+  takeFd(): number {
+    return call(() => this.#connection.takeFd());
+  }
+
+  /** Sends a whole line along with descriptors, at once or not at all; nothing else may be queued on the socket. */
+  sendWithFds(line: Uint8Array, fds: readonly number[]): void {
+    call(() => this.#connection.sendWithFds(line, [...fds]));
+  }
+
+  /** Closes the duplicate that sends descriptors; the taken one is not touched. */
+  close(): void {
+    this.#connection.close();
+  }
+}
+
+/** A new anonymous file in memory; the caller closes the descriptor. */
+export function createMemfd(name: string): number {
+  return call(() => addon.createMemfd(name));
+}
+
+/** Opens an existing file for reading, for direct I/O if `direct`; the caller closes the descriptor. */
+export function openForReading(path: string, direct: boolean): number {
+  return call(() => addon.openForReading(path, direct));
+}
+
+/** Bytes that can still be written to the file system of `directory`. */
+export function freeBytes(directory: string): number {
+  return call(() => addon.freeBytes(directory));
+}
+
+/** What direct I/O needs on the file system of `path`, a file or a directory. */
+export function directAlignment(path: string): addon.DirectAlignment {
+  return call(() => addon.directAlignment(path));
+}
+
+/** The I/O engines that can be chosen by name. */
+export function engineNames(): string[] {
+  return addon.engineNames();
+}
+
+/** Why an engine does not work on this host, or null if it does. */
+export function probeEngine(name: string): MapramError | null {
+  const failure = addon.probeEngine(name);
+  return failure === null ? null : toMapramError(failure);
+}
+
+/** The engine that `auto` stands for on this host. */
+export function autoEngine(): string {
+  return call(() => addon.autoEngine());
+}

@@ -1,0 +1,235 @@
+import { availableParallelism } from 'node:os';
+import * as v from 'valibot';
+import { MapramError } from './errors.ts';
+import type { Guest } from './guest/link.ts';
+import type { Monitor } from './guest/monitor.ts';
+import type { EngineOptions, NamedMemory } from './native.ts';
+import { autoEngine, probeEngine } from './native.ts';
+import { MAX_CHANNELS } from './plan/index.ts';
+
+/** An I/O engine; `auto` takes the best one that works on this host. */
+export type Engine = 'auto' | 'io-uring' | 'tokio-uring' | 'blocking';
+
+/** How pages are moved. */
+export interface TransferOptions {
+  /** Path of the image. */
+  image: string;
+  /** Parallel streams of the image, 1 to 128. @default 8 */
+  channels?: number | undefined;
+  /** Requests in flight on each thread, 1 to 256. @default 8 */
+  queueDepth?: number | undefined;
+  /** A named engine never falls back to another one. @default 'auto' */
+  engine?: Engine | undefined;
+  /** Whether the image is accessed by direct I/O, past the page cache. @default true */
+  direct?: boolean | undefined;
+  /** Cancels: I/O in flight drains, the file is discarded, the guest is put back, and the promise rejects with its reason. */
+  signal?: AbortSignal | undefined;
+}
+
+interface SaveCommon extends TransferOptions {
+  /** Whether an image that exists is replaced. @default false */
+  force?: boolean | undefined;
+}
+
+/** Options to save a guest. */
+export interface GuestSaveOptions extends SaveCommon {
+  /** The guest. */
+  guest: Guest;
+  /** What it does after success. @default 'pause' */
+  then?: 'pause' | 'resume' | 'quit' | undefined;
+}
+
+/** A block of memory that is not QEMU's: a file by path or descriptor, or a range of a process. */
+export interface MemoryBlock extends NamedMemory {
+  /** Page size of the memory behind it; only said, for it is found out. */
+  pageSize?: number | undefined;
+}
+
+/** Options to save memory that is not QEMU's. It must not change while it is saved. */
+export interface MemorySaveOptions extends SaveCommon {
+  /** The blocks, in the order in which the image shall hold them. */
+  memory: readonly MemoryBlock[];
+  /** The machine type that the image shall name. */
+  machine: string;
+  /** Device sections of the migration stream, ending in EOF; by default none. @default EOF alone */
+  deviceState?: Uint8Array | undefined;
+}
+
+/** Options of save. */
+export type SaveOptions = GuestSaveOptions | MemorySaveOptions;
+
+interface RestoreCommon extends TransferOptions {
+  /** Where the image begins in its file, in bytes. @default 0 */
+  offset?: number | undefined;
+}
+
+/** Options to restore a guest. */
+export interface GuestRestoreOptions extends RestoreCommon {
+  /** A QEMU that was started with `-incoming defer`. */
+  guest: Guest;
+  /** What the guest does after success; by default what it did when it was saved. */
+  then?: 'pause' | 'resume' | undefined;
+  /** `fill` puts the pages into QEMU's memory from outside, `qemu` lets QEMU load them. @default 'auto' */
+  method?: 'auto' | 'fill' | 'qemu' | undefined;
+}
+
+/** Options to restore memory that is not QEMU's. */
+export interface MemoryRestoreOptions extends RestoreCommon {
+  /** The blocks; names and lengths must be those of the image. */
+  memory: readonly MemoryBlock[];
+  /** The machine type that the image must name; not compared if absent. */
+  machine?: string | undefined;
+}
+
+/** Options of restore. */
+export type RestoreOptions = GuestRestoreOptions | MemoryRestoreOptions;
+
+/** The smallest device state: no section at all, then EOF. */
+const NO_DEVICES: Uint8Array = Uint8Array.of(0);
+/** What most disks take best in one request (bench/ measures it). */
+const CHUNK_BYTES: number = 4 * 1024 * 1024;
+/** More threads than this do not make a disk faster. */
+const MAX_THREADS = 8;
+
+const Path = v.pipe(v.string(), v.minLength(1), v.excludes('\0'));
+const Count = (max: number) => v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(max));
+const Bytes = v.pipe(v.number(), v.safeInteger(), v.minValue(0));
+const Pid = v.pipe(v.number(), v.integer(), v.minValue(1));
+const Engines = v.picklist(['auto', 'io-uring', 'tokio-uring', 'blocking']);
+
+const transferEntries = {
+  image: Path,
+  channels: v.optional(Count(MAX_CHANNELS), 8),
+  queueDepth: v.optional(Count(256), 8),
+  engine: v.optional(Engines, 'auto'),
+  direct: v.optional(v.boolean(), true),
+  signal: v.optional(v.instance(AbortSignal)),
+};
+
+const MonitorSchema = v.custom<Monitor>((value) => {
+  const monitor = value as Partial<Monitor> | null | undefined;
+  return typeof monitor?.execute === 'function' && typeof monitor.events?.on === 'function';
+}, 'a monitor has execute() and events');
+
+// QEMU cuts a file URI at this text.
+const ScratchFile = v.pipe(Path, v.excludes(',offset='), v.startsWith('/'));
+
+const GuestSchema = v.union(
+  [
+    v.strictObject({ qmp: Path, pid: v.optional(Pid) }),
+    v.strictObject({ monitor: MonitorSchema, scratchFile: v.optional(ScratchFile) }),
+  ],
+  'a guest is { qmp, pid? } or { monitor, scratchFile? }',
+);
+
+const MemorySchema = v.pipe(
+  v.array(
+    v.pipe(
+      v.strictObject({
+        name: v.pipe(v.string(), v.minLength(1)),
+        length: v.pipe(Bytes, v.minValue(1)),
+        pageSize: v.optional(v.pipe(Bytes, v.minValue(1))),
+        file: v.optional(Path),
+        fd: v.optional(Bytes),
+        offset: v.optional(Bytes),
+        pid: v.optional(Pid),
+        address: v.optional(Bytes),
+      }),
+      v.check(hasOneSource, 'a block is in a file, in an fd, or at an address of a pid'),
+    ),
+  ),
+  v.minLength(1),
+);
+
+const saveEntries = { ...transferEntries, force: v.optional(v.boolean(), false) };
+const GuestSaveSchema = v.strictObject({
+  ...saveEntries,
+  guest: GuestSchema,
+  then: v.optional(v.picklist(['pause', 'resume', 'quit']), 'pause'),
+});
+const MemorySaveSchema = v.strictObject({
+  ...saveEntries,
+  memory: MemorySchema,
+  machine: v.string(),
+  deviceState: v.optional(
+    v.custom<Uint8Array>((value) => value instanceof Uint8Array, 'it is no Uint8Array'),
+    NO_DEVICES,
+  ),
+});
+
+const restoreEntries = { ...transferEntries, offset: v.optional(Bytes, 0) };
+const GuestRestoreSchema = v.strictObject({
+  ...restoreEntries,
+  guest: GuestSchema,
+  then: v.optional(v.picklist(['pause', 'resume'])),
+  method: v.optional(v.picklist(['auto', 'fill', 'qemu']), 'auto'),
+});
+const MemoryRestoreSchema = v.strictObject({
+  ...restoreEntries,
+  memory: MemorySchema,
+  machine: v.optional(v.string()),
+});
+
+type Filled<T, Defaulted extends keyof T> = Omit<T, Defaulted> & {
+  [K in Defaulted]-?: Exclude<T[K], undefined>;
+};
+type TransferDefaults = 'channels' | 'queueDepth' | 'engine' | 'direct';
+
+/** Options of {@link GuestSaveOptions} with every default filled in. */
+export type GuestSave = Filled<GuestSaveOptions, TransferDefaults | 'force' | 'then'>;
+/** Options of {@link MemorySaveOptions} with every default filled in. */
+export type MemorySave = Filled<MemorySaveOptions, TransferDefaults | 'force' | 'deviceState'>;
+/** Options of {@link GuestRestoreOptions} with every default filled in. */
+export type GuestRestore = Filled<GuestRestoreOptions, TransferDefaults | 'offset' | 'method'>;
+/** Options of {@link MemoryRestoreOptions} with every default filled in. */
+export type MemoryRestore = Filled<MemoryRestoreOptions, TransferDefaults | 'offset'>;
+
+/** @throws {MapramError} E_USAGE naming the option. */
+export function checkSaveOptions(options: SaveOptions): GuestSave | MemorySave {
+  return 'memory' in options ? check(MemorySaveSchema, options) : check(GuestSaveSchema, options);
+}
+
+/** @throws {MapramError} E_USAGE naming the option. */
+export function checkRestoreOptions(options: RestoreOptions): GuestRestore | MemoryRestore {
+  return 'memory' in options ? check(MemoryRestoreSchema, options) : check(GuestRestoreSchema, options);
+}
+
+/** How a transfer is to be done, with the engine chosen. */
+export interface Transfer extends EngineOptions {
+  /** Parallel streams of the image. */
+  channels: number;
+  /** Name of the I/O engine. */
+  engine: string;
+  /** Whether the image is accessed by direct I/O. */
+  direct: boolean;
+}
+
+/** @throws {MapramError} E_HOST_UNSUPPORTED if the engine that was asked for does not work here. */
+export function chooseTransfer(options: {
+  channels: number;
+  queueDepth: number;
+  engine: Engine;
+  direct: boolean;
+}): Transfer {
+  const { channels, queueDepth, direct } = options;
+  const threads = Math.min(channels, availableParallelism(), MAX_THREADS);
+  const engine = options.engine === 'auto' ? autoEngine() : options.engine;
+  const failure = probeEngine(engine);
+  if (failure !== null) throw failure;
+  return { channels, queueDepth, direct, engine, threads, chunkBytes: CHUNK_BYTES };
+}
+
+function hasOneSource(block: NamedMemory): boolean {
+  const isInProcess = block.pid !== undefined && block.address !== undefined && block.offset === undefined;
+  const isPartOfProcess = block.pid !== undefined || block.address !== undefined;
+  const files = [block.file, block.fd].filter((source) => source !== undefined).length;
+  return isInProcess ? files === 0 : files === 1 && !isPartOfProcess;
+}
+
+function check<TSchema extends v.GenericSchema>(schema: TSchema, options: unknown): v.InferOutput<TSchema> {
+  const result = v.safeParse(schema, options);
+  if (result.success) return result.output;
+  const issue = result.issues[0];
+  const field = v.getDotPath(issue) ?? undefined;
+  throw new MapramError('E_USAGE', `option ${field ?? 'object'} is not right: ${issue.message}`, { field });
+}

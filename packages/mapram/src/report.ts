@@ -1,0 +1,103 @@
+import { countSetPages, PAGE_BYTES } from './image/index.ts';
+import type { JobContext } from './job.ts';
+
+/** One RAM block of a finished save or restore. */
+export interface BlockReport {
+  /** QEMU's name of the block. */
+  name: string;
+  /** Used length in bytes. */
+  length: number;
+  /** Number of guest pages in the block. */
+  pages: number;
+  /** Number of them that the image stores; all others read zero. */
+  dataPages: number;
+}
+
+/** What a save or a restore did. */
+export interface TransferReport {
+  /** The image's path as the caller gave it. */
+  image: string;
+  /** Bytes of guest RAM in all blocks. */
+  guestBytes: number;
+  /** Bytes of guest RAM that the image stores. */
+  dataBytes: number;
+  /** Number of guest pages that the image does not store because they read zero. */
+  zeroPages: number;
+  /** Number of guest pages in all blocks. */
+  pages: number;
+  /** Milliseconds from `stop` to the published, durable image, or from the first write into the guest to its restored end. */
+  durationMs: number;
+  /** Milliseconds of them for which the guest did not run though it ran before, or ran afterwards. */
+  pauseMs: number;
+  /** `dataBytes` over `durationMs`. */
+  bytesPerSecond: number;
+  /** Processor seconds of this whole process, from the call of save or restore to its end. */
+  cpuSeconds: number;
+  /** Number of channels. */
+  channels: number;
+  /** Requests in flight on each thread. */
+  queueDepth: number;
+  /** The I/O engine that moved the pages; `qemu` if QEMU's own loader did. */
+  engine: string;
+  /** Whether the image was accessed by direct I/O. */
+  direct: boolean;
+  /** The RAM blocks in the image's order. */
+  blocks: BlockReport[];
+}
+
+/** What a save did. */
+export type SaveReport = TransferReport;
+
+/** What a restore into a guest did. */
+export interface RestoreReport extends TransferReport {
+  /** How the pages got into the guest. */
+  method: 'fill' | 'qemu';
+}
+
+/** What a restore into memory that is not QEMU's did. */
+export interface MemoryRestoreReport extends TransferReport {
+  /** The machine type that the image records. */
+  machine: string;
+  /** The device state that the image holds, as it was given to save. */
+  deviceState: Uint8Array;
+}
+
+/** How a transfer was done. */
+export interface TransferFacts {
+  image: string;
+  blocks: readonly { name: string; usedLength: number }[];
+  bitmaps: readonly Uint8Array[];
+  durationMs: number;
+  pauseMs: number;
+  channels: number;
+  queueDepth: number;
+  engine: string;
+  direct: boolean;
+}
+
+/** Draws the report up; what was counted is counted from the bitmaps. */
+export function transferReport(facts: TransferFacts, job: JobContext): TransferReport {
+  const blocks = facts.blocks.map(({ name, usedLength }, index): BlockReport => {
+    const bitmap = facts.bitmaps[index] as Uint8Array;
+    return { name, length: usedLength, pages: usedLength / PAGE_BYTES, dataPages: countSetPages(bitmap) };
+  });
+  const pages = blocks.reduce((sum, block) => sum + block.pages, 0);
+  const dataPages = blocks.reduce((sum, block) => sum + block.dataPages, 0);
+  const dataBytes = dataPages * PAGE_BYTES;
+  return {
+    image: facts.image,
+    guestBytes: pages * PAGE_BYTES,
+    dataBytes,
+    zeroPages: pages - dataPages,
+    pages,
+    durationMs: facts.durationMs,
+    pauseMs: facts.pauseMs,
+    bytesPerSecond: facts.durationMs === 0 ? 0 : (dataBytes * 1000) / facts.durationMs,
+    cpuSeconds: job.cpuSeconds(),
+    channels: facts.channels,
+    queueDepth: facts.queueDepth,
+    engine: facts.engine,
+    direct: facts.direct,
+    blocks,
+  };
+}

@@ -1,0 +1,313 @@
+import { copyFileSync, existsSync, readFileSync, truncateSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { describe, expect, it, onTestFinished } from 'vitest';
+import { MapramError } from './errors.ts';
+import type { Monitor } from './guest/monitor.ts';
+import { type SmallQemu, startQemu, stateOf, tell } from './guest/qemu.fixture.ts';
+import { QmpClient } from './guest/qmp.ts';
+import type { GuestRestoreOptions } from './options.ts';
+import { restore } from './restore.ts';
+import { save } from './save.ts';
+
+const METHODS = ['fill', 'qemu'] as const;
+
+/** The image of a small guest, and what its first 640 KiB of RAM held. */
+async function savedImage(...extra: string[]): Promise<{ image: string; ram: Buffer; source: SmallQemu }> {
+  const source = await startQemu(...extra);
+  const image = join(source.directory, 'image');
+  await save({ guest: { qmp: source.socket }, image });
+  return { image, ram: await ramOf(source), source };
+}
+
+async function ramOf(qemu: SmallQemu): Promise<Buffer> {
+  const filename = join(qemu.directory, 'ram');
+  await tell(qemu, ['pmemsave', { val: 0, size: 640 * 1024, filename }]);
+  return readFileSync(filename);
+}
+
+function waiting(...extra: string[]): Promise<SmallQemu> {
+  return startQemu('-incoming', 'defer', ...extra);
+}
+
+function restoreInto(qemu: SmallQemu, image: string, options: Partial<GuestRestoreOptions> = {}) {
+  return restore({ guest: { qmp: qemu.socket }, image, ...options });
+}
+
+async function connect(qemu: SmallQemu): Promise<QmpClient> {
+  const client = await QmpClient.connect(qemu.socket);
+  onTestFinished(() => client.close());
+  return client;
+}
+
+function interpose(monitor: Monitor, at: string, act: () => unknown): Monitor {
+  return {
+    events: monitor.events,
+    execute: async (command, args, options) => {
+      if (command === at) await act();
+      return monitor.execute(command, args, options);
+    },
+  };
+}
+
+async function settingsOf(qemu: SmallQemu): Promise<unknown> {
+  return [await tell(qemu, ['query-migrate-capabilities']), await tell(qemu, ['query-migrate-parameters'])];
+}
+
+describe('restore into a guest', () => {
+  it.each(METHODS)('brings the memory back by %s', async (method) => {
+    const { image, ram } = await savedImage();
+    for (const direct of [true, false]) {
+      const qemu = await waiting('-S');
+      const report = await restoreInto(qemu, image, { method, direct, then: 'pause' });
+      expect(report).toMatchObject({ image, method, direct });
+      expect(report.durationMs).toBeGreaterThan(0);
+      expect(await ramOf(qemu)).toEqual(ram);
+      expect(await stateOf(qemu)).toBe('paused');
+    }
+  });
+
+  it.each(METHODS)('does with %s as the image says, unless told otherwise', async (method) => {
+    const { image } = await savedImage();
+    const outcomes = await Promise.all(
+      ([undefined, 'resume', 'pause'] as const).map(async (then) => {
+        const qemu = await waiting('-S');
+        await restoreInto(qemu, image, { method, then });
+        return stateOf(qemu);
+      }),
+    );
+    expect(outcomes).toEqual(['running', 'running', 'paused']);
+  });
+
+  it('takes auto for fill where memory is in reach', async () => {
+    const { image } = await savedImage();
+    expect((await restoreInto(await waiting(), image)).method).toBe('fill');
+  });
+
+  it.each(METHODS)('gives QEMU its settings back after %s', async (method) => {
+    const { image } = await savedImage();
+    const qemu = await waiting();
+    const on = (...names: string[]) => names.map((capability) => ({ capability, state: true }));
+    await tell(
+      qemu,
+      ['migrate-set-capabilities', { capabilities: on('mapped-ram', 'multifd', 'events', 'zero-copy-send') }],
+      ['migrate-set-parameters', { 'max-bandwidth': 12345, 'multifd-channels': 3, 'direct-io': true }],
+    );
+    const before = await settingsOf(qemu);
+    await restoreInto(qemu, image, { method, then: 'resume' });
+    expect(await settingsOf(qemu)).toEqual(before);
+    expect(await tell(qemu, ['query-fdsets'])).toEqual([]);
+  });
+
+  it('fills a guest that is set up for what mapped-ram excludes, which only QEMU’s loader minds', async () => {
+    const { image } = await savedImage();
+    const excluded: [string, [string, Record<string, unknown>]][] = [
+      ['xbzrle', ['migrate-set-capabilities', { capabilities: [{ capability: 'xbzrle', state: true }] }]],
+      ['postcopy-ram', ['migrate-set-capabilities', { capabilities: [{ capability: 'postcopy-ram', state: true }] }]],
+      ['multifd-compression', ['migrate-set-parameters', { 'multifd-compression': 'zlib' }]],
+      ['tls-creds', ['migrate-set-parameters', { 'tls-creds': 'none-such' }]],
+    ];
+    for (const [name, command] of excluded) {
+      const qemu = await waiting();
+      await tell(qemu, command);
+      const before = await settingsOf(qemu);
+      await expect(restoreInto(qemu, image, { method: 'qemu' })).rejects.toMatchObject({
+        code: 'E_GUEST_UNSUPPORTED',
+        guestState: 'untouched',
+        message: expect.stringContaining(name),
+      });
+      await restoreInto(qemu, image, { method: 'fill' });
+      expect(await settingsOf(qemu)).toEqual(before);
+    }
+  });
+
+  it.each(METHODS)('finds the image at an offset by %s', async (method) => {
+    const qemu = await startQemu();
+    const embedded = join(qemu.directory, 'embedded');
+    // QEMU itself writes the image at an offset; ours always begin files.
+    await tell(
+      qemu,
+      ['stop'],
+      ['migrate-set-capabilities', { capabilities: [{ capability: 'mapped-ram', state: true }] }],
+      ['migrate', { uri: `file:${embedded},offset=12345` }],
+    );
+    await expect.poll(() => stateOf(qemu)).toBe('postmigrate');
+    const expected = await ramOf(qemu);
+    const copy = await waiting('-S');
+    await restoreInto(copy, embedded, { method, offset: 12345 });
+    expect(await ramOf(copy)).toEqual(expected);
+  });
+
+  it('checks the process that it is told', async () => {
+    const { image } = await savedImage();
+    const [qemu, other] = await Promise.all([waiting('-S'), waiting('-S')]);
+    const untouched = await ramOf(other);
+    const wrong = restore({ guest: { qmp: qemu.socket, pid: other.pid }, image, method: 'fill' });
+    await expect(wrong).rejects.toMatchObject({ code: 'E_GUEST_MISMATCH', guestState: 'untouched' });
+    expect(await ramOf(other)).toEqual(untouched);
+    await restore({ guest: { qmp: qemu.socket, pid: qemu.pid }, image });
+  });
+
+  it('passes the stream through a file where the monitor passes no descriptors', async () => {
+    const { image, ram } = await savedImage();
+    const qemu = await waiting('-S');
+    const client = await connect(qemu);
+    const monitor = { events: client.events, execute: (command: string, args = {}) => client.execute(command, args) };
+    const scratchFile = join(qemu.directory, 'scratch');
+    await expect(
+      restore({ guest: { monitor, scratchFile }, image, method: 'qemu' }),
+    ).rejects.toMatchObject({ code: 'E_USAGE', field: 'method' });
+    await restore({ guest: { monitor, scratchFile }, image, then: 'pause' });
+    expect(await ramOf(qemu)).toEqual(ram);
+    expect(existsSync(scratchFile)).toBe(false);
+  });
+});
+
+describe('restore that is refused', () => {
+  it('reads the image before it looks for QEMU', async () => {
+    const { image, source } = await savedImage();
+    const truncated = join(source.directory, 'truncated');
+    copyFileSync(image, truncated);
+    truncateSync(truncated, 5_000_000);
+    const guest = { qmp: join(source.directory, 'none.sock') };
+    await expect(restore({ guest, image: truncated })).rejects.toMatchObject({
+      code: 'E_IMAGE_INVALID',
+      path: truncated,
+    });
+    await expect(restore({ guest, image })).rejects.toMatchObject({ code: 'E_NOT_FOUND', path: guest.qmp });
+  });
+
+  it('needs a QEMU that waits', async () => {
+    const { image, source } = await savedImage();
+    await expect(restoreInto(source, image)).rejects.toMatchObject({
+      code: 'E_GUEST_UNSUPPORTED',
+      guestState: 'untouched',
+      message: expect.stringContaining('it is paused; start it with -incoming defer'),
+    });
+    const qemu = await waiting();
+    await tell(qemu, ['migrate-incoming', { uri: 'file:/dev/null', 'exit-on-error': false }]);
+    await expect(restoreInto(qemu, image)).rejects.toMatchObject({
+      code: 'E_GUEST_UNSUPPORTED',
+      message: expect.stringContaining('has failed'),
+    });
+  });
+
+  it('wants -S where QEMU would run the guest by itself', async () => {
+    const { image } = await savedImage();
+    const qemu = await waiting();
+    await expect(restoreInto(qemu, image, { method: 'qemu', then: 'pause' })).rejects.toMatchObject({
+      code: 'E_USAGE',
+      field: 'then',
+      guestState: 'untouched',
+    });
+    expect(await stateOf(qemu)).toBe('inmigrate');
+    await restoreInto(qemu, image, { method: 'fill', then: 'pause' });
+    expect(await stateOf(qemu)).toBe('paused');
+  });
+});
+
+describe('restore that fails', () => {
+  it.each(METHODS)('says that QEMU holds half a guest when its load fails, by %s', async (method) => {
+    const { image } = await savedImage('-device', 'virtio-rng-pci');
+    const qemu = await waiting('-device', 'virtio-balloon-pci');
+    await expect(restoreInto(qemu, image, { method })).rejects.toMatchObject({
+      code: 'E_RESTORE_INCOMPLETE',
+      guestState: 'unusable',
+      message: expect.stringContaining('QEMU could not load the image'),
+      cause: expect.any(MapramError),
+    });
+    expect(await stateOf(qemu)).toBe('inmigrate');
+  });
+
+  it.each(METHODS)('never runs a guest that was cancelled, by %s', async (method) => {
+    const { image } = await savedImage();
+    const qemu = await waiting();
+    const reason = new MapramError('E_CANCELLED', 'enough');
+    const controller = new AbortController();
+    const events = await connect(qemu);
+    const monitor = interpose(events, 'query-migrate', () => {
+      if (hasBegun) controller.abort(reason);
+    });
+    let hasBegun = false;
+    const noticing = interpose(monitor, 'migrate-incoming', () => {
+      hasBegun = true;
+    });
+    const job = restore({ guest: { monitor: noticing }, image, method, signal: controller.signal });
+    await expect(job).rejects.toBe(reason);
+    expect(reason.guestState).toBe('unusable');
+    await expect.poll(() => stateOf(qemu)).toMatch(/^(paused|inmigrate)$/);
+  });
+
+  it('leaves QEMU as it was when cancelled before the first write', async () => {
+    const { image, ram } = await savedImage();
+    const qemu = await waiting();
+    const reason = new MapramError('E_CANCELLED', 'enough');
+    const controller = new AbortController();
+    const monitor = interpose(await connect(qemu), 'query-cpus-fast', () => controller.abort(reason));
+    await expect(restore({ guest: { monitor }, image, signal: controller.signal })).rejects.toBe(reason);
+    expect(reason.guestState).toBe('untouched');
+    expect(await tell(qemu, ['query-fdsets'])).toEqual([]);
+    await restore({ guest: { monitor }, image, then: 'pause' });
+    expect(await ramOf(qemu)).toEqual(ram);
+  });
+
+  it.each(METHODS)('says that QEMU died, by %s', async (method) => {
+    const { image } = await savedImage();
+    const qemu = await waiting();
+    const exit = new Promise((resolve) => qemu.child.once('exit', resolve));
+    const monitor = interpose(await connect(qemu), 'migrate-incoming', async () => {
+      qemu.child.kill('SIGKILL');
+      await exit;
+    });
+    await expect(restore({ guest: { monitor }, image, method })).rejects.toMatchObject({
+      code: 'E_RESTORE_INCOMPLETE',
+      guestState: 'unusable',
+    });
+  });
+
+  it('leaves a whole guest paused if it cannot be resumed', async () => {
+    const { image } = await savedImage();
+    const qemu = await waiting('-S');
+    const monitor = interpose(await connect(qemu), 'cont', () => {
+      throw new MapramError('E_QMP', 'QEMU refused the QMP command cont: disk is locked');
+    });
+    await expect(restore({ guest: { monitor }, image })).rejects.toMatchObject({
+      code: 'E_QMP',
+      guestState: 'paused',
+    });
+    expect(await stateOf(qemu)).toBe('paused');
+  });
+});
+
+describe('save and restore of memory that is not QEMU’s', () => {
+  it('brings files and processes back', async () => {
+    const { source } = await savedImage('-S');
+    const [from, to, image] = ['from', 'to', 'own-image'].map((name) => join(source.directory, name)) as [
+      string,
+      string,
+      string,
+    ];
+    const bytes = Buffer.alloc(8 * 2 ** 20);
+    bytes.fill('some data ', 3 * 2 ** 20, 4 * 2 ** 20);
+    writeFileSync(from, bytes);
+    writeFileSync(to, Buffer.alloc(bytes.length, 0xa5));
+    const deviceState = Uint8Array.of(0);
+    const block = { name: 'heap', length: bytes.length, pageSize: 4096 };
+    const saved = await save({
+      image,
+      machine: 'my-program-1',
+      deviceState,
+      memory: [{ ...block, file: from }],
+    });
+    expect(saved).toMatchObject({ guestBytes: bytes.length, dataBytes: 2 ** 20, pauseMs: 0 });
+    const restored = await restore({ image, machine: 'my-program-1', memory: [{ ...block, file: to }] });
+    expect(restored).toMatchObject({ machine: 'my-program-1', deviceState, dataBytes: 2 ** 20 });
+    expect(readFileSync(to).equals(bytes)).toBe(true);
+    const mismatch = { code: 'E_GUEST_MISMATCH' };
+    for (const wrong of [{ name: 'stack' }, { length: 2 ** 20 }]) {
+      const memory = [{ ...block, file: to, ...wrong }];
+      await expect(restore({ image, memory })).rejects.toMatchObject(mismatch);
+    }
+    const memory = [{ ...block, file: to }];
+    await expect(restore({ image, memory, machine: 'other' })).rejects.toMatchObject(mismatch);
+  });
+});

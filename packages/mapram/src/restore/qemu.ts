@@ -1,0 +1,111 @@
+import { closeSync } from 'node:fs';
+import { MapramError } from '../errors.ts';
+import { withFdSet } from '../guest/fdset.ts';
+import { loadIncoming, type MigrationSettings, type WaitingGuest, withSettings } from '../guest/incoming.ts';
+import type { GuestLink } from '../guest/link.ts';
+import { listProperties } from '../guest/queries.ts';
+import { PAGE_BYTES } from '../image/index.ts';
+import { clearMemory, type GuestMemory, openForReading } from '../native.ts';
+import type { Restoring } from './restoring.ts';
+
+/** Capabilities that mapped-ram excludes (QEMU 10.0.2, migrate_caps_check in migration/options.c). */
+const EXCLUDED = ['xbzrle', 'compress', 'postcopy-ram'];
+
+/**
+ * Refuses what QEMU's own loader cannot do, before anything is changed.
+ *
+ * @param memory the guest's memory, or why it is out of our reach.
+ * @throws {MapramError} E_GUEST_UNSUPPORTED, E_GUEST_MISMATCH, E_USAGE, or why the memory is out of reach.
+ */
+export async function requireLoadable(
+  { link, waiting }: Restoring,
+  resized: readonly string[],
+  memory: GuestMemory | MapramError,
+): Promise<void> {
+  const obstacles = findObstacles(waiting);
+  if (obstacles.length > 0) {
+    const reason = `QEMU cannot load this image by itself: ${obstacles.join('; ')}`;
+    throw new MapramError('E_GUEST_UNSUPPORTED', reason);
+  }
+  if (resized.length > 0) {
+    throw new MapramError(
+      'E_GUEST_MISMATCH',
+      `RAM block ${resized.join(', ')} has another length in QEMU, whose loader does not resize it; method fill does`,
+      { field: 'usedLength' },
+    );
+  }
+  if (link.scratchFile !== undefined) {
+    throw new MapramError('E_USAGE', 'Method qemu needs a monitor that passes descriptors', { field: 'method' });
+  }
+  // QEMU leaves alone what the image does not hold. Fresh memory is zero, but a file may hold anything, and we cannot clear it.
+  if (memory instanceof MapramError && (await hasFileMemory(link))) throw memory;
+}
+
+/** Clears what must read zero, as far as it is in our reach, and has QEMU load the rest from descriptors of the checked file. */
+export async function loadByQemu(restoring: Restoring, memory: GuestMemory | MapramError): Promise<void> {
+  const { opened, how, job, link, waiting, course } = restoring;
+  const { image } = opened;
+  const bitmaps = image.blocks.map(({ bitmap }) => bitmap);
+  const dataPages = image.blocks.reduce((sum, block) => sum + block.setPages, 0);
+  await withImageFds(opened.fd, how.direct, async (fds) => {
+    await withSettings(link.monitor, waiting, loaderSettings(restoring), job, async () => {
+      course.begin();
+      if (!(memory instanceof MapramError)) {
+        await job.run(clearMemory(memory, bitmaps));
+      }
+      job.enter('transfer', dataPages * PAGE_BYTES);
+      const load = (path: string): Promise<void> =>
+        loadIncoming(link.monitor, `file:${path},offset=${image.base}`, job);
+      await withFdSet(link.monitor, fds, load, job);
+    });
+  });
+}
+
+function loaderSettings({ how, opened }: Restoring): MigrationSettings {
+  return {
+    capabilities: {
+      'mapped-ram': true,
+      multifd: true,
+      'x-ignore-shared': opened.image.capabilities.includes('x-ignore-shared'),
+    },
+    parameters: { 'multifd-channels': how.channels, 'direct-io': how.direct, 'max-bandwidth': 0 },
+  };
+}
+
+/** QEMU reads headers through one descriptor and pages through another, which must have been opened apart. */
+async function withImageFds<T>(fd: number, direct: boolean, use: (fds: number[]) => Promise<T>): Promise<T> {
+  // Reopened by its descriptor, so that it is the file that was checked whatever stands under its name by now.
+  const path = `/proc/self/fd/${fd}`;
+  const forHeaders = openForReading(path, false);
+  try {
+    const forPages = openForReading(path, direct);
+    try {
+      return await use([forHeaders, forPages]);
+    } finally {
+      closeSync(forPages);
+    }
+  } finally {
+    closeSync(forHeaders);
+  }
+}
+
+function findObstacles({ capabilities, parameters }: WaitingGuest): string[] {
+  if (!capabilities.has('mapped-ram')) return ['it has no capability mapped-ram (it came with 9.0)'];
+  const obstacles = EXCLUDED.filter((name) => capabilities.get(name) === true).map(
+    (name) => `capability ${name} is on, which mapped-ram excludes`,
+  );
+  const compression = parameters['multifd-compression'];
+  if (compression !== undefined && compression !== 'none') {
+    obstacles.push(`multifd-compression is ${String(compression)}, which mapped-ram excludes`);
+  }
+  const credentials = parameters['tls-creds'];
+  if (typeof credentials === 'string' && credentials !== '') {
+    obstacles.push(`TLS is on (tls-creds ${credentials}), which mapped-ram excludes`);
+  }
+  return obstacles;
+}
+
+async function hasFileMemory({ monitor }: GuestLink): Promise<boolean> {
+  const objects = await listProperties(monitor, '/objects');
+  return objects.some(({ type }) => type === 'child<memory-backend-file>');
+}

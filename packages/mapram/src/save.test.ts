@@ -1,0 +1,228 @@
+import { spawn } from 'node:child_process';
+import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import { describe, expect, it, onTestFinished } from 'vitest';
+import { MapramError } from './errors.ts';
+import type { Monitor } from './guest/monitor.ts';
+import { type SmallQemu, startQemu, stateOf, tell } from './guest/qemu.fixture.ts';
+import { QmpClient } from './guest/qmp.ts';
+import { inspect } from './inspect.ts';
+import type { Progress } from './job.ts';
+import { save } from './save.ts';
+
+function guestOf(qemu: SmallQemu): { guest: { qmp: string }; image: string } {
+  return { guest: { qmp: qemu.socket }, image: join(qemu.directory, 'image') };
+}
+
+/** Files of the image's name, whole or partial. */
+function imagesOf(qemu: SmallQemu): string[] {
+  return readdirSync(qemu.directory).filter((name) => name.startsWith('image'));
+}
+
+async function connect(qemu: SmallQemu): Promise<QmpClient> {
+  const client = await QmpClient.connect(qemu.socket);
+  onTestFinished(() => client.close());
+  return client;
+}
+
+/** A monitor that does something when a command is given, before QEMU gets it. */
+function interpose(monitor: Monitor, at: string, act: () => unknown): Monitor {
+  return {
+    events: monitor.events,
+    execute: async (command, args, options) => {
+      if (command === at) await act();
+      return monitor.execute(command, args, options);
+    },
+  };
+}
+
+describe('save of a guest', () => {
+  it('writes an image and reports what was done', async () => {
+    const qemu = await startQemu();
+    const report = await save({ ...guestOf(qemu), channels: 2, queueDepth: 3, engine: 'blocking', direct: false });
+    const inspected = await inspect(report.image);
+    expect(report).toMatchObject({
+      channels: 2,
+      queueDepth: 3,
+      engine: 'blocking',
+      direct: false,
+      guestBytes: inspected.guestBytes,
+      dataBytes: inspected.dataBytes,
+      pages: inspected.pages,
+      zeroPages: inspected.zeroPages,
+    });
+    expect(report.blocks.map(({ name }) => name)).toEqual(inspected.blocks.map(({ name }) => name));
+    expect(report.pauseMs).toBeGreaterThanOrEqual(report.durationMs);
+    expect(report.bytesPerSecond).toBeCloseTo((report.dataBytes * 1000) / report.durationMs);
+    expect(inspected).toMatchObject({ machine: 'pc-q35-10.0', runState: 'running' });
+    expect(await stateOf(qemu)).toBe('paused');
+    expect(await tell(qemu, ['query-fdsets'])).toEqual([]);
+  });
+
+  it('records the state that it found', async () => {
+    const qemu = await startQemu('-S');
+    expect((await save(guestOf(qemu))).pauseMs).toBe(0);
+    expect((await inspect(guestOf(qemu).image)).runState).toBe('prelaunch');
+    expect(await stateOf(qemu)).toBe('prelaunch');
+    await tell(qemu, ['cont'], ['stop']);
+    await save({ ...guestOf(qemu), force: true, then: 'resume' });
+    expect((await inspect(guestOf(qemu).image)).runState).toBe('paused');
+    expect(await stateOf(qemu)).toBe('running');
+  });
+
+  it('records no migration that has happened', async () => {
+    const qemu = await startQemu();
+    await tell(qemu, ['migrate', { uri: `file:${join(qemu.directory, 'other')}` }]);
+    await expect.poll(() => stateOf(qemu)).toBe('postmigrate');
+    await save(guestOf(qemu));
+    expect((await inspect(guestOf(qemu).image)).runState).toBe('paused');
+  });
+
+  it('ends QEMU if it shall', async () => {
+    const qemu = await startQemu();
+    const exit = new Promise((resolve) => qemu.child.once('exit', resolve));
+    await save({ ...guestOf(qemu), then: 'quit' });
+    expect(await exit).toBe(0);
+  });
+
+  it('shows its progress', async () => {
+    const qemu = await startQemu();
+    const job = save(guestOf(qemu));
+    const samples: Progress[] = [];
+    for await (const sample of job.progress) samples.push(sample);
+    await job;
+    expect(samples.at(-1)?.phase).toBe('finish');
+    expect(samples.at(-1)?.bytesDone).toBe(samples.at(-1)?.bytesTotal);
+  });
+
+  it('runs several at once', async () => {
+    const guests = await Promise.all([startQemu(), startQemu()]);
+    const reports = await Promise.all(guests.map((qemu) => save({ ...guestOf(qemu), then: 'resume' })));
+    expect(reports.map(({ image }) => existsSync(image))).toEqual([true, true]);
+  });
+});
+
+describe('save that fails', () => {
+  it('refuses a target that exists before the guest is stopped', async () => {
+    const qemu = await startQemu();
+    writeFileSync(guestOf(qemu).image, 'mine');
+    const events = await connect(qemu);
+    await expect(save({ ...guestOf(qemu), guest: { monitor: events } })).rejects.toMatchObject({
+      code: 'E_TARGET_EXISTS',
+      guestState: 'untouched',
+      path: guestOf(qemu).image,
+    });
+    expect(await stateOf(qemu)).toBe('running');
+    expect(readFileSync(guestOf(qemu).image, 'utf8')).toBe('mine');
+  });
+
+  it.each(['stop', 'xen-save-devices-state'])(
+    'lets the guest run again when cancelled at %s',
+    async (command) => {
+      const qemu = await startQemu();
+      const reason = new MapramError('E_CANCELLED', 'enough');
+      const controller = new AbortController();
+      const monitor = interpose(await connect(qemu), command, () => controller.abort(reason));
+      const job = save({ ...guestOf(qemu), guest: { monitor }, signal: controller.signal });
+      await expect(job).rejects.toBe(reason);
+      expect(await stateOf(qemu)).toBe('running');
+      expect(reason.guestState).toBe('running');
+      expect(imagesOf(qemu)).toEqual([]);
+      expect(await tell(qemu, ['query-fdsets'])).toEqual([]);
+    },
+  );
+
+  it('leaves a guest paused that was', async () => {
+    const qemu = await startQemu();
+    await tell(qemu, ['stop']);
+    const reason = new MapramError('E_CANCELLED', 'enough');
+    const controller = new AbortController();
+    const monitor = interpose(await connect(qemu), 'xen-save-devices-state', () => controller.abort(reason));
+    await expect(
+      save({ ...guestOf(qemu), guest: { monitor }, signal: controller.signal }),
+    ).rejects.toBe(reason);
+    expect(await stateOf(qemu)).toBe('paused');
+    expect(reason.guestState).toBe('paused');
+  });
+
+  it.each([['cont'], ['system_reset']])('publishes nothing after %s by someone else', async (command) => {
+    for (const state of ['running', 'paused']) {
+      const qemu = await startQemu();
+      if (state === 'paused') await tell(qemu, ['stop']);
+      const act = (): Promise<unknown> => tell(qemu, [command]);
+      const monitor = interpose(await connect(qemu), 'xen-save-devices-state', act);
+      await expect(save({ ...guestOf(qemu), guest: { monitor } })).rejects.toMatchObject({ code: 'E_GUEST_RAN' });
+      expect(imagesOf(qemu)).toEqual([]);
+    }
+  });
+
+  it('says that QEMU died', async () => {
+    const qemu = await startQemu();
+    const exit = new Promise((resolve) => qemu.child.once('exit', resolve));
+    const kill = async (): Promise<void> => {
+      qemu.child.kill('SIGKILL');
+      await exit;
+    };
+    const monitor = interpose(await connect(qemu), 'xen-save-devices-state', kill);
+    await expect(save({ ...guestOf(qemu), guest: { monitor } })).rejects.toMatchObject({
+      code: 'E_GUEST_GONE',
+      guestState: 'gone',
+    });
+    expect(imagesOf(qemu)).toEqual([]);
+  });
+
+  it('says that the image is not the matter when the guest cannot be resumed', async () => {
+    const qemu = await startQemu();
+    const refuse = (): never => {
+      throw new MapramError('E_QMP', 'QEMU refused the QMP command cont: no');
+    };
+    const monitor = interpose(await connect(qemu), 'cont', refuse);
+    await expect(save({ ...guestOf(qemu), guest: { monitor }, then: 'resume' })).rejects.toMatchObject({
+      code: 'E_QMP',
+      guestState: 'paused',
+    });
+    expect((await inspect(guestOf(qemu).image)).runState).toBe('running');
+  });
+});
+
+describe('save through a monitor of the caller’s', () => {
+  it('leaves the connection open and its listeners as they were', async () => {
+    const qemu = await startQemu();
+    const monitor = await connect(qemu);
+    await save({ ...guestOf(qemu), guest: { monitor } });
+    expect(monitor.events.eventNames()).toEqual([]);
+    expect(await monitor.execute('query-status')).toMatchObject({ status: 'paused' });
+  });
+
+  it('needs no descriptors where a file is named', async () => {
+    const qemu = await startQemu();
+    const client = await connect(qemu);
+    const scratchFile = join(qemu.directory, 'scratch');
+    const monitor: Monitor = {
+      events: client.events,
+      execute: (command, args) => client.execute(command, args),
+      pid: qemu.pid,
+    };
+    await save({ ...guestOf(qemu), guest: { monitor, scratchFile } });
+    expect((await inspect(guestOf(qemu).image)).runState).toBe('running');
+    expect(existsSync(scratchFile)).toBe(false);
+  });
+
+  it('refuses a process that is not the guest’s', async () => {
+    const qemu = await startQemu();
+    const child = spawn('sleep', ['600'], { stdio: 'ignore' });
+    onTestFinished(() => void child.kill());
+    await delay(10);
+    const client = await connect(qemu);
+    const monitor = {
+      events: client.events,
+      execute: client.execute.bind(client),
+      pid: child.pid as number,
+    };
+    await expect(save({ ...guestOf(qemu), guest: { monitor } })).rejects.toMatchObject({
+      code: 'E_GUEST_MISMATCH',
+      guestState: 'untouched',
+    });
+  });
+});
