@@ -1,0 +1,68 @@
+import type { Invocation } from './arguments.ts';
+import { SCHEMA_VERSION } from './failure.ts';
+import type { Terminal } from './main.ts';
+
+/** What a command that did not fail has to say. */
+export interface CommandResult {
+  /** For people. */
+  text: string;
+  /** For programs, with `--json`; commands that only print a text have none. */
+  report?: object;
+  /** The exit status. */
+  status: number;
+}
+
+/**
+ * Runs a parsed command line. What a command needs is loaded only when it runs, so that `--help` and usage errors
+ * answer at once and also where the native addon does not load.
+ *
+ * @throws {MapramError} or whatever `signal` was aborted with.
+ */
+export async function runCommand(
+  invocation: Invocation,
+  terminal: Terminal,
+  signal: AbortSignal,
+): Promise<CommandResult> {
+  switch (invocation.command) {
+    case 'text':
+      return { text: invocation.text, status: 0 };
+    case 'save': {
+      const { runSave } = await import('./transfer.ts');
+      return succeeded(await runSave(invocation.image, invocation.options, terminal, signal));
+    }
+    case 'restore': {
+      const { runRestore } = await import('./transfer.ts');
+      return succeeded(await runRestore(invocation.image, invocation.options, terminal, signal));
+    }
+    case 'inspect': {
+      const [{ inspect }, { describeInspection }] = await Promise.all([
+        import('../inspect.ts'),
+        import('./inspection.ts'),
+      ]);
+      const report = await unlessAborted(
+        inspect(invocation.image, { offset: invocation.options.offset }),
+        signal,
+      );
+      return succeeded({ report, text: describeInspection(report) });
+    }
+    case 'doctor': {
+      const [{ doctor }, { diagnosis }] = await Promise.all([
+        import('../doctor.ts'),
+        import('./diagnosis.ts'),
+      ]);
+      return diagnosis(await unlessAborted(doctor({ ...invocation.options, signal }), signal));
+    }
+  }
+}
+
+function succeeded({ report, text }: { report: object; text: string }): CommandResult {
+  return { text, report: { schemaVersion: SCHEMA_VERSION, ok: true, ...report }, status: 0 };
+}
+
+/** For commands that change nothing, and so have nothing to drain: the signal ends them at once. */
+async function unlessAborted<T>(work: Promise<T>, signal: AbortSignal): Promise<T> {
+  const aborted = new Promise<never>((_, reject) => {
+    signal.addEventListener('abort', () => reject(signal.reason), { once: true });
+  });
+  return Promise.race([work, aborted]);
+}

@@ -1,0 +1,35 @@
+import type { Check, DoctorReport } from '../doctor.ts';
+import { MapramError } from '../errors.ts';
+import type { CommandResult } from './commands.ts';
+import { exitStatus, failureReport, SCHEMA_VERSION } from './failure.ts';
+
+/** What doctor found: exit status 0 if a save would work, else that of the host or of the guest. */
+export function diagnosis(report: DoctorReport): CommandResult {
+  const error = verdict(report.checks);
+  const text = `${report.checks.map(describeCheck).join('')}\n${summary(report.checks)}\n`;
+  if (error === undefined)
+    return { text, report: { schemaVersion: SCHEMA_VERSION, ok: true, ...report }, status: 0 };
+  return { text, report: { ...failureReport(error), ...report }, status: exitStatus(error, undefined) };
+}
+
+/** The first failed check as the error that a save would meet; the host's come first, for they concern every guest. */
+function verdict(checks: Check[]): MapramError | undefined {
+  const failed = checks.filter((check) => check.status === 'fail');
+  const first = failed.find((check) => check.area === 'host') ?? failed[0];
+  if (first === undefined) return undefined;
+  const code = first.area === 'host' ? 'E_HOST_UNSUPPORTED' : 'E_GUEST_UNSUPPORTED';
+  return new MapramError(code, first.message, { field: first.name });
+}
+
+function describeCheck({ status, name, message, advice }: Check): string {
+  const line = `${status.padEnd(4)}  ${name.padEnd(18)}  ${message}\n`;
+  return advice === undefined ? line : `${line}${' '.repeat(26)}-> ${advice}\n`;
+}
+
+function summary(checks: Check[]): string {
+  const failures = checks.filter((check) => check.status === 'fail').length;
+  const warnings = checks.filter((check) => check.status === 'warn').length;
+  if (failures > 0) return `A save would fail: ${failures} of ${checks.length} checks failed.`;
+  const note = warnings === 0 ? '' : ` ${warnings} of ${checks.length} checks have a warning.`;
+  return `A save would work.${note}`;
+}

@@ -1,0 +1,84 @@
+import { describe, expect, it } from 'vitest';
+import { type ErrorCode, EXIT_STATUS, MapramError } from '../errors.ts';
+import { asMapramError, exitStatus, failureReport, failureText } from './failure.ts';
+
+describe('a failure as JSON', () => {
+  it('carries what is known and nothing else', () => {
+    const error = new MapramError('E_IMAGE_INVALID', 'pages_offset is not aligned', {
+      path: '/i',
+      offset: 0x83,
+      field: 'pages_offset',
+      cause: new Error('why'),
+    });
+    expect(JSON.parse(JSON.stringify(failureReport(error)))).toEqual({
+      schemaVersion: 1,
+      ok: false,
+      error: {
+        code: 'E_IMAGE_INVALID',
+        message: 'pages_offset is not aligned',
+        path: '/i',
+        offset: 0x83,
+        field: 'pages_offset',
+        cause: 'why',
+      },
+      guestState: 'untouched',
+    });
+    expect(JSON.parse(JSON.stringify(failureReport(new MapramError('E_QMP', 'no'))))).toEqual({
+      schemaVersion: 1,
+      ok: false,
+      error: { code: 'E_QMP', message: 'no' },
+      guestState: 'untouched',
+    });
+  });
+
+  it('says how the guest was left', () => {
+    const error = new MapramError('E_RESTORE_INCOMPLETE', 'half', { guestState: 'unusable' });
+    expect(failureReport(error).guestState).toBe('unusable');
+  });
+});
+
+describe('a failure as text', () => {
+  it('names file, offset, field, cause and guest', () => {
+    const error = new MapramError('E_IO', 'reading failed', {
+      path: '/i',
+      offset: 16,
+      field: 'bitmap',
+      cause: new Error('EIO: i/o error'),
+      guestState: 'running',
+    });
+    expect(failureText(error)).toBe(
+      'mapram: reading failed (E_IO)\n' +
+        '  file /i, offset 16 (0x10), field bitmap\n' +
+        '  cause: EIO: i/o error\n' +
+        '  The guest is running.\n',
+    );
+  });
+
+  it('repeats nothing that the message says', () => {
+    const context = { path: '/i', offset: 16, field: 'magic', cause: new Error('EIO') };
+    const error = new MapramError('E_IO', '/i cannot be read: EIO (magic at offset 16)', context);
+    expect(failureText(error)).toBe('mapram: /i cannot be read: EIO (magic at offset 16) (E_IO)\n');
+  });
+
+  it('is one line where nothing more is known', () => {
+    expect(failureText(new MapramError('E_USAGE', 'no such option'))).toBe(
+      'mapram: no such option (E_USAGE)\n',
+    );
+  });
+});
+
+describe('the exit status', () => {
+  it.each(Object.entries(EXIT_STATUS))('of %s is %i', (code, status) => {
+    expect(exitStatus(new MapramError(code as ErrorCode, 'x'), undefined)).toBe(status);
+  });
+
+  it('is that of the signal when a signal cancelled', () => {
+    expect(exitStatus(new MapramError('E_CANCELLED', 'x'), 143)).toBe(143);
+    expect(exitStatus(new MapramError('E_RESTORE_INCOMPLETE', 'x'), 143)).toBe(1);
+  });
+
+  it('of an unforeseen error is 1', () => {
+    expect(exitStatus(asMapramError(new TypeError('x is undefined')), undefined)).toBe(1);
+    expect(asMapramError('text').message).toContain('text');
+  });
+});

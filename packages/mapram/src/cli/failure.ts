@@ -1,0 +1,78 @@
+import { type ErrorCode, EXIT_STATUS, type GuestState, MapramError } from '../errors.ts';
+
+/** Version of every JSON object that the command line prints; it changes only when a field's meaning does. */
+export const SCHEMA_VERSION = 1;
+
+/** The JSON object of a command that failed. */
+export interface FailureReport {
+  schemaVersion: number;
+  ok: false;
+  error: {
+    code: ErrorCode;
+    message: string;
+    path?: string | undefined;
+    offset?: number | undefined;
+    field?: string | undefined;
+    cause?: string | undefined;
+  };
+  guestState: GuestState;
+}
+
+/** Any thrown value as a MapramError; what nobody foresaw becomes E_IO with its own message. */
+export function asMapramError(thrown: unknown): MapramError {
+  if (thrown instanceof MapramError) return thrown;
+  const message = thrown instanceof Error ? thrown.message : String(thrown);
+  return new MapramError('E_IO', `unexpected failure: ${message}`, { cause: thrown });
+}
+
+/** The JSON object for `error`. A state that was never set means that nothing had reached the guest. */
+export function failureReport(error: MapramError): FailureReport {
+  const { code, message, path, offset, field, guestState = 'untouched' } = error;
+  return {
+    schemaVersion: SCHEMA_VERSION,
+    ok: false,
+    error: { code, message, path, offset, field, cause: causeText(error.cause) },
+    guestState,
+  };
+}
+
+/** What a person reads on stderr about `error`. */
+export function failureText(error: MapramError): string {
+  const lines = [`mapram: ${error.message} (${error.code})`];
+  const place = placeText(error);
+  if (place !== '') lines.push(`  ${place}`);
+  const cause = causeText(error.cause);
+  if (cause !== undefined && !error.message.includes(cause)) lines.push(`  cause: ${cause}`);
+  if (error.guestState !== undefined) lines.push(`  ${GUEST_SENTENCES[error.guestState]}`);
+  return `${lines.join('\n')}\n`;
+}
+
+/** The exit status for `error`; an interrupted command exits by its signal's number. */
+export function exitStatus(error: MapramError, signalStatus: number | undefined): number {
+  if (error.code === 'E_CANCELLED' && signalStatus !== undefined) return signalStatus;
+  return EXIT_STATUS[error.code];
+}
+
+const GUEST_SENTENCES: Record<GuestState, string> = {
+  running: 'The guest is running.',
+  paused: 'The guest is paused; the QMP command cont resumes it.',
+  unusable: 'The QEMU that was to be restored holds half a guest: end it and start it anew.',
+  gone: "The guest's process is gone.",
+  untouched: 'The guest was not touched.',
+};
+
+/** Where it happened, as far as the message does not say so itself. */
+function placeText({ message, path, offset, field }: MapramError): string {
+  const parts = [];
+  if (path !== undefined && !message.includes(path)) parts.push(`file ${path}`);
+  if (offset !== undefined && !message.includes(`offset ${offset}`)) {
+    parts.push(`offset ${offset} (0x${offset.toString(16)})`);
+  }
+  if (field !== undefined && !message.includes(field)) parts.push(`field ${field}`);
+  return parts.join(', ');
+}
+
+function causeText(cause: unknown): string | undefined {
+  if (cause === undefined || cause === null) return undefined;
+  return cause instanceof Error ? cause.message : String(cause);
+}

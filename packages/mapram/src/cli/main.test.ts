@@ -1,0 +1,106 @@
+import { EventEmitter } from 'node:events';
+import { describe, expect, it, vi } from 'vitest';
+import type { InspectReport } from '../inspect.ts';
+import { run } from './main.ts';
+
+const inspect = vi.hoisted(() => vi.fn<(path: string) => Promise<InspectReport>>());
+vi.mock('../inspect.ts', () => ({ inspect }));
+
+const REPORT: InspectReport = {
+  image: '/i',
+  offset: 0,
+  machine: 'pc-q35-10.0',
+  capabilities: ['mapped-ram'],
+  pageBytes: 4096,
+  guestBytes: 0,
+  dataBytes: 0,
+  pages: 0,
+  zeroPages: 0,
+  deviceStateBytes: 1,
+  hasVmDescription: false,
+  imageBytes: 100,
+  trailingBytes: 0,
+  fileBytes: 100,
+  allocatedBytes: 4096,
+  blocks: [],
+};
+
+/** Runs a command line with everything that it writes kept. */
+async function runHere(argv: string[], source = new FakeProcess()) {
+  let out = '';
+  let err = '';
+  const terminal = {
+    out: (text: string) => {
+      out += text;
+    },
+    err: (text: string) => {
+      err += text;
+    },
+    isTerminal: false,
+    columns: () => 80,
+    now: () => 0,
+  };
+  const status = await run(argv, terminal, source);
+  return { status, out, err };
+}
+
+class FakeProcess extends EventEmitter {
+  exit(): void {}
+}
+
+describe('a command that succeeds', () => {
+  it('prints text, or one JSON object with --json', async () => {
+    inspect.mockResolvedValue(REPORT);
+    const { status, out, err } = await runHere(['inspect', '/i', '--json']);
+    expect({ status, err }).toEqual({ status: 0, err: '' });
+    expect(out).toMatch(/^\{"schemaVersion":1,"ok":true,.*\}\n$/);
+    expect(JSON.parse(out)).toEqual({ schemaVersion: 1, ok: true, ...REPORT });
+    expect(await runHere(['inspect', '/i'])).toMatchObject({
+      status: 0,
+      out: expect.stringContaining('pc-q35'),
+    });
+    expect(await runHere(['--version', '--json'])).toMatchObject({
+      status: 0,
+      out: expect.stringMatching(/^\d+\./),
+    });
+  });
+});
+
+describe('a command that fails', () => {
+  it('says why on stderr', async () => {
+    const result = await runHere(['inspct']);
+    expect(result).toMatchObject({ status: 2, out: '' });
+    expect(result.err).toBe("mapram: unknown command 'inspct' (Did you mean inspect?) (E_USAGE)\n");
+  });
+
+  it('says why on stdout with --json, usage errors included', async () => {
+    const result = await runHere(['save', '--json', '--chanels', '8', 'x']);
+    expect(result).toMatchObject({ status: 2, err: '' });
+    expect(JSON.parse(result.out)).toMatchObject({ schemaVersion: 1, ok: false, error: { code: 'E_USAGE' } });
+  });
+
+  it('survives an error that nobody foresaw', async () => {
+    inspect.mockRejectedValue(new TypeError('x is not a function'));
+    const result = await runHere(['inspect', '/i']);
+    expect(result).toMatchObject({ status: 1, err: expect.stringContaining('x is not a function') });
+  });
+});
+
+describe('a command that is interrupted', () => {
+  it('exits by the signal and says that it was cancelled', async () => {
+    inspect.mockReturnValue(new Promise(() => {}));
+    const source = new FakeProcess();
+    const result = runHere(['inspect', '/i', '--json'], source);
+    await vi.waitUntil(() => inspect.mock.lastCall !== undefined && source.listenerCount('SIGTERM') === 1);
+    setTimeout(() => source.emit('SIGTERM'), 10);
+    const { status, out, err } = await result;
+    expect(status).toBe(143);
+    expect(JSON.parse(out)).toMatchObject({
+      ok: false,
+      error: { code: 'E_CANCELLED' },
+      guestState: 'untouched',
+    });
+    expect(err).toContain('cancelling');
+    expect(source.listenerCount('SIGTERM')).toBe(0);
+  });
+});

@@ -1,0 +1,57 @@
+import type { RestoreArguments, SaveArguments, TransferArguments } from './arguments.ts';
+import type { Terminal } from './main.ts';
+import { ProgressLine, type ProgressSample } from './progress.ts';
+import { describeRestore, describeSave } from './results.ts';
+
+/** A finished transfer: its report for programs and for people. */
+interface Transferred {
+  report: object;
+  text: string;
+}
+
+/** Runs `mapram save`. */
+export async function runSave(
+  image: string,
+  options: SaveArguments,
+  terminal: Terminal,
+  signal: AbortSignal,
+): Promise<Transferred> {
+  const { save } = await import('../save.ts');
+  const { qmp, pid, channels, queueDepth, engine, direct, then, force } = options;
+  const job = save({ guest: { qmp, pid }, image, channels, queueDepth, engine, direct, then, force, signal });
+  await showProgress('saving', job.progress, options, terminal);
+  const report = await job;
+  return { report, text: describeSave(report) };
+}
+
+/** Runs `mapram restore`. */
+export async function runRestore(
+  image: string,
+  options: RestoreArguments,
+  terminal: Terminal,
+  signal: AbortSignal,
+): Promise<Transferred> {
+  const { restore } = await import('../restore.ts');
+  const { qmp, pid, channels, queueDepth, engine, direct, then, method, offset } = options;
+  const guest = { qmp, pid };
+  const job = restore({ guest, image, channels, queueDepth, engine, direct, then, method, offset, signal });
+  await showProgress('restoring', job.progress, options, terminal);
+  const report = await job;
+  return { report, text: describeRestore(report) };
+}
+
+/** Draws until the job has settled; the iterable ends then and never throws. What is to be done is unknown at first. */
+async function showProgress(
+  verb: string,
+  progress: AsyncIterable<ProgressSample>,
+  options: TransferArguments,
+  terminal: Terminal,
+): Promise<void> {
+  const isWanted = options.quiet !== true && (terminal.isTerminal || options.progress === true);
+  const screen = { write: terminal.err, isTerminal: terminal.isTerminal, columns: terminal.columns };
+  const line = new ProgressLine(verb, screen, terminal.now);
+  for await (const sample of progress) {
+    if (isWanted && sample.bytesTotal > 0) line.update(sample);
+  }
+  line.finish();
+}

@@ -1,0 +1,36 @@
+/** One thing that {@link doctor} looked at. */
+export interface Check {
+  /** Stable name, for scripts: `kernel`, `engine-io-uring`, `direct-io`, ... */
+  name: string;
+  /** Whose it is: this host's, or the guest's. */
+  area: 'host' | 'guest';
+  /** `ok`; `warn`: a save works, but slower or not in every case; `fail`: a save cannot work. */
+  status: 'ok' | 'warn' | 'fail';
+  /** What was found, in one sentence. */
+  message: string;
+  /** What to do about it; given with `warn` and `fail`. */
+  advice?: string;
+}
+
+/** What a check found, before it is known by name. */
+export type Finding = Omit<Check, 'name' | 'area'>;
+
+/** Everything is as it should be. */
+export function ok(message: string): Finding {
+  return { status: 'ok', message };
+}
+
+/** A save works, but slower or not in every case. */
+export function warn(message: string, advice: string): Finding {
+  return { status: 'warn', message, advice };
+}
+
+/** A save cannot work until something is done. */
+export function fail(message: string, advice: string): Finding {
+  return { status: 'fail', message, advice };
+}
+
+/** The message of anything thrown. */
+export function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}

@@ -1,0 +1,73 @@
+import { accessSync, constants, readFileSync } from 'node:fs';
+import { release } from 'node:os';
+import { autoEngine, engineNames, probeEngine } from '../native.ts';
+import { type Check, type Finding, fail, messageOf, ok, warn } from './check.ts';
+import { judgeKernel, judgeLockedMemory, judgePtrace } from './judge.ts';
+
+/** Bits of capabilities in /proc/self/status (include/uapi/linux/capability.h). */
+const CAP_IPC_LOCK = 14;
+const CAP_SYS_PTRACE = 19;
+
+/** What the host offers to any guest and any directory. */
+export function checkHost(): Check[] {
+  const capabilities = effectiveCapabilities();
+  const findings: [name: string, finding: Finding][] = [
+    ['kernel', judgeKernel(release())],
+    ...engineNames().map((name): [string, Finding] => [`engine-${name}`, probedEngine(name)]),
+    ['engine-auto', chosenEngine()],
+    ['locked-memory', judgeLockedMemory(readOr('/proc/self/limits', ''), hasBit(capabilities, CAP_IPC_LOCK))],
+    [
+      'process-memory',
+      judgePtrace(readOr('/proc/sys/kernel/yama/ptrace_scope', '0'), hasBit(capabilities, CAP_SYS_PTRACE)),
+    ],
+    ['pagemap', ownPagemap()],
+  ];
+  return findings.map(([name, finding]) => ({ name, area: 'host', ...finding }));
+}
+
+function probedEngine(name: string): Finding {
+  const error = probeEngine(name);
+  if (error === null) return ok(`I/O engine ${name} works`);
+  return warn(
+    `I/O engine ${name} does not work: ${error.message}`,
+    'use another engine, or lift what forbids this one (sysctl kernel.io_uring_disabled, a seccomp profile)',
+  );
+}
+
+function chosenEngine(): Finding {
+  try {
+    return ok(`--engine auto means ${autoEngine()}`);
+  } catch (error) {
+    return fail(`no I/O engine works: ${messageOf(error)}`, 'see the engines above');
+  }
+}
+
+function ownPagemap(): Finding {
+  try {
+    accessSync('/proc/self/pagemap', constants.R_OK);
+    return ok('/proc/PID/pagemap is there');
+  } catch (error) {
+    return fail(
+      `/proc/self/pagemap cannot be read: ${messageOf(error)}`,
+      'mount /proc, and use a kernel with CONFIG_PROC_PAGE_MONITOR',
+    );
+  }
+}
+
+function effectiveCapabilities(): bigint {
+  const hex = /^CapEff:\s*([0-9a-f]+)$/m.exec(readOr('/proc/self/status', ''))?.[1] ?? '0';
+  return BigInt(`0x${hex}`);
+}
+
+function hasBit(mask: bigint, bit: number): boolean {
+  return ((mask >> BigInt(bit)) & 1n) === 1n;
+}
+
+/** The content of a file of the kernel's, or `fallback` where the kernel has none. */
+function readOr(path: string, fallback: string): string {
+  try {
+    return readFileSync(path, 'utf8');
+  } catch {
+    return fallback;
+  }
+}
