@@ -1,0 +1,103 @@
+import { type SpawnOptions, spawn } from 'node:child_process';
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { CLI, ROOT } from './support/paths.ts';
+import { SUMMARY_FILE, type Summary } from './support/summary-reporter.ts';
+
+// Runs every suite of the repository and adds them up: Rust, the TypeScript units, interop with the real QEMU, the example.
+
+interface Finished {
+  status: number;
+  output: string;
+}
+
+/** Runs a program with its output passed on and kept. */
+function run(command: string, args: string[], options: SpawnOptions = {}): Promise<Finished> {
+  return new Promise((resolve, reject) => {
+    const child = spawn(command, args, { cwd: ROOT, ...options, stdio: ['ignore', 'pipe', 'inherit'] });
+    let output = '';
+    child.stdout?.setEncoding('utf8').on('data', (text: string) => {
+      output += text;
+      process.stdout.write(text);
+    });
+    child.once('error', reject);
+    child.once('close', (status) => resolve({ status: status ?? 1, output }));
+  });
+}
+
+/** A suite that ended badly with no test to blame, for instance because it did not compile, is one failure. */
+function blame(summary: Summary, status: number): Summary {
+  const silent = status !== 0 && summary.failed === 0;
+  return silent ? { ...summary, failed: 1 } : summary;
+}
+
+async function rust(): Promise<Summary> {
+  // The binding is a shared library of Node's: its code is tested through Node.
+  const { status, output } = await run('cargo', [
+    'test',
+    '--workspace',
+    '--exclude',
+    'mapram-binding',
+    '--locked',
+  ]);
+  const summary: Summary = { passed: 0, failed: 0, skipped: [] };
+  for (const [, passed, failed] of output.matchAll(/^test result: \w+\. (\d+) passed; (\d+) failed;/gm)) {
+    summary.passed += Number(passed);
+    summary.failed += Number(failed);
+  }
+  for (const [, name, reason] of output.matchAll(/^test (.+) \.\.\. ignored(?:, (.*))?$/gm))
+    summary.skipped.push({ name: name ?? '', reason: reason ?? 'no reason given' });
+  return blame(summary, status);
+}
+
+async function vitest(project: string): Promise<Summary> {
+  const directory = mkdtempSync(join(tmpdir(), 'mapram-summary-'));
+  const file = join(directory, 'summary.json');
+  const reporters = ['--reporter=default', '--reporter=./test/support/summary-reporter.ts'];
+  const { status } = await run('npx', ['vitest', 'run', '--project', project, ...reporters], {
+    env: { ...process.env, [SUMMARY_FILE]: file },
+  });
+  const summary: Summary = existsSync(file)
+    ? (JSON.parse(readFileSync(file, 'utf8')) as Summary)
+    : { passed: 0, failed: 0, skipped: [] };
+  rmSync(directory, { recursive: true });
+  return blame(summary, status);
+}
+
+async function example(): Promise<Summary> {
+  const { status } = await run(process.execPath, ['packages/mapram/examples/process-memory.js']);
+  return { passed: status === 0 ? 1 : 0, failed: status === 0 ? 0 : 1, skipped: [] };
+}
+
+const SUITES: [string, () => Promise<Summary>][] = [
+  ['Rust', rust],
+  ['TypeScript units', () => vitest('unit')],
+  ['interop', () => vitest('interop')],
+  ['library example', example],
+];
+
+async function main(): Promise<void> {
+  if (!existsSync(CLI)) throw new Error(`${CLI} is missing`);
+  const summaries: [string, Summary][] = [];
+  for (const [name, suite] of SUITES) {
+    console.log(`\n== ${name}`);
+    summaries.push([name, await suite()]);
+  }
+  const total: Summary = { passed: 0, failed: 0, skipped: [] };
+  console.log('');
+  for (const [name, { passed, failed, skipped }] of summaries) {
+    console.log(`${name}: ${passed} ok, ${failed} not ok, ${skipped.length} left out`);
+    total.passed += passed;
+    total.failed += failed;
+    total.skipped.push(...skipped);
+    // A suite that finds none of its tests has not shown anything.
+    if (passed + failed === 0) total.failed++;
+  }
+  for (const { name, reason } of total.skipped) console.log(`SKIPPED ${name}: ${reason}`);
+  const skipped = total.skipped.length > 0 ? `, ${total.skipped.length} skipped` : '';
+  console.log(`${total.passed} passed, ${total.failed} failed${skipped}`);
+  process.exitCode = total.failed === 0 ? 0 : 1;
+}
+
+await main();
