@@ -12,7 +12,7 @@ function fakeWork() {
   });
   const seen = { isCancelled: false, bytesDone: 0 };
   const work = Object.create(Job.prototype, {
-    run: { value: () => ended.then(() => ({ bitmaps: [], transferredBytes: 7 })) },
+    run: { value: () => ended.then(() => ({ bitmaps: [], dataBytes: 0, transferredBytes: 7 })) },
     progress: { value: () => ({ bytesDone: seen.bytesDone, bytesTotal: 0 }) },
     cancel: {
       value: () => {

@@ -1,5 +1,6 @@
 import { setTimeout as delay } from 'node:timers/promises';
-import type { Job as NativeJob, JobResult } from './native.ts';
+import type { ExecuteOptions } from './guest/monitor.ts';
+import type { JobResult, Job as NativeJob } from './native.ts';
 
 /** What a job is doing: getting ready, moving pages, or bringing it to an end. */
 export type Phase = 'prepare' | 'transfer' | 'finish';
@@ -32,6 +33,11 @@ export class JobContext {
 
   constructor(signal: AbortSignal = new AbortController().signal) {
     this.signal = signal;
+  }
+
+  /** What goes with the job's QMP commands, except those that put the guest back. */
+  get commandOptions(): ExecuteOptions {
+    return { signal: this.signal };
   }
 
   /** Makes known that the job has come to another phase. */

@@ -37,6 +37,8 @@ export interface EngineOptions {
 export interface JobResult {
   /** For a save: each block's page bitmap, as the image stores it. */
   bitmaps: Uint8Array[];
+  /** For a save or a measurement: bytes of pages that are not zero. */
+  dataBytes: number;
   /** Bytes of the image's page areas that were written or read. */
   transferredBytes: number;
 }
@@ -88,7 +90,8 @@ export class Job {
   async run(): Promise<JobResult> {
     const outcome = await this.#job.run();
     if (!outcome.ok) throw toMapramError(outcome.error ?? { code: 'E_IO', message: 'the job failed' });
-    return { bitmaps: outcome.bitmaps ?? [], transferredBytes: outcome.transferredBytes ?? 0 };
+    const { bitmaps = [], dataBytes = 0, transferredBytes = 0 } = outcome;
+    return { bitmaps, dataBytes, transferredBytes };
   }
 
   /** Bytes handled and planned so far; cheap enough to poll. */
@@ -184,6 +187,11 @@ export function restoreMemory(
 ): Job {
   const { imageFd, blocks, bitmaps, channels } = source;
   return new Job(call(() => addon.restore(imageFd, memory.handle, blocks, bitmaps, channels, engine, how)));
+}
+
+/** A job that reads the planned ranges and counts the bytes of pages that are not zero. */
+export function measureMemory(memory: GuestMemory, channels: Float64Array[], how: EngineOptions): Job {
+  return new Job(call(() => addon.measure(memory.handle, channels, how)));
 }
 
 /** A job that makes every page with a clear bit read zero. */

@@ -25,7 +25,12 @@ describe('options of save', () => {
   });
 
   it('may be undefined, which is as good as absent', () => {
-    const options = { ...GUEST, guest: { qmp: '/s', pid: undefined }, channels: undefined, signal: undefined };
+    const options = {
+      ...GUEST,
+      guest: { qmp: '/s', pid: undefined },
+      channels: undefined,
+      signal: undefined,
+    };
     expect(checkSaveOptions(options)).toMatchObject({ channels: 8 });
   });
 

@@ -27,7 +27,10 @@ export interface TransferReport {
   pages: number;
   /** Milliseconds from `stop` to the published, durable image, or from the first write into the guest to its restored end. */
   durationMs: number;
-  /** Milliseconds of them for which the guest did not run though it ran before, or ran afterwards. */
+  /**
+   * Milliseconds for which a guest that was running stood still; up to the end of the save if it is not resumed. It is resumed
+   * as soon as its memory has been read, which may be before the image is durable. For a restore, `durationMs`.
+   */
   pauseMs: number;
   /** `dataBytes` over `durationMs`. */
   bytesPerSecond: number;

@@ -24,7 +24,7 @@ import { fillGuest } from './restore/fill.ts';
 import { restoreIntoMemory } from './restore/memory.ts';
 import { loadByQemu, requireLoadable } from './restore/qemu.ts';
 import { Course, type Restoring } from './restore/restoring.ts';
-import { decideRunning } from './restore/run-state.ts';
+import { planRunState } from './restore/run-state.ts';
 
 /**
  * Restores an image into a QEMU that waits for it, or into memory that a program names. The image is read and compared with the
@@ -75,13 +75,13 @@ async function restoreThrough(
   course: Course,
 ): Promise<RestoreReport> {
   const { image } = opened;
-  const waiting = await inspectWaitingGuest(link.monitor, job);
+  const waiting = await inspectWaitingGuest(link.monitor, job.commandOptions);
   const matched = matchGuest(image, waiting);
   await requireUuid(link, waiting, image.uuid, job);
   const memory = await reachMemory(link, matched.blocks, settings.method, job);
   const method = settings.method === 'qemu' || memory instanceof MapramError ? 'qemu' : 'fill';
-  const shallRun = await decideRunning(link, image.runState, settings.then, method);
-  const restoring: Restoring = { opened, how, job, link, waiting, course };
+  const runState = await planRunState(link, image.runState, settings.then, method);
+  const restoring: Restoring = { opened, how, job, link, waiting, runState, course };
   if (settings.method === 'qemu' || memory instanceof MapramError) {
     await requireLoadable(restoring, matched.resized, memory);
     await loadByQemu(restoring, memory);
@@ -89,7 +89,7 @@ async function restoreThrough(
     await fillGuest(restoring, memory);
   }
   course.finishLoading();
-  await settle(link, shallRun);
+  await settle(link, runState.shallRun);
   return report(restoring, method);
 }
 
@@ -101,7 +101,7 @@ async function requireUuid(
   job: JobContext,
 ): Promise<void> {
   if (uuid === undefined || waiting.capabilities.get('validate-uuid') !== true) return;
-  const own = await queryUuid(link.monitor, job);
+  const own = await queryUuid(link.monitor, job.commandOptions);
   if (own.toLowerCase() === uuid) return;
   throw new MapramError('E_GUEST_MISMATCH', `The image is of guest ${uuid}, and QEMU's guest is ${own}`, {
     field: 'uuid',
@@ -116,8 +116,8 @@ async function reachMemory(
   job: JobContext,
 ): Promise<GuestMemory | MapramError> {
   try {
-    const pid = await findGuestProcess(link, job);
-    return await openGuestMemory(link, pid, blocks, { writable: true }, job);
+    const pid = await findGuestProcess(link, job.commandOptions);
+    return await openGuestMemory(link, pid, blocks, { writable: true }, job.commandOptions);
   } catch (error) {
     const isOutOfReach =
       error instanceof MapramError &&

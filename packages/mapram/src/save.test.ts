@@ -1,5 +1,5 @@
-import { spawn } from 'node:child_process';
-import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { spawn, spawnSync } from 'node:child_process';
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { describe, expect, it, onTestFinished } from 'vitest';
@@ -40,7 +40,13 @@ function interpose(monitor: Monitor, at: string, act: () => unknown): Monitor {
 describe('save of a guest', () => {
   it('writes an image and reports what was done', async () => {
     const qemu = await startQemu();
-    const report = await save({ ...guestOf(qemu), channels: 2, queueDepth: 3, engine: 'blocking', direct: false });
+    const report = await save({
+      ...guestOf(qemu),
+      channels: 2,
+      queueDepth: 3,
+      engine: 'blocking',
+      direct: false,
+    });
     const inspected = await inspect(report.image);
     expect(report).toMatchObject({
       channels: 2,
@@ -58,6 +64,13 @@ describe('save of a guest', () => {
     expect(inspected).toMatchObject({ machine: 'pc-q35-10.0', runState: 'running' });
     expect(await stateOf(qemu)).toBe('paused');
     expect(await tell(qemu, ['query-fdsets'])).toEqual([]);
+  });
+
+  it('lets the guest run before the image is durable, for that needs no guest', async () => {
+    const qemu = await startQemu();
+    const report = await save({ ...guestOf(qemu), then: 'resume' });
+    expect(report.pauseMs).toBeLessThan(report.durationMs);
+    expect(await stateOf(qemu)).toBe('running');
   });
 
   it('records the state that it found', async () => {
@@ -139,9 +152,9 @@ describe('save that fails', () => {
     const reason = new MapramError('E_CANCELLED', 'enough');
     const controller = new AbortController();
     const monitor = interpose(await connect(qemu), 'xen-save-devices-state', () => controller.abort(reason));
-    await expect(
-      save({ ...guestOf(qemu), guest: { monitor }, signal: controller.signal }),
-    ).rejects.toBe(reason);
+    await expect(save({ ...guestOf(qemu), guest: { monitor }, signal: controller.signal })).rejects.toBe(
+      reason,
+    );
     expect(await stateOf(qemu)).toBe('paused');
     expect(reason.guestState).toBe('paused');
   });
@@ -152,7 +165,9 @@ describe('save that fails', () => {
       if (state === 'paused') await tell(qemu, ['stop']);
       const act = (): Promise<unknown> => tell(qemu, [command]);
       const monitor = interpose(await connect(qemu), 'xen-save-devices-state', act);
-      await expect(save({ ...guestOf(qemu), guest: { monitor } })).rejects.toMatchObject({ code: 'E_GUEST_RAN' });
+      await expect(save({ ...guestOf(qemu), guest: { monitor } })).rejects.toMatchObject({
+        code: 'E_GUEST_RAN',
+      });
       expect(imagesOf(qemu)).toEqual([]);
     }
   });
@@ -224,5 +239,34 @@ describe('save through a monitor of the caller’s', () => {
       code: 'E_GUEST_MISMATCH',
       guestState: 'untouched',
     });
+  });
+});
+
+describe('save where space is short', () => {
+  it('counts what is needed truly: zeros need none, and too much data is refused before the guest is stopped', async (context) => {
+    const qemu = await startQemu(
+      '-object',
+      'memory-backend-ram,id=m,size=64M,prealloc=on',
+      '-m',
+      '64',
+      '-machine',
+      'memory-backend=m',
+    );
+    const small = join(qemu.directory, 'small');
+    mkdirSync(small);
+    const mounted = spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=16m', 'none', small]);
+    if (mounted.status !== 0) context.skip('this host does not let us mount a small file system');
+    onTestFinished(() => void spawnSync('umount', [small]));
+    const image = join(small, 'image');
+    const report = await save({ guest: { qmp: qemu.socket }, image, direct: false, then: 'resume' });
+    expect(report.guestBytes).toBeGreaterThan(64 * 2 ** 20);
+    writeFileSync(join(small, 'ballast'), Buffer.alloc(15 * 2 ** 20));
+    const events = await connect(qemu);
+    const stops: unknown[] = [];
+    events.events.on('STOP', (event) => stops.push(event));
+    const again = save({ guest: { monitor: events }, image: `${image}2`, direct: false });
+    await expect(again).rejects.toMatchObject({ code: 'E_NO_SPACE', guestState: 'untouched' });
+    expect(stops).toEqual([]);
+    expect(readdirSync(small).sort()).toEqual(['ballast', 'image']);
   });
 });

@@ -17,9 +17,9 @@ import {
   type SaveOptions,
   type Transfer,
 } from './options.ts';
-import { SourceGuard } from './save/source-guard.ts';
 import { type SaveReport, transferReport } from './report.ts';
-import { requireSpace, writeImage } from './save/write-image.ts';
+import { SourceGuard } from './save/source-guard.ts';
+import { finishImage, requireSpace, writePages } from './save/write-image.ts';
 
 /**
  * Saves a guest, or memory that a program names, to one image. The image appears whole under its name or not at all; a
@@ -40,8 +40,8 @@ async function saveGuest(settings: GuestSave, how: Transfer, job: JobContext): P
   const guard = new SourceGuard(link);
   let file: ImageFile | undefined;
   try {
-    await requireSavable(link, job);
-    const pid = await findGuestProcess(link, job);
+    await requireSavable(link, job.commandOptions);
+    const pid = await findGuestProcess(link, job.commandOptions);
     guard.pid = pid;
     // A target that cannot be written is refused before the guest is stopped.
     file = createFile(settings, how);
@@ -65,11 +65,13 @@ interface Saving {
 }
 
 async function saveTo(file: ImageFile, saving: Saving): Promise<SaveReport> {
-  const { settings, job, link, guard, pid } = saving;
-  const machine = await queryMachine(link.monitor, job);
-  const running = await openGuestMemory(link, pid, await queryRamBlocks(link.monitor, job), READ, job);
-  await requireSpace(settings.image, running);
-  const guest = await stopGuest(link.monitor, job, guard);
+  const { settings, how, job, link, guard, pid } = saving;
+  const { commandOptions } = job;
+  const machine = await queryMachine(link.monitor, commandOptions);
+  const blocks = await queryRamBlocks(link.monitor, commandOptions);
+  const memory = await openGuestMemory(link, pid, blocks, READ, commandOptions);
+  await requireSpace(settings.image, { blocks, memory }, how, job);
+  const guest = await stopGuest(link.monitor, commandOptions, guard);
   try {
     return await saveStopped(file, machine, guest, saving);
   } finally {
@@ -84,27 +86,27 @@ async function saveStopped(
   saving: Saving,
 ): Promise<SaveReport> {
   const { settings, how, job, link, guard, pid } = saving;
+  const { commandOptions } = job;
   // Only now do the blocks stand still: a running guest can resize some, and move them.
-  const blocks = await queryRamBlocks(link.monitor, job);
-  const memory = await openGuestMemory(link, pid, blocks, READ, job);
-  const devices = splitDevicesState(await captureDeviceState(link, job));
+  const blocks = await queryRamBlocks(link.monitor, commandOptions);
+  const memory = await openGuestMemory(link, pid, blocks, READ, commandOptions);
+  const devices = splitDevicesState(await captureDeviceState(link, commandOptions));
   const deviceState = patchRunState(devices, recordedState(guest.found));
-  const bitmaps = await writeImage(file, { machine, blocks, memory, deviceState }, how, job);
-  await guest.watch.requireStill(link.monitor, job);
+  const pages = await writePages(file, machine, { blocks, memory }, how, job);
+  const resumesEarly = settings.then === 'resume' && guard.wasLive;
+  // What is left to do needs no guest. Should it not resume, it is told again, and that failure counts.
+  if (resumesEarly) {
+    await guest.watch.requireStill(link.monitor, commandOptions);
+    await guard.resume().catch(() => {});
+  }
+  await finishImage(file, pages, deviceState, job);
+  if (!resumesEarly) await guest.watch.requireStill(link.monitor, commandOptions);
   await job.run(file.publish());
-  const savedAt = performance.now();
+  const durationMs = performance.now() - guest.since;
   await guard.settle(settings.then);
-  return transferReport(
-    {
-      ...how,
-      image: settings.image,
-      blocks,
-      bitmaps,
-      durationMs: savedAt - guest.since,
-      pauseMs: guard.wasLive ? performance.now() - guest.since : 0,
-    },
-    job,
-  );
+  const pauseMs = guard.wasLive ? (guard.resumedAt ?? performance.now()) - guest.since : 0;
+  const { bitmaps } = pages;
+  return transferReport({ ...how, image: settings.image, blocks, bitmaps, durationMs, pauseMs }, job);
 }
 
 async function saveMemory(settings: MemorySave, how: Transfer, job: JobContext): Promise<SaveReport> {
@@ -114,11 +116,12 @@ async function saveMemory(settings: MemorySave, how: Transfer, job: JobContext):
   try {
     const since = performance.now();
     const memory = GuestMemory.ofNamed(settings.memory, false);
-    await requireSpace(image, memory);
-    const bitmaps = await writeImage(file, { machine, blocks, memory, deviceState }, how, job);
+    await requireSpace(image, { blocks, memory }, how, job);
+    const pages = await writePages(file, machine, { blocks, memory }, how, job);
+    await finishImage(file, pages, deviceState, job);
     await job.run(file.publish());
     const durationMs = performance.now() - since;
-    return transferReport({ ...how, image, blocks, bitmaps, durationMs, pauseMs: 0 }, job);
+    return transferReport({ ...how, image, blocks, bitmaps: pages.bitmaps, durationMs, pauseMs: 0 }, job);
   } finally {
     file.discard();
   }

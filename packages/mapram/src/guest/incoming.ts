@@ -78,7 +78,11 @@ export async function withSettings<T>(
     parameters: Object.fromEntries(parameters.map(([name]) => [name, guest.parameters[name]])),
   };
   try {
-    await apply(monitor, { capabilities: Object.fromEntries(capabilities), parameters: Object.fromEntries(parameters) }, options);
+    await apply(
+      monitor,
+      { capabilities: Object.fromEntries(capabilities), parameters: Object.fromEntries(parameters) },
+      options,
+    );
     return await use();
   } finally {
     // Nothing here may hide why `use` failed, and a QEMU that is gone needs nothing back.
@@ -101,7 +105,10 @@ export async function loadIncoming(monitor: Monitor, uri: string, options: Execu
     const { status, errorDescription } = await queryMigration(monitor, { ...options, timeoutMs: 0 });
     if (status === 'completed' && (await queryStatus(monitor, options)).status !== 'inmigrate') return;
     if (status === 'failed' || status === 'cancelled') {
-      throw new MapramError('E_QMP', `QEMU could not load the image: ${errorDescription ?? status}`);
+      throw new MapramError(
+        'E_QMP',
+        `QEMU could not load the image, and its log may say more: ${errorDescription ?? status}`,
+      );
     }
     await delay(pauseMs, undefined, { signal: options.signal }).catch(() => options.signal?.throwIfAborted());
   }
@@ -124,7 +131,8 @@ async function apply(
 ): Promise<void> {
   const list = Object.entries(capabilities).map(([capability, state]) => ({ capability, state }));
   if (list.length > 0) await monitor.execute('migrate-set-capabilities', { capabilities: list }, options);
-  if (Object.keys(parameters).length > 0) await monitor.execute('migrate-set-parameters', { ...parameters }, options);
+  if (Object.keys(parameters).length > 0)
+    await monitor.execute('migrate-set-parameters', { ...parameters }, options);
 }
 
 function unsupported(reason: string): MapramError {

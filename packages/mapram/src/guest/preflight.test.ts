@@ -17,7 +17,9 @@ const MEMORY_DEVICES = ['-m', '16M,maxmem=128M', '-object', 'memory-backend-ram,
 
 describe('findSaveObstacles', () => {
   it('finds none in an ordinary guest', async () => {
-    expect(await obstaclesOf(await startQemu('-S', '-device', 'virtio-net-pci', '-device', 'e1000'))).toEqual([]);
+    expect(await obstaclesOf(await startQemu('-S', '-device', 'virtio-net-pci', '-device', 'e1000'))).toEqual(
+      [],
+    );
   });
 
   it('finds a guest that is not there yet', async () => {
@@ -74,6 +76,8 @@ describe('findSaveObstacles', () => {
 describe('isMigrating', () => {
   it('knows the states in which nothing goes on', () => {
     expect(['none', 'completed', 'failed', 'cancelled', undefined].map(isMigrating)).not.toContain(true);
-    expect(['setup', 'active', 'device', 'postcopy-paused', 'cancelling'].map(isMigrating)).not.toContain(false);
+    expect(['setup', 'active', 'device', 'postcopy-paused', 'cancelling'].map(isMigrating)).not.toContain(
+      false,
+    );
   });
 });

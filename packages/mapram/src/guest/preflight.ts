@@ -11,7 +11,14 @@ import {
 } from './queries.ts';
 
 /** Commands without which a guest cannot be saved from outside. */
-const SAVE_COMMANDS = ['x-query-ramblock', 'xen-save-devices-state', 'query-cpus-fast', 'qom-list', 'stop', 'cont'];
+const SAVE_COMMANDS = [
+  'x-query-ramblock',
+  'xen-save-devices-state',
+  'query-cpus-fast',
+  'qom-list',
+  'stop',
+  'cont',
+];
 const FD_COMMANDS = ['add-fd', 'remove-fd'];
 /** The image format is laid out here for pages of 4 KiB and no configuration but the machine's name, as on x86. */
 const TARGETS: ReadonlySet<string> = new Set(['x86_64', 'i386']);
@@ -103,12 +110,15 @@ async function findDeviceObstacles(
   for (const path of ['/machine/peripheral', '/machine/peripheral-anon', '/machine/unattached']) {
     for (const { name, type } of await listProperties(monitor, path, options)) {
       const device = /^child<(vfio-.*|virtio-mem.*)>$/.exec(type)?.[1];
-      if (device !== undefined) obstacles.push(`device ${name} is a ${device}, which cannot be saved from outside`);
+      if (device !== undefined)
+        obstacles.push(`device ${name} is a ${device}, which cannot be saved from outside`);
     }
   }
   if (obstacles.length > 0 || !commands.has('query-memory-devices')) return obstacles;
   const memoryDevices = await queryMemoryDevices(monitor, options);
   return memoryDevices
     .filter(({ type }) => type === 'virtio-mem')
-    .map(({ id = 'without an id' }) => `memory device ${id} is a virtio-mem, which cannot be saved from outside`);
+    .map(
+      ({ id = 'without an id' }) => `memory device ${id} is a virtio-mem, which cannot be saved from outside`,
+    );
 }

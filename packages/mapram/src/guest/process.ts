@@ -99,11 +99,16 @@ async function holdsOurMemfd(
 async function holdsFile(pid: number, name: string): Promise<boolean> {
   const directory = `/proc/${pid}/fd`;
   const fds = await readdir(directory).catch(async (cause: unknown) => {
-    if (await hasEnded(pid)) throw new MapramError('E_GUEST_GONE', `QEMU's process ${pid} has ended`, { cause });
-    throw new MapramError('E_PERMISSION', `The files of QEMU's process ${pid} may not be looked at by this user`, {
-      path: directory,
-      cause,
-    });
+    if (await hasEnded(pid))
+      throw new MapramError('E_GUEST_GONE', `QEMU's process ${pid} has ended`, { cause });
+    throw new MapramError(
+      'E_PERMISSION',
+      `The files of QEMU's process ${pid} may not be looked at by this user`,
+      {
+        path: directory,
+        cause,
+      },
+    );
   });
   const links = await Promise.all(fds.map((fd) => readlink(`${directory}/${fd}`).catch(() => '')));
   return links.some((target) => target.startsWith(name));
@@ -118,7 +123,9 @@ function invisible(thread: number | undefined): MapramError {
 }
 
 function mismatch(pid: number, reason: string): MapramError {
-  return new MapramError('E_GUEST_MISMATCH', `Process ${pid} is not this guest's QEMU: ${reason}`, { field: 'pid' });
+  return new MapramError('E_GUEST_MISMATCH', `Process ${pid} is not this guest's QEMU: ${reason}`, {
+    field: 'pid',
+  });
 }
 
 async function readOrEmpty(path: string): Promise<string> {

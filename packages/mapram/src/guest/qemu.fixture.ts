@@ -1,5 +1,5 @@
 import { type ChildProcess, spawn } from 'node:child_process';
-import { existsSync, mkdtempSync, rmSync } from 'node:fs';
+import { mkdtempSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { onTestFinished } from 'vitest';
@@ -26,7 +26,7 @@ export function startQemu(...extra: string[]): Promise<SmallQemu> {
 
 /** Starts a QEMU with words before its name; `pid` is the process of the first of them. */
 export async function startQemuThrough(prefix: string[], ...extra: string[]): Promise<SmallQemu> {
-  const directory = mkdtempSync(join(process.env['MAPRAM_TEST_DIR'] ?? '/var/tmp', 'mapram-unit-'));
+  const directory = mkdtempSync('/var/tmp/mapram-unit-');
   const [socket = '', otherSocket = ''] = NAMES.map((name) => join(directory, name));
   const sockets = [socket, otherSocket].flatMap((path) => ['-qmp', `unix:${path},server=on,wait=off`]);
   const machine = ['-machine', 'q35', '-nodefaults', '-display', 'none', '-m', '16'];
@@ -39,15 +39,25 @@ export async function startQemuThrough(prefix: string[], ...extra: string[]): Pr
     if (ended === null) await exit;
     rmSync(directory, { recursive: true, force: true });
   });
-  while (!existsSync(otherSocket)) {
+  while (!(await isListening(otherSocket))) {
     if (child.exitCode !== null) throw new Error(`QEMU ended at once with ${child.exitCode}`);
     await delay(5);
   }
   return { child, pid: child.pid as number, socket, otherSocket, directory };
 }
 
+/** A socket's file is there a moment before anyone listens on it. */
+async function isListening(path: string): Promise<boolean> {
+  const client = await QmpClient.connect(path).catch(() => undefined);
+  client?.close();
+  return client !== undefined;
+}
+
 /** Runs commands through the second socket and returns the last one's answer. */
-export async function tell(qemu: SmallQemu, ...commands: [string, Record<string, unknown>?][]): Promise<unknown> {
+export async function tell(
+  qemu: SmallQemu,
+  ...commands: [string, Record<string, unknown>?][]
+): Promise<unknown> {
   const client = await QmpClient.connect(qemu.otherSocket);
   try {
     let answer: unknown;

@@ -10,7 +10,9 @@ import { QmpClient } from './qmp.ts';
 const GREETING = '{"QMP": {"version": {}, "capabilities": ["oob"]}}\r\n';
 
 /** A server that greets, negotiates, and answers the lines that follow as `answer` says. */
-async function fakeQemu(answer: (message: { id: number; execute: string }, socket: Socket) => void): Promise<string> {
+async function fakeQemu(
+  answer: (message: { id: number; execute: string }, socket: Socket) => void,
+): Promise<string> {
   const directory = mkdtempSync('/var/tmp/mapram-unit-');
   const path = join(directory, 'sock');
   const server = createServer((socket) => {
@@ -61,7 +63,13 @@ describe('QmpClient with a real QEMU', () => {
     const client = await connect(qemu.socket);
     const commands = ['query-status', 'query-kvm', 'query-uuid', 'query-name', 'query-fdsets'];
     const answers = await Promise.all(commands.map((command) => client.execute(command)));
-    expect(answers).toMatchObject([{ status: 'prelaunch' }, { enabled: false }, { UUID: expect.any(String) }, {}, []]);
+    expect(answers).toMatchObject([
+      { status: 'prelaunch' },
+      { enabled: false },
+      { UUID: expect.any(String) },
+      {},
+      [],
+    ]);
   });
 
   it('emits events', async () => {
@@ -123,7 +131,9 @@ describe('QmpClient with a real QEMU', () => {
       code: 'E_QMP',
       message: expect.stringContaining('query-status within 0.05 s'),
     });
-    await expect(client.execute('query-name', {}, { timeoutMs: 50 })).rejects.toMatchObject({ code: 'E_QMP' });
+    await expect(client.execute('query-name', {}, { timeoutMs: 50 })).rejects.toMatchObject({
+      code: 'E_QMP',
+    });
     qemu.child.kill('SIGCONT');
     expect(await client.execute('query-kvm')).toMatchObject({ enabled: false });
   });
@@ -132,7 +142,9 @@ describe('QmpClient with a real QEMU', () => {
     const qemu = await startQemu('-S');
     const client = await connect(qemu.socket);
     const reason = new Error('enough');
-    await expect(client.execute('query-status', {}, { signal: AbortSignal.abort(reason) })).rejects.toBe(reason);
+    await expect(client.execute('query-status', {}, { signal: AbortSignal.abort(reason) })).rejects.toBe(
+      reason,
+    );
     qemu.child.kill('SIGSTOP');
     const controller = new AbortController();
     const answer = client.execute('query-status', {}, { signal: controller.signal });

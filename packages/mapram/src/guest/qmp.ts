@@ -232,14 +232,20 @@ function parseMessage(line: string, path: string): Message {
   } catch {
     // Reported below, with the line's beginning instead of the parser's complaint.
   }
-  throw new MapramError('E_QMP', `The socket does not speak QMP: it sent ${JSON.stringify(line.slice(0, 80))}`, {
-    path,
-  });
+  throw new MapramError(
+    'E_QMP',
+    `The socket does not speak QMP: it sent ${JSON.stringify(line.slice(0, 80))}`,
+    {
+      path,
+    },
+  );
 }
 
 function refusal(command: string, error: unknown, path: string): MapramError {
   const description = (error as { desc?: unknown } | undefined)?.desc;
-  return new MapramError('E_QMP', `QEMU refused the QMP command ${command}: ${String(description)}`, { path });
+  return new MapramError('E_QMP', `QEMU refused the QMP command ${command}: ${String(description)}`, {
+    path,
+  });
 }
 
 function closedError(path: string, cause?: Error): MapramError {

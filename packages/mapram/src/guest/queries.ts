@@ -40,7 +40,9 @@ const CpusSchema = v.array(v.object({ 'thread-id': v.number(), target: v.string(
 const CommandsSchema = v.array(v.object({ name: v.string() }));
 const CapabilitiesSchema = v.array(v.object({ capability: v.string(), state: v.boolean() }));
 const PropertiesSchema = v.array(v.object({ name: v.string(), type: v.string() }));
-const MemoryDevicesSchema = v.array(v.object({ type: v.string(), data: v.object({ id: v.optional(v.string()) }) }));
+const MemoryDevicesSchema = v.array(
+  v.object({ type: v.string(), data: v.object({ id: v.optional(v.string()) }) }),
+);
 const RamBlockSchema = v.object({ 'human-readable-text': v.string() });
 
 /** The state that the guest is in. */
@@ -134,7 +136,11 @@ export async function ask<TSchema extends v.GenericSchema>(
   const result = v.safeParse(schema, await monitor.execute(command, args, options));
   if (result.success) return result.output;
   const issue = result.issues[0];
-  throw new MapramError('E_QMP', `The answer to the QMP command ${command} is not as expected: ${issue.message}`, {
-    field: v.getDotPath(issue) ?? command,
-  });
+  throw new MapramError(
+    'E_QMP',
+    `The answer to the QMP command ${command} is not as expected: ${issue.message}`,
+    {
+      field: v.getDotPath(issue) ?? command,
+    },
+  );
 }

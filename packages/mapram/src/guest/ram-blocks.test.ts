@@ -67,9 +67,7 @@ describe('parseRamBlocks', () => {
   it.each(['garbage', 'pc.ram 4 KiB 0x0 0x0', 'pc.ram 4 KiB 0x0 0x1 0x1 0xffffffffffffffff rw'])(
     'refuses the line %j',
     (line) => {
-      expect(() => parseRamBlocks(`${HEADER}${line}\n`)).toThrow(
-        expect.objectContaining({ code: 'E_QMP' }),
-      );
+      expect(() => parseRamBlocks(`${HEADER}${line}\n`)).toThrow(expect.objectContaining({ code: 'E_QMP' }));
     },
   );
 

@@ -1,9 +1,9 @@
-import { mismatch, requireSameNames } from './compare.ts';
 import type { OpenImage } from '../image-file.ts';
 import type { JobContext } from '../job.ts';
 import { GuestMemory } from '../native.ts';
 import type { MemoryRestore, Transfer } from '../options.ts';
 import { type MemoryRestoreReport, transferReport } from '../report.ts';
+import { mismatch, requireSameNames } from './compare.ts';
 import { fillMemory } from './fill.ts';
 
 /** Restores an image into memory that the program names. */
@@ -18,8 +18,10 @@ export async function restoreIntoMemory(
     throw mismatch(`it is of a ${machine}, not of a ${settings.machine}`, 'machine');
   }
   const memory = GuestMemory.ofNamed(matchBlocks(opened, settings), true);
-  const since = performance.now();
-  await fillMemory(opened, memory, how, job);
+  let since = 0;
+  await fillMemory(opened, memory, how, job, () => {
+    since = performance.now();
+  });
   const durationMs = performance.now() - since;
   const bitmaps = blocks.map(({ bitmap }) => bitmap);
   const facts = { ...how, image: opened.path, blocks, bitmaps, durationMs, pauseMs: 0 };
@@ -33,6 +35,9 @@ function matchBlocks({ image }: OpenImage, { memory }: MemoryRestore): MemoryRes
   return image.blocks.map(({ name, usedLength }) => {
     const block = own.get(name) as MemoryRestore['memory'][number];
     if (block.length === usedLength) return block;
-    throw mismatch(`RAM block ${name} has ${usedLength} bytes in it, and ${block.length} in memory`, 'length');
+    throw mismatch(
+      `RAM block ${name} has ${usedLength} bytes in it, and ${block.length} in memory`,
+      'length',
+    );
   });
 }

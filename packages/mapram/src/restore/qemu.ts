@@ -35,7 +35,9 @@ export async function requireLoadable(
     );
   }
   if (link.scratchFile !== undefined) {
-    throw new MapramError('E_USAGE', 'Method qemu needs a monitor that passes descriptors', { field: 'method' });
+    throw new MapramError('E_USAGE', 'Method qemu needs a monitor that passes descriptors', {
+      field: 'method',
+    });
   }
   // QEMU leaves alone what the image does not hold. Fresh memory is zero, but a file may hold anything, and we cannot clear it.
   if (memory instanceof MapramError && (await hasFileMemory(link))) throw memory;
@@ -48,15 +50,15 @@ export async function loadByQemu(restoring: Restoring, memory: GuestMemory | Map
   const bitmaps = image.blocks.map(({ bitmap }) => bitmap);
   const dataPages = image.blocks.reduce((sum, block) => sum + block.setPages, 0);
   await withImageFds(opened.fd, how.direct, async (fds) => {
-    await withSettings(link.monitor, waiting, loaderSettings(restoring), job, async () => {
+    await withSettings(link.monitor, waiting, loaderSettings(restoring), job.commandOptions, async () => {
       course.begin();
       if (!(memory instanceof MapramError)) {
         await job.run(clearMemory(memory, bitmaps));
       }
       job.enter('transfer', dataPages * PAGE_BYTES);
       const load = (path: string): Promise<void> =>
-        loadIncoming(link.monitor, `file:${path},offset=${image.base}`, job);
-      await withFdSet(link.monitor, fds, load, job);
+        loadIncoming(link.monitor, `file:${path},offset=${image.base}`, job.commandOptions);
+      await withFdSet(link.monitor, fds, load, job.commandOptions);
     });
   });
 }

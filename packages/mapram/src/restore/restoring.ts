@@ -6,6 +6,7 @@ import { isLive } from '../guest/run-state.ts';
 import type { OpenImage } from '../image-file.ts';
 import type { JobContext } from '../job.ts';
 import type { Transfer } from '../options.ts';
+import type { RunStatePlan } from './run-state.ts';
 
 /** Everything that the steps of one restore into a guest share. */
 export interface Restoring {
@@ -18,6 +19,8 @@ export interface Restoring {
   link: GuestLink;
   /** What it was when we came. */
   waiting: WaitingGuest;
+  /** The state that the guest shall end in. */
+  runState: RunStatePlan;
   /** How far the restore has come. */
   course: Course;
 }

@@ -6,23 +6,39 @@ import { isLive } from '../guest/run-state.ts';
 /** States that only a reset leads out of (QEMU 10.0.2, runstate_needs_reset in system/runstate.c). */
 const DEAD_STATES: ReadonlySet<string> = new Set(['shutdown', 'internal-error']);
 
+/** States of a guest that is as good as paused, and of one that runs. */
+const PAUSABLE: ReadonlySet<string> = new Set([
+  'running',
+  'suspended',
+  'prelaunch',
+  'postmigrate',
+  'save-vm',
+]);
+
+/** What the guest is to do when it has been restored. */
+export interface RunStatePlan {
+  /** Whether it shall run. */
+  shallRun: boolean;
+  /** Whether the device state is to say `paused`, whatever the image says. */
+  recordsPaused: boolean;
+}
+
 /**
- * Whether the guest shall run when it has been restored.
+ * How to bring the guest into the state that is wanted, decided before anything is written.
  *
  * @param recorded the state that the image records; QEMU runs a guest that records none.
- * @throws {MapramError} E_USAGE if the guest cannot be brought into the state that is wanted.
+ * @throws {MapramError} E_USAGE if that cannot be done.
  */
-export async function decideRunning(
+export async function planRunState(
   link: GuestLink,
   recorded: string | undefined,
   then: 'pause' | 'resume' | undefined,
   method: 'fill' | 'qemu',
-): Promise<boolean> {
+): Promise<RunStatePlan> {
   const state = recorded ?? 'running';
   if (then === 'resume' && DEAD_STATES.has(state)) {
-    throw new MapramError('E_USAGE', `The guest was saved in state ${state}, which only a reset leads out of`, {
-      field: 'then',
-    });
+    const reason = `The guest was saved in state ${state}, which only a reset leads out of`;
+    throw new MapramError('E_USAGE', reason, { field: 'then' });
   }
   if (then === 'pause' && isLive(state) && method === 'qemu' && !(await wasStartedPaused(link))) {
     throw new MapramError(
@@ -31,5 +47,8 @@ export async function decideRunning(
       { field: 'then' },
     );
   }
-  return then === 'resume' || (then === undefined && isLive(state));
+  return {
+    shallRun: then === 'resume' || (then === undefined && isLive(state)),
+    recordsPaused: then === 'pause' && recorded !== undefined && PAUSABLE.has(recorded),
+  };
 }

@@ -16,6 +16,8 @@ export class SourceGuard {
   pid: number | undefined;
   /** Whether the guest ran when the save came to it. */
   wasLive = false;
+  /** When we let it run, by `performance.now()`. */
+  resumedAt: number | undefined;
 
   constructor(link: GuestLink) {
     this.#link = link;
@@ -27,9 +29,15 @@ export class SourceGuard {
     this.wasLive = isFoundLive;
   }
 
+  /** Lets the guest run. */
+  async resume(): Promise<void> {
+    await this.#link.monitor.execute('cont');
+    this.resumedAt = performance.now();
+  }
+
   /** After success. It is not cancelled any more: the image is there. */
   async settle(then: 'pause' | 'resume' | 'quit'): Promise<void> {
-    if (then === 'resume') await this.#link.monitor.execute('cont');
+    if (then === 'resume' && this.resumedAt === undefined) await this.resume();
     if (then === 'quit') await this.#quit();
   }
 

@@ -1,67 +1,81 @@
 import { dirname } from 'node:path';
 import { MapramError } from '../errors.ts';
-import { type BlockSize, encodeImage, layoutImage } from '../image/index.ts';
+import { type BlockSize, encodeImage, type Layout, layoutImage } from '../image/index.ts';
 import type { JobContext } from '../job.ts';
-import { freeBytes, type GuestMemory, type ImageFile } from '../native.ts';
+import { freeBytes, type GuestMemory, type ImageFile, measureMemory } from '../native.ts';
 import type { Transfer } from '../options.ts';
-import { planTransfer } from '../plan/index.ts';
+import { planTransfer, type TransferPlan } from '../plan/index.ts';
 
-/** What goes into an image. */
-export interface ImageContent {
-  /** Versioned machine type. */
-  machine: string;
+/** Pages that are in the image, and what is needed to make an image of them. */
+export interface WrittenPages {
+  /** Where everything goes. */
+  layout: Layout;
+  /** The page bitmap of each block. */
+  bitmaps: Uint8Array[];
+}
+
+/** Memory that is to be saved. */
+export interface SourceMemory {
   /** The RAM blocks, in the order of the memory. */
   blocks: readonly BlockSize[];
   /** The memory behind them. */
   memory: GuestMemory;
-  /** The device sections with the EOF byte. */
-  deviceState: Uint8Array;
+}
+
+/** Writes the memory's pages to their places in the image. When it resolves, the memory is not needed any more. */
+export async function writePages(
+  file: ImageFile,
+  machine: string,
+  source: SourceMemory,
+  how: Transfer,
+  job: JobContext,
+): Promise<WrittenPages> {
+  const layout = layoutImage({ machine, blocks: source.blocks });
+  const plan = await planSave(source, how);
+  const places = layout.blocks.map(({ pagesOffset, usedLength }) => ({ pagesOffset, length: usedLength }));
+  job.enter('transfer', plan.dataBytes);
+  const { bitmaps } = await job.transfer(file.save(source.memory, places, plan.channels, how));
+  return { layout, bitmaps };
+}
+
+/** Writes everything around the pages and makes the image durable, but leaves it unpublished. */
+export async function finishImage(
+  file: ImageFile,
+  { layout, bitmaps }: WrittenPages,
+  deviceState: Uint8Array,
+  job: JobContext,
+): Promise<void> {
+  job.enter('finish');
+  const { parts, length } = encodeImage({ layout, bitmaps, deviceState });
+  await job.run(file.finish(parts, length));
 }
 
 /**
- * Fills the image and makes it durable, but leaves it unpublished.
+ * Refuses an image that the target's file system has no room for. Memory that was never touched needs none. Touched pages are
+ * read only if they could be too many, for they may hold zeros; a running guest may still come to need more.
  *
- * @returns the page bitmap of each block.
+ * @throws {MapramError} E_NO_SPACE
  */
-export async function writeImage(
-  file: ImageFile,
-  content: ImageContent,
+export async function requireSpace(
+  path: string,
+  source: SourceMemory,
   how: Transfer,
   job: JobContext,
-): Promise<Uint8Array[]> {
-  const { machine, blocks, memory, deviceState } = content;
-  const layout = layoutImage({ machine, blocks });
-  const plan = planTransfer({
+): Promise<void> {
+  const free = freeBytes(dirname(path));
+  const plan = await planSave(source, how);
+  if (plan.dataBytes <= free) return;
+  const { dataBytes } = await job.run(measureMemory(source.memory, plan.channels, how));
+  if (dataBytes <= free) return;
+  const message = `The image needs ${dataBytes} bytes, and its file system has ${free} left`;
+  throw new MapramError('E_NO_SPACE', message, { path });
+}
+
+async function planSave({ blocks, memory }: SourceMemory, how: Transfer): Promise<TransferPlan> {
+  return planTransfer({
     blocks: blocks.map(({ usedLength }) => ({ length: usedLength })),
     extents: await memory.scan(),
     channels: how.channels,
     chunkBytes: how.chunkBytes,
   });
-  const places = layout.blocks.map(({ pagesOffset, usedLength }) => ({ pagesOffset, length: usedLength }));
-  job.enter('transfer', plan.dataBytes);
-  const { bitmaps } = await job.transfer(file.save(memory, places, plan.channels, how));
-  job.enter('finish');
-  const { parts, length } = encodeImage({ layout, bitmaps, deviceState });
-  await job.run(file.finish(parts, length));
-  return bitmaps;
-}
-
-/**
- * Refuses an image that the target's file system has no room for. Memory that was never touched needs none; pages that hold
- * zeros are counted as data here, for only the transfer itself reads them.
- *
- * @throws {MapramError} E_NO_SPACE
- */
-export async function requireSpace(path: string, memory: GuestMemory): Promise<void> {
-  let needed = 0;
-  for (const extents of await memory.scan()) {
-    for (let index = 1; index < extents.length; index += 3) needed += extents[index] as number;
-  }
-  const free = freeBytes(dirname(path));
-  if (needed <= free) return;
-  throw new MapramError(
-    'E_NO_SPACE',
-    `The image may need ${needed} bytes, and its file system has ${free} left`,
-    { path },
-  );
 }
