@@ -1,0 +1,250 @@
+import { mkdirSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { type BenchArguments, FAST_STANDIN } from './arguments.ts';
+import { isCeiling } from './disk.ts';
+import { diskFor, measure, say } from './measure.ts';
+import type { Results } from './report.ts';
+import type { MemoryState } from './restore.ts';
+import { measureScale } from './scale.ts';
+import type { SessionPlan } from './session.ts';
+import { ratioWithinRounds } from './statistics.ts';
+import { BEST_STOCK_TYPE } from './stock-save.ts';
+import { bestOf, cpuRatio, figures, type Series, speedRatio } from './summary.ts';
+import { markdownTable, plainTable } from './table.ts';
+import { withCleanup } from './with-cleanup.ts';
+import type { WorkloadName } from './workload.ts';
+
+/** One line of what mapram has to reach. */
+interface Bar {
+  name: string;
+  /** The figure must be at least, or at most, this. */
+  least?: number;
+  most?: number;
+  /** Absent where no valid run gave one; the bar is missed then. */
+  figure: number | undefined;
+}
+
+/** Measures all that the bars need, prints them with their figures, and writes them beside the reports. Returns the exit status. */
+export async function measureBars(options: BenchArguments): Promise<number> {
+  const bars: Bar[] = [];
+  for (const group of GROUPS) bars.push(...(await group(options)));
+  const table = [
+    ['bar', 'needed', 'measured', 'result'],
+    ...bars.map((bar) => [
+      bar.name,
+      neededText(bar),
+      bar.figure?.toFixed(2) ?? 'no valid run',
+      isMet(bar) ? 'pass' : 'FAIL',
+    ]),
+  ];
+  mkdirSync(resultsDirectory(options), { recursive: true });
+  writeFileSync(join(resultsDirectory(options), 'bars.md'), `# Bars\n\n${markdownTable(table)}\n`);
+  process.stdout.write(`${plainTable(table)}\n`);
+  return bars.every(isMet) ? 0 : 1;
+}
+
+/** True if the bar's figure was measured and is good enough. */
+export function isMet({ least, most, figure }: Bar): boolean {
+  return (
+    figure !== undefined &&
+    figure >= (least ?? Number.NEGATIVE_INFINITY) &&
+    figure <= (most ?? Number.POSITIVE_INFINITY)
+  );
+}
+
+function neededText({ least, most }: Bar): string {
+  return least === undefined ? `at most ${most}` : `at least ${least}`;
+}
+
+function resultsDirectory({ results }: BenchArguments): string {
+  return join(results, 'bars');
+}
+
+type Group = (options: BenchArguments) => Promise<Bar[]>;
+
+/** The bars, by what is measured together. Sizes are what the issue names unless `--size` makes everything smaller for a trial. */
+const GROUPS: Group[] = [
+  (options) => denseSave(options, { dir: options.dir, speed: 1.6, oneChannel: 1.8, cpu: 0.6 }),
+  (options) =>
+    denseSave(options, { dir: FAST_STANDIN, speed: 1.2, oneChannel: 2.2, cpu: 0.75, ceiling: 0.9 }),
+  (options) => against(options, save('scattered'), options.dir, { speed: 6, cpu: 0.2 }),
+  (options) => against(options, save('scattered'), FAST_STANDIN, { speed: 6, cpu: 0.2 }),
+  idleSave,
+  (options) => against(options, save('fragmented'), FAST_STANDIN, { speed: 2 }),
+  (options) => against(options, save('private'), options.dir, { speed: 1, cpu: 1.1 }),
+  (options) => against(options, save('private'), FAST_STANDIN, { speed: 1, cpu: 1.1 }),
+  (options) => against(options, restore('dense', 'warm'), FAST_STANDIN, { speed: 1.4, cpu: 0.5 }),
+  (options) => against(options, restore('dense', 'fresh'), FAST_STANDIN, { speed: 1, cpu: 0.8 }),
+  (options) => against(options, restore('private'), FAST_STANDIN, { speed: 1, cpu: 1 }),
+  (options) => against(options, restore('scattered', 'warm'), FAST_STANDIN, { speed: 2 }),
+  hugeGuest,
+];
+
+type What = Pick<SessionPlan, 'operation' | 'workload' | 'memory'>;
+
+function save(workload: WorkloadName): What {
+  return { operation: 'save', workload };
+}
+
+function restore(workload: WorkloadName, memory?: MemoryState): What {
+  return { operation: 'restore', workload, ...(memory === undefined ? {} : { memory }) };
+}
+
+function measureBar(
+  options: BenchArguments,
+  what: What,
+  dir: string,
+  channels: number[],
+  withFio: boolean,
+): Promise<Results> {
+  const guestBytes = what.workload === 'idle' ? 3 * dataBytes(options) : dataBytes(options);
+  const plan: SessionPlan = {
+    ...what,
+    guestBytes,
+    channels,
+    engines: ['auto'],
+    against: withFio ? ['qemu', 'fio'] : ['qemu'],
+    onlyBestStock: true,
+    rounds: options.runs,
+  };
+  return measure(plan, dir, resultsDirectory(options));
+}
+
+function dataBytes({ size }: BenchArguments): number {
+  return size ?? 4 * 2 ** 30;
+}
+
+/** QEMU's best is among these; more channels never helped it. */
+function fewChannels({ channels }: BenchArguments): number[] {
+  const few = channels.filter((count) => count <= 16);
+  return few.length === 0 ? channels : few;
+}
+
+/** Our best channel count against QEMU's best. */
+async function against(
+  options: BenchArguments,
+  what: What,
+  dir: string,
+  needed: { speed: number; cpu?: number },
+): Promise<Bar[]> {
+  const results = await measureBar(options, what, dir, fewChannels(options), false);
+  return againstBars(nameOf(what, dir, results), results, needed);
+}
+
+/** What was measured, on which kind of disk. */
+function nameOf({ operation, workload, memory }: What, dir: string, { disk }: Results): string {
+  const where = dir === FAST_STANDIN ? 'fast stand-in' : disk.fileSystem;
+  return `${operation} ${workload}${memory === undefined ? '' : ` into ${memory} memory`}, ${where}`;
+}
+
+function againstBars(
+  name: string,
+  { session: { runs }, series }: Results,
+  needed: { speed: number; cpu?: number },
+): Bar[] {
+  const [ours, theirs] = [bestOf(series, 'mapram'), bestOf(series, BEST_STOCK_TYPE)];
+  const both = <T>(ratio: (a: Series, b: Series) => T) => (ours && theirs ? ratio(ours, theirs) : undefined);
+  const voided = runs.filter((run) => run.voided !== undefined).length;
+  return [
+    ...(voided === 0 ? [] : [{ name: `${name}: void runs`, most: 0, figure: voided }]),
+    { name: `${name}: x QEMU`, least: needed.speed, figure: both((a, b) => speedRatio(runs, a, b)) },
+    ...(needed.cpu === undefined
+      ? []
+      : [
+          {
+            name: `${name}: CPU, whole command, x QEMU`,
+            most: needed.cpu,
+            figure: both((a, b) => cpuRatio(runs, a, b)),
+          },
+        ]),
+  ];
+}
+
+async function denseSave(
+  options: BenchArguments,
+  {
+    dir,
+    ceiling,
+    oneChannel,
+    ...needed
+  }: { dir: string; speed: number; cpu: number; oneChannel: number; ceiling?: number },
+): Promise<Bar[]> {
+  const results = await measureBar(options, save('dense'), dir, options.channels, ceiling !== undefined);
+  const { series } = results;
+  const { runs } = results.session;
+  const name = nameOf(save('dense'), dir, results);
+  const [ours, theirs] = ['mapram', BEST_STOCK_TYPE].map((type) =>
+    series.find((one) => one.type === type && one.channels === 1),
+  );
+  const ranked = series
+    .filter(({ type }) => type === 'mapram')
+    .toSorted((a, b) => a.milliseconds - b.milliseconds);
+  const [best, worst] = [ranked[0], ranked.at(-1)];
+  return [
+    ...againstBars(name, results, needed),
+    ...(ceiling === undefined
+      ? []
+      : [{ name: `${name}: x fio's median`, least: ceiling, figure: ceilingRatio(results) }]),
+    {
+      name: `${name}: 1 channel, x QEMU's 1`,
+      least: oneChannel,
+      figure: ours && theirs && speedRatio(runs, ours, theirs),
+    },
+    {
+      name: `${name}: worst channel count x best`,
+      least: 0.9,
+      figure: best && worst && speedRatio(runs, worst, best),
+    },
+  ];
+}
+
+/** Our rate of data over that of the best fio shape, within rounds. */
+function ceilingRatio({ session, series }: Results): number | undefined {
+  const ours = bestOf(series, 'mapram');
+  const fio = series
+    .filter(({ type }) => isCeiling(type))
+    .toSorted((a, b) => b.dataBytesPerSecond - a.dataBytesPerSecond)[0];
+  if (ours === undefined || fio === undefined) return undefined;
+  const time = ratioWithinRounds(
+    figures(session.runs, fio, 'milliseconds'),
+    figures(session.runs, ours, 'milliseconds'),
+  );
+  // fio rounds the bytes up to whole requests.
+  return time && (time * session.dataBytes) / ((fio.dataBytesPerSecond * fio.milliseconds) / 1000);
+}
+
+async function idleSave(options: BenchArguments): Promise<Bar[]> {
+  const results = await measureBar(options, save('idle'), options.dir, fewChannels(options), false);
+  const grown = results.session.runs.flatMap(({ type, round, measurement }) =>
+    type === 'mapram' && round > 0 ? (measurement?.memoryGrownBytes ?? []) : [],
+  );
+  const name = nameOf(save('idle'), options.dir, results);
+  return [
+    ...againstBars(name, results, { speed: 50 }),
+    {
+      name: `${name}: bytes of host memory grown`,
+      most: 0,
+      figure: grown.length === 0 ? undefined : Math.max(...grown),
+    },
+  ];
+}
+
+function hugeGuest(options: BenchArguments): Promise<Bar[]> {
+  return withCleanup(async (cleanup) => {
+    const directory = diskFor(options.dir, 2 * dataBytes(options), cleanup);
+    const scale = await measureScale(dataBytes(options), options.runs, directory, cleanup, say);
+    const place = resultsDirectory(options);
+    mkdirSync(place, { recursive: true });
+    writeFileSync(join(place, 'scale.json'), `${JSON.stringify(scale, undefined, 1)}\n`);
+    const name = `guest of ${(256 * dataBytes(options)) / 2 ** 30} GiB with 1/256 touched`;
+    return [
+      { name: `${name}: save, x time of a dense guest of its data`, most: 1.3, figure: scale.saveRatio },
+      {
+        name: `${name}: restore, x time of a dense guest of its data`,
+        most: 1.3,
+        figure: scale.restoreRatio,
+      },
+      { name: `${name}: our RSS, MiB`, most: 300, figure: scale.peakBytes / 2 ** 20 },
+    ];
+  });
+}

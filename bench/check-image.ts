@@ -1,0 +1,98 @@
+import { type FileHandle, open } from 'node:fs/promises';
+import { succeed } from '../test/support/cli.ts';
+import { Image, type ImageBlock } from '../test/support/oracle.ts';
+import type { Qemu } from '../test/support/qemu.ts';
+import { type LiveBlock, liveBlocks, RamReader } from '../test/support/ram.ts';
+import { MAIN_BLOCK } from './guests.ts';
+import { contents, hasData, PAGE, PIECE, type Workload } from './workload.ts';
+
+/**
+ * Compares all of a mapped-ram image with what it must hold: its structure by `mapram inspect` and by the tests' own reader,
+ * the workload's block with the bytes as they are made anew (not as the guest's memory has them: that a save left the memory
+ * alone is part of the claim), every other block with the guest's memory.
+ *
+ * @throws {Error} at the first difference.
+ */
+export async function checkImage(workload: Workload, guest: Qemu, path: string): Promise<void> {
+  await succeed(['inspect', path]);
+  const image = new Image(path);
+  try {
+    const live = await liveBlocks(guest);
+    for (const block of live) {
+      const saved = image.blocks.find(({ name }) => name === block.name);
+      if (saved?.used !== block.used)
+        throw new Error(`RAM block ${block.name} is not in the image, or not in full`);
+      if (block.name === MAIN_BLOCK) await compareMain(workload, saved, path);
+      else compareOther(image, saved, guest, block);
+    }
+    if (image.blocks.length !== live.length)
+      throw new Error('the image holds RAM blocks that the guest has not');
+  } finally {
+    image.close();
+  }
+}
+
+/**
+ * Pages whose bits are clear must be holes or zeros, so whole pieces are compared, zero pages included. Pieces without any data are
+ * not read: no loader looks where all bits are clear, and an idle guest of 12 GiB has little else.
+ */
+async function compareMain(workload: Workload, { bitmap, header }: ImageBlock, path: string): Promise<void> {
+  if (!bitmap.equals(workload.bitmap))
+    throw new Error("the image's page bitmap is not that of the guest's memory");
+  const file = await open(path, 'r');
+  try {
+    const [wanted, ...buffers] = [Buffer.alloc(PIECE), Buffer.alloc(PIECE), Buffer.alloc(PIECE)];
+    const offsets = Array.from(
+      { length: Math.ceil(workload.bytes / PIECE) },
+      (_, index) => index * PIECE,
+    ).filter((offset) => hasData(workload, offset));
+    // One piece is read while another one is made and compared.
+    const readAt = (turn: number): Promise<Buffer> | undefined => {
+      const offset = offsets[turn];
+      const buffer = buffers[turn % 2];
+      return offset === undefined || buffer === undefined
+        ? undefined
+        : readPiece(file, buffer, header[3] + offset, workload.bytes - offset);
+    };
+    let reading = readAt(0);
+    for (const [turn, offset] of offsets.entries()) {
+      const found = await reading;
+      reading = readAt(turn + 1);
+      expectEqualPages(MAIN_BLOCK, offset, found as Buffer, contents(workload, offset, wanted as Buffer));
+    }
+  } finally {
+    await file.close();
+  }
+}
+
+/** Reads up to a piece; behind the end of the file there are zeros, as a loader takes them. */
+async function readPiece(file: FileHandle, buffer: Buffer, at: number, most: number): Promise<Buffer> {
+  const bytes = buffer.subarray(0, Math.min(PIECE, most));
+  let done = 0;
+  for (let got = -1; got !== 0 && done < bytes.length; done += got)
+    got = (await file.read(bytes, done, bytes.length - done, at + done)).bytesRead;
+  return bytes.fill(0, done);
+}
+
+function compareOther(image: Image, saved: ImageBlock, guest: Qemu, live: LiveBlock): void {
+  const reader = new RamReader(guest);
+  try {
+    for (let offset = 0; offset < live.used; offset += PIECE) {
+      const length = Math.min(PIECE, live.used - offset);
+      const [found, wanted] = [Buffer.alloc(length), Buffer.alloc(length)];
+      image.read(saved, offset, found);
+      reader.read(live, offset, wanted);
+      expectEqualPages(live.name, offset, found, wanted);
+    }
+  } finally {
+    reader.close();
+  }
+}
+
+/** Throws and names the first page of `block` that differs; `offset` is where both buffers lie in it. */
+export function expectEqualPages(block: string, offset: number, found: Buffer, wanted: Buffer): void {
+  if (found.equals(wanted)) return;
+  for (let at = 0; at < wanted.length; at += PAGE)
+    if (found.compare(wanted, at, at + PAGE, at, at + PAGE) !== 0)
+      throw new Error(`${block}: page ${(offset + at) / PAGE} is not what the guest has`);
+}

@@ -1,0 +1,54 @@
+import { execFileSync } from 'node:child_process';
+import { interruption } from './interruption.ts';
+import type { Contender, Run } from './measurement.ts';
+
+/**
+ * Runs every contender once a round, so that a slow or fast minute of the machine meets all of them. Before the first round each
+ * type runs once to warm up: memory, caches and the disk's allocation maps.
+ *
+ * @param directory its file system is synced before each run, so that nobody pays for what the one before left behind.
+ */
+export async function runRounds(
+  contenders: Contender[],
+  rounds: number,
+  directory: string,
+  say: (text: string) => void,
+): Promise<Run[]> {
+  const runs: Run[] = [];
+  const warmup = contenders.filter(
+    (contender, index) => contenders.findIndex(({ type }) => type === contender.type) === index,
+  );
+  for (let round = 0; round <= rounds; round++) {
+    const order = round === 0 ? warmup : interleaved(contenders);
+    // Every other round runs backwards, so that nobody always follows the same neighbour.
+    for (const contender of round % 2 === 1 ? order : order.toReversed()) {
+      interruption.throwIfAborted();
+      execFileSync('sync', ['--file-system', directory]);
+      const run = await runOnce(contender, round);
+      runs.push(run);
+      say(describe(run, rounds));
+    }
+  }
+  interruption.throwIfAborted();
+  return runs;
+}
+
+/** Those with the same channel count next to each other. */
+function interleaved(contenders: Contender[]): Contender[] {
+  return contenders.toSorted((a, b) => (a.channels ?? 0) - (b.channels ?? 0));
+}
+
+async function runOnce({ type, channels, run }: Contender, round: number): Promise<Run> {
+  const label = { type, ...(channels === undefined ? {} : { channels }), round };
+  try {
+    return { ...label, measurement: await run() };
+  } catch (error) {
+    return { ...label, voided: (error as Error).message };
+  }
+}
+
+function describe({ type, channels, round, measurement, voided }: Run, rounds: number): string {
+  const when = round === 0 ? 'warm-up' : `round ${round} of ${rounds}`;
+  const what = `${type}${channels === undefined ? '' : `, ${channels} channels`}`;
+  return `${when}: ${what}: ${measurement === undefined ? `VOID: ${voided}` : `${measurement.milliseconds.toFixed(0)} ms`}`;
+}

@@ -1,0 +1,93 @@
+import { mkdtempSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
+import type { Operation, Rival } from './arguments.ts';
+import { ddFloor, fioCeilings } from './disk.ts';
+import { startSourceGuests } from './guests.ts';
+import type { Contender, Run } from './measurement.ts';
+import { type MemoryState, mapramRestore, prepareRestores, stockRestores } from './restore.ts';
+import { runRounds } from './rounds.ts';
+import { mapramSave, stockSaves } from './save.ts';
+import { BEST_STOCK_TYPE, STOCK_METHODS, type StockMethod } from './stock-save.ts';
+import { needTools } from './tools.ts';
+import { withCleanup } from './with-cleanup.ts';
+import { makeWorkload, type Workload, type WorkloadName } from './workload.ts';
+
+/** One workload, one operation, one disk. */
+export interface SessionPlan {
+  operation: Operation;
+  workload: WorkloadName;
+  guestBytes: number;
+  /** Only restores into shared memory have one. */
+  memory?: MemoryState;
+  channels: number[];
+  engines: string[];
+  against: Rival[];
+  /** Measure QEMU's way with multifd and direct I/O alone. */
+  onlyBestStock?: true;
+  rounds: number;
+}
+
+/** A plan and all that came of it, warm-up and void runs included. */
+export interface Session extends SessionPlan {
+  dataBytes: number;
+  /** When it began, as ISO 8601 has it. */
+  began: string;
+  runs: Run[];
+}
+
+/** What a session is called in file names. */
+export function sessionName({ operation, workload, memory }: SessionPlan): string {
+  return [operation, workload, ...(memory === undefined ? [] : [memory])].join('-');
+}
+
+/** Measures what `plan` says, with images below `parent`. Everything it needed is gone when it returns. */
+export function runSession(plan: SessionPlan, parent: string, say: (text: string) => void): Promise<Session> {
+  return withCleanup(async (cleanup) => {
+    if (plan.against.includes('fio')) needTools(['fio'], say);
+    const began = new Date().toISOString();
+    const directory = mkdtempSync(join(parent, 'mapram-bench-'));
+    cleanup.add(() => rmSync(directory, { recursive: true, force: true }));
+    const workload = makeWorkload(plan.workload, plan.guestBytes);
+    say(`${sessionName(plan)}: making a guest of ${plan.guestBytes / 2 ** 20} MiB`);
+    const movers =
+      plan.operation === 'save'
+        ? saveContenders(plan, { workload, directory, guests: await startSourceGuests(workload, cleanup) })
+        : restoreContenders(plan, await prepareRestores(workload, plan.memory, directory, cleanup));
+    const runs = await runRounds(
+      [...movers, ...diskContenders(plan, workload, directory)],
+      plan.rounds,
+      directory,
+      say,
+    );
+    return { ...plan, dataBytes: workload.dataBytes, began, runs };
+  });
+}
+
+function saveContenders(plan: SessionPlan, stage: Parameters<typeof mapramSave>[0]): Contender[] {
+  return [
+    ...plan.engines.flatMap((engine) => plan.channels.map((count) => mapramSave(stage, engine, count))),
+    ...(plan.against.includes('qemu') ? stockSaves(stage, stockMethods(plan), plan.channels) : []),
+  ];
+}
+
+function restoreContenders(plan: SessionPlan, stage: Parameters<typeof mapramRestore>[0]): Contender[] {
+  return [
+    ...plan.engines.flatMap((engine) => plan.channels.map((count) => mapramRestore(stage, engine, count))),
+    ...(plan.against.includes('qemu') ? stockRestores(stage, stockMethods(plan), plan.channels) : []),
+  ];
+}
+
+function stockMethods({ onlyBestStock }: SessionPlan): StockMethod[] {
+  return onlyBestStock ? STOCK_METHODS.filter(({ type }) => type === BEST_STOCK_TYPE) : STOCK_METHODS;
+}
+
+function diskContenders(
+  { operation, against }: SessionPlan,
+  workload: Workload,
+  directory: string,
+): Contender[] {
+  return [
+    ...(against.includes('fio') ? fioCeilings(operation, workload, directory) : []),
+    ...(against.includes('dd') ? [ddFloor(operation, workload, directory)] : []),
+  ];
+}

@@ -1,0 +1,94 @@
+import type { Run } from './measurement.ts';
+import { type InRound, median, ratioWithinRounds } from './statistics.ts';
+import { PAGE } from './workload.ts';
+
+/** All counted runs of one type with one channel count, in figures. Absent figures: nobody measured them. */
+export interface Series {
+  type: string;
+  channels?: number;
+  /** Counted runs. */
+  runs: number;
+  /** Why some runs do not count. */
+  voided: string[];
+  milliseconds: number;
+  fastestMilliseconds: number;
+  slowestMilliseconds: number;
+  /** Bytes of guest RAM a second. */
+  bytesPerSecond: number;
+  pagesPerSecond: number;
+  cpuSecondsPerGiB: number;
+  kernelCpuSecondsPerGiB: number;
+  pauseMilliseconds?: number;
+  /** Bytes that reached the disk or came from it, a second: what is set against the disk's ceiling. */
+  dataBytesPerSecond: number;
+}
+
+/** Sums up runs over a guest of `guestBytes`: mapram first, then QEMU, then the disk. Types without a valid run are left out. */
+export function summarize(runs: Run[], guestBytes: number): Series[] {
+  const groups = new Map<string, Run[]>();
+  for (const run of runs.filter(({ round }) => round > 0)) {
+    const key = `${run.type}\n${run.channels}`;
+    groups.set(key, [...(groups.get(key) ?? []), run]);
+  }
+  const types = [...new Set(runs.map(({ type }) => type))].sort(
+    (a, b) => rank(a) - rank(b) || (a < b ? -1 : 1),
+  );
+  return [...groups.values()]
+    .flatMap((group) => summarizeGroup(group, guestBytes))
+    .sort((a, b) => types.indexOf(a.type) - types.indexOf(b.type) || (a.channels ?? 0) - (b.channels ?? 0));
+}
+
+function rank(type: string): number {
+  return ['mapram', 'QEMU', 'fio', 'dd'].findIndex((word) => type.startsWith(word));
+}
+
+function summarizeGroup(group: Run[], guestBytes: number): Series[] {
+  const measured = group.flatMap(({ measurement }) => measurement ?? []);
+  const [first] = group;
+  if (first === undefined || measured.length === 0) return [];
+  const times = measured.map(({ milliseconds }) => milliseconds);
+  const milliseconds = median(times);
+  const pauses = measured.flatMap(({ pauseMilliseconds }) => pauseMilliseconds ?? []);
+  const gibibytes = guestBytes / 2 ** 30;
+  return [
+    {
+      type: first.type,
+      ...(first.channels === undefined ? {} : { channels: first.channels }),
+      runs: measured.length,
+      voided: group.flatMap(({ voided }) => voided ?? []),
+      milliseconds,
+      fastestMilliseconds: Math.min(...times),
+      slowestMilliseconds: Math.max(...times),
+      bytesPerSecond: (guestBytes / milliseconds) * 1000,
+      pagesPerSecond: (guestBytes / PAGE / milliseconds) * 1000,
+      cpuSecondsPerGiB: median(measured.map(({ cpuSeconds }) => cpuSeconds)) / gibibytes,
+      kernelCpuSecondsPerGiB: median(measured.map(({ kernelCpuSeconds }) => kernelCpuSeconds)) / gibibytes,
+      ...(pauses.length === 0 ? {} : { pauseMilliseconds: median(pauses) }),
+      dataBytesPerSecond: median(measured.map(({ dataBytes, milliseconds: ms }) => (dataBytes / ms) * 1000)),
+    },
+  ];
+}
+
+/** The series of a type with the least median time. */
+export function bestOf(series: Series[], type: string): Series | undefined {
+  return series.filter((one) => one.type === type).toSorted((a, b) => a.milliseconds - b.milliseconds)[0];
+}
+
+/** A figure of every valid, counted run of a series. */
+export function figures(runs: Run[], series: Series, figure: 'milliseconds' | 'cpuSeconds'): InRound[] {
+  return runs.flatMap(({ type, channels, round, measurement }) =>
+    round > 0 && type === series.type && channels === series.channels && measurement !== undefined
+      ? [{ round, value: measurement[figure] }]
+      : [],
+  );
+}
+
+/** How many times as fast `ours` is as `theirs`, formed within rounds. */
+export function speedRatio(runs: Run[], ours: Series, theirs: Series): number | undefined {
+  return ratioWithinRounds(figures(runs, theirs, 'milliseconds'), figures(runs, ours, 'milliseconds'));
+}
+
+/** What part of the CPU time of `theirs` is used by `ours`, formed within rounds. */
+export function cpuRatio(runs: Run[], ours: Series, theirs: Series): number | undefined {
+  return ratioWithinRounds(figures(runs, ours, 'cpuSeconds'), figures(runs, theirs, 'cpuSeconds'));
+}
