@@ -5,7 +5,7 @@ export default defineConfig({
     // Interop tests run two QEMUs each on two cores.
     maxWorkers: 2,
     projects: [
-      { test: { name: 'unit', include: ['packages/mapram/src/**/*.test.ts'] } },
+      { test: { name: 'unit', include: ['packages/mapram/src/**/*.test.ts', 'bench/**/*.test.ts'] } },
       {
         test: {
           name: 'interop',
