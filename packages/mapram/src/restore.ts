@@ -80,7 +80,7 @@ async function restoreThrough(
   await requireUuid(link, waiting, image.uuid, job);
   const memory = await reachMemory(link, matched.blocks, settings.method, job);
   const method = settings.method === 'qemu' || memory instanceof MapramError ? 'qemu' : 'fill';
-  const runState = await planRunState(link, image.runState, settings.then, method);
+  const runState = planRunState(image.runState, settings.then);
   const restoring: Restoring = { opened, how, job, link, waiting, runState, course };
   if (settings.method === 'qemu' || memory instanceof MapramError) {
     await requireLoadable(restoring, matched.resized, memory);

@@ -2,7 +2,7 @@ import { spawn } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { describe, expect, it, onTestFinished } from 'vitest';
 import { type GuestLink, openGuest } from './link.ts';
-import { findGuestProcess, hasEnded, wasStartedPaused } from './process.ts';
+import { findGuestProcess, hasEnded } from './process.ts';
 import { type SmallQemu, startQemu, startQemuThrough, tell } from './qemu.fixture.ts';
 
 async function link(qemu: SmallQemu, pid?: number): Promise<GuestLink> {
@@ -99,12 +99,5 @@ describe('hasEnded', () => {
     child.kill();
     await exit;
     expect(await hasEnded(child.pid as number)).toBe(true);
-  });
-});
-
-describe('wasStartedPaused', () => {
-  it('looks for -S', async () => {
-    expect(await wasStartedPaused(await link(await startQemu('-S')))).toBe(true);
-    expect(await wasStartedPaused(await link(await startQemu()))).toBe(false);
   });
 });

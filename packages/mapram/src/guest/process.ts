@@ -44,13 +44,6 @@ export async function hasEnded(pid: number): Promise<boolean> {
   return status === '' || /^State:\s+[ZX]/m.test(status);
 }
 
-/** Whether QEMU was started with -S, so that it does not run a guest by itself when it has loaded it. */
-export async function wasStartedPaused(link: GuestLink): Promise<boolean> {
-  const pid = link.claimedPid ?? (await processOfThread((await queryCpus(link.monitor))[0]?.threadId));
-  const args = (await readOrEmpty(`/proc/${pid}/cmdline`)).split('\0');
-  return args.includes('-S') || args.includes('--S');
-}
-
 async function processOfThread(thread: number | undefined): Promise<number> {
   const status = thread === undefined ? '' : await readOrEmpty(`/proc/${thread}/status`);
   const group = /^Tgid:\s+(\d+)$/m.exec(status)?.[1];

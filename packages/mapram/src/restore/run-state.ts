@@ -1,6 +1,4 @@
 import { MapramError } from '../errors.ts';
-import type { GuestLink } from '../guest/link.ts';
-import { wasStartedPaused } from '../guest/process.ts';
 import { isLive } from '../guest/run-state.ts';
 
 /** States that only a reset leads out of (QEMU 10.0.2, runstate_needs_reset in system/runstate.c). */
@@ -29,23 +27,14 @@ export interface RunStatePlan {
  * @param recorded the state that the image records; QEMU runs a guest that records none.
  * @throws {MapramError} E_USAGE if that cannot be done.
  */
-export async function planRunState(
-  link: GuestLink,
+export function planRunState(
   recorded: string | undefined,
   then: 'pause' | 'resume' | undefined,
-  method: 'fill' | 'qemu',
-): Promise<RunStatePlan> {
+): RunStatePlan {
   const state = recorded ?? 'running';
   if (then === 'resume' && DEAD_STATES.has(state)) {
     const reason = `The guest was saved in state ${state}, which only a reset leads out of`;
     throw new MapramError('E_USAGE', reason, { field: 'then' });
-  }
-  if (then === 'pause' && isLive(state) && method === 'qemu' && !(await wasStartedPaused(link))) {
-    throw new MapramError(
-      'E_USAGE',
-      'QEMU runs such a guest by itself when it has loaded it: start QEMU with -S, or restore by --method fill',
-      { field: 'then' },
-    );
   }
   return {
     shallRun: then === 'resume' || (then === undefined && isLive(state)),
