@@ -15,10 +15,15 @@ export declare class GuestMemory {
   static ofProcess(pid: number, blocks: Array<BlockAddress>, writable: boolean): GuestMemory
   /** Memory that the caller names itself. */
   static ofNamed(blocks: Array<NamedMemory>, writable: boolean): GuestMemory
-  /** The regions, block by block. */
+  /** The regions, block by block; none once it is closed. */
   regions(): Array<RegionInfo>
   /** Finds the extents that may hold data, without allocating anything in the guest. */
   scan(): Promise<ScanOutcome>
+  /**
+   * Gives the files and the process up once no job needs them any more: memory of a guest that has ended would
+   * stay allocated until JavaScript happens to collect this handle.
+   */
+  close(): void
 }
 
 /** An image that is being written: a partial file until it is published, gone if it is discarded. */
@@ -200,7 +205,7 @@ export interface RegionInfo {
 
 /**
  * A job that makes every page with a clear bit read zero and then puts the image's pages in place. `image_fd` stays
- * the caller's and must stay open until the job has ended.
+ * the caller's.
  */
 export declare function restore(imageFd: number, memory: GuestMemory, blocks: Array<BlockPlace>, bitmaps: Array<Uint8Array>, channels: Array<Float64Array>, engineName: string, how: TransferOptions): Job
 

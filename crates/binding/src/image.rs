@@ -1,6 +1,6 @@
 //! Image file handles and the jobs that fill and read an image.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -63,10 +63,12 @@ impl ImageFile {
         how: TransferOptions,
     ) -> Job {
         let file = Arc::clone(&self.file);
-        let memory = Arc::clone(&memory.memory);
+        let memory = memory.open();
+        // JavaScript's arrays are read here, on its thread.
+        let (plan, places) = (plan(&channels, &how), places(&blocks));
         Job::new(move |control| {
-            let plan = plan(&channels, &how)?;
-            let job = SaveJob { memory: &memory, places: &places(&blocks)?, plan, options: options(&how) };
+            let (memory, places) = (memory?, places?);
+            let job = SaveJob { memory: &memory, places: &places, plan: plan?, options: options(&how) };
             let saved = job.run(open_file(&file)?.as_ref(), control)?;
             let data_pages: u64 = saved.bitmaps.iter().map(PageBitmap::count).sum();
             Ok(JobOutcome {
@@ -130,7 +132,7 @@ fn close_file(slot: &Slot) -> Option<Arc<image_file::ImageFile>> {
 }
 
 /// A job that makes every page with a clear bit read zero and then puts the image's pages in place. `image_fd` stays
-/// the caller's and must stay open until the job has ended.
+/// the caller's.
 #[napi(catch_unwind)]
 pub fn restore(
     image_fd: i32,
@@ -141,15 +143,17 @@ pub fn restore(
     engine_name: String,
     how: TransferOptions,
 ) -> Job {
-    let memory = Arc::clone(&memory.memory);
-    let bitmaps = page_bitmaps(&bitmaps, &memory);
+    let memory = memory.open();
+    // JavaScript's arrays are read here, on its thread.
+    let (plan, places, bitmaps) = (plan(&channels, &how), places(&blocks), copies(&bitmaps));
+    let image = own(image_fd);
     Job::new(move |control| {
-        let plan = plan(&channels, &how)?;
+        let (image, memory, plan, places) = (image?, memory?, plan?, places?);
+        let bitmaps = page_bitmaps(&bitmaps, &memory);
         let io = engine(&engine_name)?;
-        let places = places(&blocks)?;
         let job =
             RestoreJob { memory: &memory, places: &places, bitmaps: &bitmaps, plan, options: options(&how) };
-        let restored = job.run(io.as_ref(), borrow(image_fd), control)?;
+        let restored = job.run(io.as_ref(), image.as_fd(), control)?;
         Ok(JobOutcome {
             transferred_bytes: Some(number(restored.read_bytes)),
             cleared_bytes: Some(number(restored.cleared_bytes)),
@@ -161,10 +165,9 @@ pub fn restore(
 /// A job that reads the planned ranges and counts the bytes of pages that are not zero; nothing is written.
 #[napi(catch_unwind)]
 pub fn measure(memory: &GuestMemory, channels: Vec<Float64Array>, how: TransferOptions) -> Job {
-    let memory = Arc::clone(&memory.memory);
+    let (memory, plan) = (memory.open(), plan(&channels, &how));
     Job::new(move |control| {
-        let threads = options(&how).threads;
-        let data_bytes = transfer::measure(&memory, plan(&channels, &how)?, threads, control)?;
+        let data_bytes = transfer::measure(&*memory?, plan?, options(&how).threads, control)?;
         Ok(JobOutcome { data_bytes: Some(number(data_bytes)), ..JobOutcome::default() })
     })
 }
@@ -172,20 +175,27 @@ pub fn measure(memory: &GuestMemory, channels: Vec<Float64Array>, how: TransferO
 /// A job that makes every page with a clear bit read zero.
 #[napi(catch_unwind)]
 pub fn clear(memory: &GuestMemory, bitmaps: Vec<Uint8Array>) -> Job {
-    let memory = Arc::clone(&memory.memory);
-    let bitmaps = page_bitmaps(&bitmaps, &memory);
+    let (memory, bitmaps) = (memory.open(), copies(&bitmaps));
     Job::new(move |control| {
+        let memory = memory?;
+        let bitmaps = page_bitmaps(&bitmaps, &memory);
         let cleared_bytes = Some(number(transfer::clear(&memory, &bitmaps, control)?));
         Ok(JobOutcome { cleared_bytes, ..JobOutcome::default() })
     })
 }
 
-fn page_bitmaps(bitmaps: &[Uint8Array], memory: &mapram_engine::memory::Memory) -> Vec<PageBitmap> {
+fn copies(arrays: &[Uint8Array]) -> Vec<Vec<u8>> {
+    arrays.iter().map(|array| array.to_vec()).collect()
+}
+
+fn page_bitmaps(bitmaps: &[Vec<u8>], memory: &mapram_engine::memory::Memory) -> Vec<PageBitmap> {
     let blocks = bitmaps.iter().zip(memory.blocks());
     blocks.map(|(bytes, length)| PageBitmap::from_bytes(bytes, length / PAGE_BYTES)).collect()
 }
 
-fn borrow<'fd>(fd: i32) -> BorrowedFd<'fd> {
-    // SAFETY: the caller keeps the descriptor open until the job has ended, as `restore` demands.
-    unsafe { BorrowedFd::borrow_raw(fd) }
+/// A descriptor of our own for the same open file, so that the caller may close his whenever he likes.
+fn own(fd: i32) -> Result<OwnedFd> {
+    // SAFETY: only used within this call from JavaScript, during which nothing else runs that could close it.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    borrowed.try_clone_to_owned().map_err(|cause| Error::os("the image's descriptor is not usable", cause))
 }

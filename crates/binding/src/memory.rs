@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use mapram_engine::Result;
 use mapram_engine::memory::{Memory, Region};
+use mapram_engine::{Error, ErrorKind, Result};
 use mapram_host::guest_memory;
 use napi::Env;
 use napi::bindgen_prelude::{Float64Array, Object};
@@ -79,7 +79,7 @@ impl Outcome for ScanOutcome {
 /// RAM blocks, opened for reading or for writing.
 #[napi]
 pub struct GuestMemory {
-    pub(crate) memory: Arc<Memory>,
+    memory: Option<Arc<Memory>>,
 }
 
 #[napi]
@@ -113,7 +113,7 @@ impl GuestMemory {
         or_throw(env, opened).map(Self::new)
     }
 
-    /// The regions, block by block.
+    /// The regions, block by block; none once it is closed.
     #[napi(catch_unwind)]
     pub fn regions(&self) -> Vec<RegionInfo> {
         let info = |region: &Region| RegionInfo {
@@ -123,24 +123,37 @@ impl GuestMemory {
             kind: region.backing.kind().to_owned(),
             page_bytes: number(region.page_bytes),
         };
-        self.memory.regions().iter().map(info).collect()
+        self.memory.iter().flat_map(|memory| memory.regions()).map(info).collect()
     }
 
     /// Finds the extents that may hold data, without allocating anything in the guest.
     #[napi(ts_return_type = "Promise<ScanOutcome>", catch_unwind)]
     pub fn scan<'env>(&self, env: &'env Env) -> napi::Result<Object<'env>> {
-        let memory = Arc::clone(&self.memory);
+        let memory = self.open();
         promise(env, move || {
+            let memory = memory?;
             let extents =
                 (0..memory.blocks().len()).map(|block| packed(&memory, block)).collect::<Result<_>>()?;
             Ok(ScanOutcome { ok: true, error: None, extents: Some(extents) })
         })
     }
+
+    /// Gives the files and the process up once no job needs them any more: memory of a guest that has ended would
+    /// stay allocated until JavaScript happens to collect this handle.
+    #[napi(catch_unwind)]
+    pub fn close(&mut self) {
+        self.memory = None;
+    }
 }
 
 impl GuestMemory {
     fn new(memory: Memory) -> Self {
-        Self { memory: Arc::new(memory) }
+        Self { memory: Some(Arc::new(memory)) }
+    }
+
+    /// The memory for a job.
+    pub(crate) fn open(&self) -> Result<Arc<Memory>> {
+        self.memory.clone().ok_or_else(|| Error::new(ErrorKind::Usage, "the memory was already closed"))
     }
 }
 

@@ -107,7 +107,7 @@ export class Job {
 
 /** The RAM blocks of a guest or of a program, opened for reading or writing. */
 export class GuestMemory {
-  /** @internal */
+  /** The addon's own object, for the functions below. */
   readonly handle: addon.GuestMemory;
 
   private constructor(handle: addon.GuestMemory) {
@@ -122,6 +122,16 @@ export class GuestMemory {
   /** Memory that the caller names itself. */
   static ofNamed(blocks: readonly NamedMemory[], writable: boolean): GuestMemory {
     return new GuestMemory(call(() => addon.GuestMemory.ofNamed(blocks.map(withoutUndefined), writable)));
+  }
+
+  /** What kind of memory each part of a block is in. */
+  regions(): addon.RegionInfo[] {
+    return this.handle.regions();
+  }
+
+  /** Gives up its files; to be called when no job needs them any more. */
+  close(): void {
+    this.handle.close();
   }
 
   /** For each block the extents that may hold data, three numbers each: offset in the block, length, source. */

@@ -8,7 +8,7 @@ import type { RamBlock } from './guest/ram-blocks.ts';
 import { isLive } from './guest/run-state.ts';
 import { type OpenImage, openImage } from './image-file.ts';
 import { type JobContext, type JobPromise, startJob } from './job.ts';
-import type { GuestMemory } from './native.ts';
+import { GuestMemory } from './native.ts';
 import {
   checkRestoreOptions,
   chooseTransfer,
@@ -82,11 +82,15 @@ async function restoreThrough(
   const method = settings.method === 'qemu' || memory instanceof MapramError ? 'qemu' : 'fill';
   const runState = planRunState(image.runState, settings.then);
   const restoring: Restoring = { opened, how, job, link, waiting, runState, course };
-  if (settings.method === 'qemu' || memory instanceof MapramError) {
-    await requireLoadable(restoring, matched.resized, memory);
-    await loadByQemu(restoring, memory);
-  } else {
-    await fillGuest(restoring, memory);
+  try {
+    if (settings.method === 'qemu' || memory instanceof MapramError) {
+      await requireLoadable(restoring, matched.resized, memory);
+      await loadByQemu(restoring, memory);
+    } else {
+      await fillGuest(restoring, memory);
+    }
+  } finally {
+    if (memory instanceof GuestMemory) memory.close();
   }
   course.finishLoading();
   await settle(link, runState.shallRun);

@@ -70,7 +70,7 @@ async function saveTo(file: ImageFile, saving: Saving): Promise<SaveReport> {
   const machine = await queryMachine(link.monitor, commandOptions);
   const blocks = await queryRamBlocks(link.monitor, commandOptions);
   const memory = await openGuestMemory(link, pid, blocks, READ, commandOptions);
-  await requireSpace(settings.image, { blocks, memory }, how, job);
+  await requireSpace(settings.image, { blocks, memory }, how, job).finally(() => memory.close());
   const guest = await stopGuest(link.monitor, commandOptions, guard);
   try {
     return await saveStopped(file, machine, guest, saving);
@@ -85,14 +85,14 @@ async function saveStopped(
   guest: StoppedGuest,
   saving: Saving,
 ): Promise<SaveReport> {
-  const { settings, how, job, link, guard, pid } = saving;
+  const { settings, how, job, link, guard } = saving;
   const { commandOptions } = job;
   // Only now do the blocks stand still: a running guest can resize some, and move them.
   const blocks = await queryRamBlocks(link.monitor, commandOptions);
-  const memory = await openGuestMemory(link, pid, blocks, READ, commandOptions);
   const devices = splitDevicesState(await captureDeviceState(link, commandOptions));
   const deviceState = patchRunState(devices, recordedState(guest.found));
-  const pages = await writePages(file, machine, { blocks, memory }, how, job);
+  const memory = await openGuestMemory(link, saving.pid, blocks, READ, commandOptions);
+  const pages = await writePages(file, machine, { blocks, memory }, how, job).finally(() => memory.close());
   const resumesEarly = settings.then === 'resume' && guard.wasLive;
   // What is left to do needs no guest. Should it not resume, it is told again, and that failure counts.
   if (resumesEarly) {
@@ -112,10 +112,11 @@ async function saveStopped(
 async function saveMemory(settings: MemorySave, how: Transfer, job: JobContext): Promise<SaveReport> {
   const { image, machine, deviceState } = settings;
   const blocks = settings.memory.map(({ name, length }) => ({ name, usedLength: length }));
-  const file = createFile(settings, how);
+  const memory = GuestMemory.ofNamed(settings.memory, false);
+  let file: ImageFile | undefined;
   try {
     const since = performance.now();
-    const memory = GuestMemory.ofNamed(settings.memory, false);
+    file = createFile(settings, how);
     await requireSpace(image, { blocks, memory }, how, job);
     const pages = await writePages(file, machine, { blocks, memory }, how, job);
     await finishImage(file, pages, deviceState, job);
@@ -123,7 +124,8 @@ async function saveMemory(settings: MemorySave, how: Transfer, job: JobContext):
     const durationMs = performance.now() - since;
     return transferReport({ ...how, image, blocks, bitmaps: pages.bitmaps, durationMs, pauseMs: 0 }, job);
   } finally {
-    file.discard();
+    file?.discard();
+    memory.close();
   }
 }
 

@@ -8,7 +8,7 @@ use crate::bitmap::{PageBitmap, PageRun};
 use crate::io::{Direction, Io};
 use crate::memory::{Memory, Piece};
 use crate::pool::Pool;
-use crate::{Error, PAGE_BYTES, Result};
+use crate::{Error, ErrorKind, PAGE_BYTES, Result};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -45,6 +45,7 @@ impl RestoreJob<'_> {
     pub fn run(self, io: &dyn Io, image: BorrowedFd<'_>, control: &Control) -> Result<Restored> {
         self.options.validate()?;
         self.plan.validate(self.places, self.memory)?;
+        self.validate_bitmaps()?;
         let data_bytes = self.plan.data_bytes();
         control.start(data_bytes);
         let cleared_bytes = clear(self.memory, self.bitmaps, control)?;
@@ -62,6 +63,14 @@ impl RestoreJob<'_> {
         };
         threads::run(self.options.threads, control, &|| shared.work(pool_slots, self.options.requests()))?;
         Ok(Restored { read_bytes: shared.read.into_inner(), cleared_bytes })
+    }
+
+    fn validate_bitmaps(&self) -> Result<()> {
+        let fits = |(bitmap, place): (&PageBitmap, &Place)| bitmap.pages() >= place.length / PAGE_BYTES;
+        if self.bitmaps.len() == self.places.len() && self.bitmaps.iter().zip(self.places).all(fits) {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Usage, "the page bitmaps are not those of the RAM blocks"))
     }
 }
 

@@ -119,7 +119,7 @@ async function examineMemory(
     async () => {
       // A refusal to write is no obstacle to saving, so it must not fail the check.
       const refusal = await openGuestMemory(link, pid, blocks, { writable: true }, { signal }).then(
-        () => undefined,
+        (writable) => writable.close(),
         (error: unknown) => messageOf(error),
       );
       signal.throwIfAborted();
@@ -144,7 +144,7 @@ function dataBytes(extents: readonly Float64Array[]): number {
 /** The kinds of memory, each with the blocks that have it: `anonymous: pc.ram, pc.bios; shared-file: ram0`. */
 function describeKinds(memory: GuestMemory, blocks: readonly RamBlock[]): string {
   const names = new Map<string, Set<string>>();
-  for (const { kind, block } of memory.handle.regions()) {
+  for (const { kind, block } of memory.regions()) {
     const known = names.get(kind) ?? new Set<string>();
     names.set(kind, known.add(blocks[block]?.name ?? String(block)));
   }

@@ -5,7 +5,7 @@ import { confirmGuestProcess } from './process.ts';
 import type { RamBlock } from './ram-blocks.ts';
 
 /**
- * Opens the RAM blocks of the guest that runs in process `pid`.
+ * Opens the RAM blocks of the guest that runs in process `pid`; the caller closes them.
  *
  * @throws {MapramError} E_PERMISSION, E_GUEST_GONE, or E_GUEST_MISMATCH if the process is not the guest any more.
  */
@@ -18,6 +18,11 @@ export async function openGuestMemory(
 ): Promise<GuestMemory> {
   const addresses = blocks.map(({ name, address, usedLength }) => ({ name, address, length: usedLength }));
   const memory = GuestMemory.ofProcess(pid, addresses, access.writable);
-  await confirmGuestProcess(link, pid, options);
+  try {
+    await confirmGuestProcess(link, pid, options);
+  } catch (error) {
+    memory.close();
+    throw error;
+  }
   return memory;
 }

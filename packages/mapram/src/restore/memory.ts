@@ -19,9 +19,10 @@ export async function restoreIntoMemory(
   }
   const memory = GuestMemory.ofNamed(matchBlocks(opened, settings), true);
   let since = 0;
-  await fillMemory(opened, memory, how, job, () => {
+  const noteStart = (): void => {
     since = performance.now();
-  });
+  };
+  await fillMemory(opened, memory, how, job, noteStart).finally(() => memory.close());
   const durationMs = performance.now() - since;
   const bitmaps = blocks.map(({ bitmap }) => bitmap);
   const facts = { ...how, image: opened.path, blocks, bitmaps, durationMs, pauseMs: 0 };
