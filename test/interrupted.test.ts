@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { describe, expect, test } from 'vitest';
 import type { Cleanup } from './support/cleanup.ts';
-import { report, run, start, succeed } from './support/cli.ts';
+import { type CliRun, report, run, start, succeed } from './support/cli.ts';
 import { waitForProgram } from './support/console.ts';
 import { largeGuest, midSave, names, SLOWLY, testCleanup } from './support/fixtures.ts';
 import { expectSameRam } from './support/oracle.ts';
@@ -103,9 +103,10 @@ test('mapram killed at random moments leaves a whole image or none, and a guest 
   const qemu = await largeGuest(cleanup, 512);
   const directory = diskDirectory(cleanup);
   const image = join(directory, 'image');
-  const line = ['save', '--qmp', qemu.socket, '--then', 'resume', image];
+  const line = ['save', '--qmp', qemu.socket, image];
   const { status, milliseconds } = await run(line);
   expect(status).toBe(0);
+  await qemu.qmp.execute('cont');
   let published = 0;
   for (let round = 0; round < 24; round++) {
     rmSync(image, { force: true });
@@ -118,6 +119,7 @@ test('mapram killed at random moments leaves a whole image or none, and a guest 
     expect(['', 'image', 'image.partial']).toContain(left.join(' '));
     if (left.includes('image')) {
       published++;
+      // The save pauses the guest and leaves it so: memory is still what the image was made of.
       await expectSameRam(qemu, image, { canonical: true });
     }
     if ((await qemu.qmp.status()) !== 'running') await qemu.qmp.execute('cont');
@@ -129,51 +131,45 @@ test('mapram killed at random moments leaves a whole image or none, and a guest 
   await expectSameRam(qemu, image, { canonical: true });
 });
 
-describe('a restore', () => {
-  test.for(['SIGINT', 'SIGKILL'] as const)(
-    'ended by %s after its first write leaves a QEMU that never runs',
-    async (signal) => {
-      const cleanup = testCleanup();
-      const source = await largeGuest(cleanup);
-      await source.qmp.execute('stop');
-      const image = join(diskDirectory(cleanup), 'image');
-      await succeed(['save', '--qmp', source.socket, image]);
-      const copy = await Qemu.start(
-        { machine: 'q35', mebibytes: 1024, memory: anonymous(1024), incoming: true },
-        cleanup,
-      );
-      const restore = start([
-        'restore',
-        '--qmp',
-        copy.socket,
-        '--method',
-        'fill',
-        '--then',
-        'resume',
-        ...SLOWLY,
-        '--json',
-        image,
-      ]);
-      await waitFor(
-        'the first writes',
-        30_000,
-        () => (residentBytes(copy) > 256 << 20 ? true : undefined),
-        2,
-      );
-      restore.child.kill(signal);
-      const result = await restore.done;
-      if (signal === 'SIGINT') {
-        expect(result.status).toBe(130);
-        expect(report(result)).toMatchObject({ ok: false, guestState: 'unusable' });
-      }
-      expect(await copy.qmp.status()).toBe('inmigrate');
-    },
-  );
-});
+describe('a restore after its first write', () => {
+  /** A restore that is under way, into memory that shows how far it is. */
+  async function midRestore(cleanup: Cleanup): Promise<{ copy: Qemu; restore: CliRun }> {
+    const source = await largeGuest(cleanup);
+    await source.qmp.execute('stop');
+    const image = join(diskDirectory(cleanup), 'image');
+    await succeed(['save', '--qmp', source.socket, image]);
+    const memory = ['-object', 'memory-backend-ram,id=ram0,size=1024M'];
+    const copy = await Qemu.start({ machine: 'q35', mebibytes: 1024, memory, incoming: true }, cleanup);
+    const options = ['--method', 'fill', '--then', 'resume', ...SLOWLY, '--json'];
+    const restore = start(['restore', '--qmp', copy.socket, ...options, image]);
+    await waitFor('the first writes', 30_000, () => (residentBytes(copy) > 256 << 20 ? true : undefined), 2);
+    return { copy, restore };
+  }
 
-function anonymous(mebibytes: number): string[] {
-  return ['-object', `memory-backend-ram,id=ram0,size=${mebibytes}M`];
-}
+  test('that is interrupted says that QEMU is unusable, and it never runs', async () => {
+    const { copy, restore } = await midRestore(testCleanup());
+    restore.child.kill('SIGINT');
+    const result = await restore.done;
+    expect(result.status).toBe(130);
+    expect(report(result)).toMatchObject({ ok: false, guestState: 'unusable' });
+    expect(await copy.qmp.status()).toBe('inmigrate');
+  });
+
+  test('that is killed leaves a QEMU that never runs', async () => {
+    const { copy, restore } = await midRestore(testCleanup());
+    restore.child.kill('SIGKILL');
+    await restore.done;
+    expect(await copy.qmp.status()).toBe('inmigrate');
+  });
+
+  test('whose QEMU is killed fails, and says that a new QEMU is needed', async () => {
+    const { copy, restore } = await midRestore(testCleanup());
+    copy.child.kill('SIGKILL');
+    const result = await restore.done;
+    expect(report(result)).toMatchObject({ error: { code: 'E_RESTORE_INCOMPLETE' }, guestState: 'unusable' });
+    expect(result.status).toBe(1);
+  });
+});
 
 /** Memory that a process holds. */
 function residentBytes(qemu: Qemu): number {

@@ -69,7 +69,9 @@ describe.each(KINDS)('RAM $name ($machine)', (kind) => {
   test('QEMU itself writes the same RAM section', async (context) => {
     available(context);
     const own = join(directory, 'own');
-    await stockSave(source, own, { multifd: true, directIo: true });
+    // With one stream and with several, in turn.
+    const multifd = kind.machine === 'q35';
+    await stockSave(source, own, { multifd, directIo: multifd });
     expect(ramDigest(own)).toBe(ramDigest(image));
     rmSync(own);
   });

@@ -51,6 +51,22 @@ test('a QEMU that is not waiting for an image', async () => {
   expect(await ramDigests(qemu)).toEqual(before);
 });
 
+test.for(['fill', 'qemu'])(
+  'other devices with the same RAM are found out by QEMU, too late (%s)',
+  async (method) => {
+    const local = testCleanup();
+    // A second generator of random numbers has no RAM block, so nothing tells it before QEMU reads the device state.
+    const source = await pausedGuest(local, { extra: ['-device', 'virtio-rng-pci'] });
+    const own = join(diskDirectory(local), 'image');
+    await succeed(['save', '--qmp', source.socket, own]);
+    const qemu = await waitingQemu(local);
+    const line = ['restore', '--qmp', qemu.socket, '--method', method, '--then', 'resume', own];
+    const failure = await failWith(1, 'E_RESTORE_INCOMPLETE', line);
+    expect(failure.guestState).toBe('unusable');
+    expect(await qemu.qmp.status()).not.toBe('running');
+  },
+);
+
 test('ACPI tables of another length are no mismatch for fill', async () => {
   const local = testCleanup();
   const directory = diskDirectory(local);

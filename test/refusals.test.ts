@@ -6,6 +6,8 @@ import { describe, expect, test } from 'vitest';
 import type { Cleanup } from './support/cleanup.ts';
 import { failWith, report, run, succeed } from './support/cli.ts';
 import { names, pausedGuest, SMALL, testCleanup, waitingQemu } from './support/fixtures.ts';
+import { hostProgram } from './support/kernel.ts';
+import { expectSameRam } from './support/oracle.ts';
 import { diskDirectory } from './support/paths.ts';
 import { Qemu } from './support/qemu.ts';
 import { Qmp } from './support/qmp.ts';
@@ -90,6 +92,25 @@ describe('--pid of a process that is not the guest’s', () => {
   });
 });
 
+test('a guest is found by its QMP even where another process listens on the socket', async () => {
+  const cleanup = testCleanup();
+  const socket = join(diskDirectory(cleanup), 'passed.sock');
+  const passed = [
+    '-chardev',
+    'socket,id=passed,fd=3,server=on,wait=off',
+    '-mon',
+    'chardev=passed,mode=control',
+  ];
+  const prefix = [hostProgram('listen-then-run'), socket];
+  const qemu = await Qemu.start({ ...SMALL, extra: passed, prefix }, cleanup);
+  const image = join(diskDirectory(cleanup), 'image');
+  await succeed(['save', '--qmp', socket, image]);
+  await expectSameRam(qemu, image, { canonical: true });
+  const copy = await waitingQemu(cleanup);
+  await succeed(['restore', '--qmp', copy.socket, '--then', 'pause', image]);
+  await expectSameRam(copy, image);
+});
+
 describe('a QMP socket', () => {
   test('that another client holds is said to be busy, and not waited for without end', async () => {
     const cleanup = testCleanup();
@@ -116,7 +137,10 @@ describe('a QMP socket', () => {
     const cleanup = testCleanup();
     const directory = diskDirectory(cleanup);
     const path = join(directory, 'other.sock');
-    const server = createServer((socket) => socket.write('220 mail.example ESMTP\r\n')).listen(path);
+    const server = createServer((socket) => {
+      socket.on('error', () => {});
+      socket.write('220 mail.example ESMTP\r\n');
+    }).listen(path);
     cleanup.add(() => void server.close());
     await failWith(5, 'E_QMP', ['save', '--qmp', path, join(directory, 'image')]);
   });

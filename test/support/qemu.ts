@@ -65,7 +65,9 @@ export class Qemu {
       QEMU,
       ...qemuArguments(options, directory),
     ];
-    const child = spawn(command[0] as string, command.slice(1), { stdio: ['ignore', 'ignore', 'pipe'] });
+    const child = spawn(command[0] as string, command.slice(1), {
+      stdio: ['ignore', 'ignore', 'pipe'],
+    });
     const log = join(directory, 'stderr');
     writeFileSync(log, '');
     child.stderr?.on('data', (text) => writeFileSync(log, text, { flag: 'a' }));

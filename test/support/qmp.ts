@@ -33,7 +33,10 @@ export class Qmp {
       for (const { reject } of this.#waiting.values()) reject(new Error('QMP connection closed'));
       this.#waiting.clear();
     });
-    createInterface({ input: socket }).on('line', (line) => this.#take(JSON.parse(line) as Reply));
+    // The lines' reader repeats the socket's errors; a QEMU that is killed resets its connections.
+    createInterface({ input: socket })
+      .on('error', () => {})
+      .on('line', (line) => this.#take(JSON.parse(line) as Reply));
   }
 
   /** Connects as soon as QEMU listens, and negotiates. */
