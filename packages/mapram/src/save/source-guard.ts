@@ -7,6 +7,8 @@ import { isLive } from '../guest/run-state.ts';
 
 /** QEMU closes its disks before it ends. */
 const QUIT_TIMEOUT_MS = 30_000;
+/** A process that was killed closes its connections first and then takes its time to give up its memory. */
+const DEATH_TIMEOUT_MS = 5_000;
 
 /** Remembers how a guest was found and leaves it as the save's end demands. */
 export class SourceGuard {
@@ -53,7 +55,7 @@ export class SourceGuard {
   async #leave(error: unknown): Promise<GuestState> {
     if (await this.#isGone()) return 'gone';
     if (!this.#isStanding) {
-      return error instanceof MapramError && error.code === 'E_GUEST_GONE' ? 'gone' : 'untouched';
+      return isGone(error) ? 'gone' : 'untouched';
     }
     const { monitor } = this.#link;
     try {
@@ -62,8 +64,8 @@ export class SourceGuard {
       if (!this.wasLive) return 'paused';
       await monitor.execute('cont');
       return 'running';
-    } catch {
-      return (await this.#isGone()) ? 'gone' : 'paused';
+    } catch (failure) {
+      return (await this.#endsWithin(isGone(failure) ? DEATH_TIMEOUT_MS : 0)) ? 'gone' : 'paused';
     }
   }
 
@@ -73,12 +75,24 @@ export class SourceGuard {
 
   async #quit(): Promise<void> {
     await this.#link.monitor.execute('quit').catch((error: unknown) => {
-      if (!(error instanceof MapramError && error.code === 'E_GUEST_GONE')) throw error;
+      if (!isGone(error)) throw error;
     });
     // Whoever starts the next QEMU on the same disks finds them locked until this one has ended.
-    const deadline = performance.now() + QUIT_TIMEOUT_MS;
-    while (!(await this.#isGone()) && performance.now() < deadline) await delay(10);
+    await this.#endsWithin(QUIT_TIMEOUT_MS);
   }
+
+  async #endsWithin(timeoutMs: number): Promise<boolean> {
+    const deadline = performance.now() + timeoutMs;
+    while (!(await this.#isGone())) {
+      if (performance.now() >= deadline) return false;
+      await delay(10);
+    }
+    return true;
+  }
+}
+
+function isGone(error: unknown): boolean {
+  return error instanceof MapramError && error.code === 'E_GUEST_GONE';
 }
 
 /** A QEMU that died shows in many ways: a read that fails, a connection that closes, an answer that does not come. */
