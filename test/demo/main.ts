@@ -10,7 +10,7 @@ import { stockLoad } from '../support/stock.ts';
 import { waitFor } from '../support/wait.ts';
 
 // A real Linux guest is saved by the command line while it counts on its console, goes on, and is brought back from the
-// image in a second QEMU that knows nothing of mapram: both count on from the same number.
+// image twice: in a second QEMU that knows nothing of mapram, and in a third by mapram. All count on from the same number.
 
 const GUEST: QemuOptions = { machine: 'q35', mebibytes: 1024, program: 512 };
 
@@ -60,31 +60,43 @@ async function restoreInStockQemu(image: string, cleanup: Cleanup): Promise<Qemu
   return copy;
 }
 
-/** Both consoles count on from one number: the one after the last that was written before the pause. */
-async function compareConsoles(guest: Qemu, copy: Qemu): Promise<void> {
+async function restoreByMapram(image: string, cleanup: Cleanup): Promise<Qemu> {
+  say(`\n4. mapram restore --qmp SOCKET ${image} fills a third one.`);
+  const copy = await Qemu.start({ ...GUEST, incoming: true }, cleanup);
+  const restored = await succeed(['restore', '--qmp', copy.socket, image]);
+  const rate = ((restored.bytesPerSecond ?? 0) / 1e6).toFixed(0);
+  say(`    ${mib(restored.dataBytes)} of data in ${restored.durationMs?.toFixed(0)} ms, ${rate} MB/s`);
+  return copy;
+}
+
+/** The console of a copy from its first whole count on; the pause may have cut a line in two. */
+async function consoleOf(copy: Qemu): Promise<string> {
   const text = await waitFor('the copy to check its memory', 30_000, () =>
     (copy.serial().match(/^sum (ok|BAD)/gm)?.length ?? 0) >= 2 ? copy.serial() : undefined,
   );
-  const first = counts(text)[0] ?? 0;
-  const original = guest.serial();
-  expectUnbrokenCount(original);
-  // The pause may cut a line in two; then the copy's console begins with the rest of a line.
-  const before = original.slice(0, original.search(new RegExp(`^count ${first}\r?$`, 'm')));
-  expectUnbrokenCount(before + text.slice(text.search(/^count /m)));
-  showConsole('saved', before, 2);
-  say(`    ----- the image was taken here: both go on with count ${first} -----`);
-  showConsole('guest', original.slice(before.length).split('\n').slice(0, 8).join('\n'), 8);
-  say('');
-  showConsole(
-    'copy ',
-    text
-      .slice(text.search(/^count /m))
-      .split('\n')
-      .slice(0, 8)
-      .join('\n'),
-    8,
-  );
-  say('\nBoth consoles count on from the same number, and the copy found its memory intact.');
+  return text.slice(text.search(/^count /m));
+}
+
+/** All consoles count on from one number: the one after the last that was written before the pause. */
+async function compareConsoles(guest: Qemu, copies: Record<string, Qemu>): Promise<void> {
+  for (const [name, copy] of Object.entries(copies)) {
+    const text = await consoleOf(copy);
+    const first = counts(text)[0] ?? 0;
+    const original = guest.serial();
+    expectUnbrokenCount(original);
+    const before = original.slice(0, original.search(new RegExp(`^count ${first}\r?$`, 'm')));
+    expectUnbrokenCount(before + text);
+    say(`\n    guest and ${name}, which go on with count ${first}:`);
+    showConsole('both  ', before, 2);
+    showSideBySide(original.slice(before.length), text, name);
+  }
+  say('\nAll consoles count on from the same number, and the copies found their memory intact.');
+}
+
+function showSideBySide(left: string, right: string, name: string): void {
+  const [of, to] = [left, right].map((text) => text.split(/\r?\n/).slice(0, 7)) as [string[], string[]];
+  for (const [index, line] of to.entries())
+    say(`    guest  | ${(of[index] ?? '').padEnd(20)} ${name} | ${line}`);
 }
 
 async function main(): Promise<void> {
@@ -97,7 +109,8 @@ async function main(): Promise<void> {
     await saveRunning(guest, image);
     await sleep(1000);
     const copy = await restoreInStockQemu(image, cleanup);
-    await compareConsoles(guest, copy);
+    const filled = await restoreByMapram(image, cleanup);
+    await compareConsoles(guest, { loaded: copy, filled });
     rmSync(image);
   } finally {
     await cleanup.run();
