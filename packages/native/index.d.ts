@@ -39,8 +39,8 @@ export declare class ImageFile {
   finish(parts: Array<MetadataPart>, length: number): Job
   /** A job that gives the finished file its name. */
   publish(): Job
-  /** Removes the partial file unless it was published. No job may be running on it. */
-  discard(): void
+  /** A job that removes the partial file unless it was published; to be run when no other job runs on the file. */
+  discard(): Job
 }
 
 /** A job that starts when `run` is called. */
@@ -67,8 +67,8 @@ export declare class UnixConnection {
   close(): void
 }
 
-/** The engine that `auto` stands for on this host. */
-export declare function autoEngine(): string
+/** The engine that `auto` stands for on this host, for so many chunks in flight on each of so many threads. */
+export declare function autoEngine(queueDepth: number, threads: number): string
 
 /** Where a RAM block is in the guest process. */
 export interface BlockAddress {
@@ -88,8 +88,8 @@ export interface BlockPlace {
   length: number
 }
 
-/** A job that makes every page with a clear bit read zero. */
-export declare function clear(memory: GuestMemory, bitmaps: Array<Uint8Array>): Job
+/** A job that makes every page with a clear bit read zero, on so many threads. */
+export declare function clear(memory: GuestMemory, bitmaps: Array<Uint8Array>, threads: number): Job
 
 /** A new anonymous file in memory; the caller closes the descriptor. */
 export declare function createMemfd(name: string): number
@@ -124,11 +124,11 @@ export interface JobOutcome {
   error?: NativeError
   /** For a save: each block's page bitmap as the image stores it. */
   bitmaps?: Array<Uint8Array>
-  /** For a save or a measurement: bytes of pages that are not zero. */
+  /** For a save: bytes of pages that are not zero. */
   dataBytes?: number
-  /** Bytes of the image's page areas that were written or read. */
+  /** Bytes of the image's page areas that were written or read; for a measurement, that a save would write. */
   transferredBytes?: number
-  /** For a restore or a clear: bytes of guest memory that held other data and were made zero. */
+  /** For a restore or a clear: bytes of guest memory that were not zero and were made so. */
   clearedBytes?: number
 }
 
@@ -140,7 +140,7 @@ export interface JobProgress {
   bytesTotal: number
 }
 
-/** A job that reads the planned ranges and counts the bytes of pages that are not zero; nothing is written. */
+/** A job that reads the planned ranges and counts the bytes that a save would write; nothing is written. */
 export declare function measure(memory: GuestMemory, channels: Array<Float64Array>, how: TransferOptions): Job
 
 /** Bytes of the image's headers, bitmaps or device state, and where they go. */
@@ -186,8 +186,11 @@ export interface NativeError {
 /** Opens an existing file for reading, optionally for direct I/O; the caller closes the descriptor. */
 export declare function openForReading(path: string, direct: boolean): number
 
-/** Why the engine does not work on this host, or null if it does. */
-export declare function probeEngine(name: string): NativeError | null
+/**
+ * Why the engine does not work on this host with so many chunks in flight on each of so many threads, or null if it
+ * does.
+ */
+export declare function probeEngine(name: string, queueDepth: number, threads: number): NativeError | null
 
 /** A part of a RAM block with memory of one kind. */
 export interface RegionInfo {

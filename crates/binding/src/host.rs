@@ -5,6 +5,7 @@ use std::path::Path;
 
 use mapram_engine::image_file;
 use mapram_engine::io;
+use mapram_engine::transfer::Options;
 use mapram_host::files;
 use mapram_host::unix_connection;
 use napi::Env;
@@ -104,14 +105,22 @@ pub fn engine_names() -> Vec<String> {
     io::NAMES.iter().map(ToString::to_string).collect()
 }
 
-/// Why the engine does not work on this host, or null if it does.
+/// Why the engine does not work on this host with so many chunks in flight on each of so many threads, or null if it
+/// does.
 #[napi(catch_unwind)]
-pub fn probe_engine(name: String) -> Option<NativeError> {
-    io::probe(&name).err().map(NativeError::from)
+pub fn probe_engine(name: String, queue_depth: u32, threads: u32) -> Option<NativeError> {
+    let (requests, queues) = queues(queue_depth, threads);
+    io::probe(&name, requests, queues).err().map(NativeError::from)
 }
 
-/// The engine that `auto` stands for on this host.
+/// The engine that `auto` stands for on this host, for so many chunks in flight on each of so many threads.
 #[napi(catch_unwind)]
-pub fn auto_engine(env: &Env) -> napi::Result<String> {
-    or_throw(env, io::auto().map(|engine| engine.name().to_owned()))
+pub fn auto_engine(env: &Env, queue_depth: u32, threads: u32) -> napi::Result<String> {
+    let (requests, queues) = queues(queue_depth, threads);
+    or_throw(env, io::auto(requests, queues).map(|engine| engine.name().to_owned()))
+}
+
+fn queues(queue_depth: u32, threads: u32) -> (u32, usize) {
+    let threads = usize::try_from(threads).unwrap_or(usize::MAX);
+    (Options { queue_depth, threads }.requests(), threads)
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use mapram_engine::bitmap::PageBitmap;
 use mapram_engine::image_file;
+use mapram_engine::memory::Memory;
 use mapram_engine::transfer::{self, RestoreJob, SaveJob};
 use mapram_engine::{Error, ErrorKind, PAGE_BYTES, Result};
 use napi::Env;
@@ -115,10 +116,14 @@ impl ImageFile {
         })
     }
 
-    /// Removes the partial file unless it was published. No job may be running on it.
+    /// A job that removes the partial file unless it was published; to be run when no other job runs on the file.
     #[napi(catch_unwind)]
-    pub fn discard(&self, env: &Env) -> napi::Result<()> {
-        or_throw(env, close_file(&self.file).map_or(Ok(()), |file| file.discard()))
+    pub fn discard(&self) -> Job {
+        let file = Arc::clone(&self.file);
+        Job::new(move |_| {
+            close_file(&file).map_or(Ok(()), |file| file.discard())?;
+            Ok(JobOutcome::default())
+        })
     }
 }
 
@@ -149,7 +154,7 @@ pub fn restore(
     let image = own(image_fd);
     Job::new(move |control| {
         let (image, memory, plan, places) = (image?, memory?, plan?, places?);
-        let bitmaps = page_bitmaps(&bitmaps, &memory);
+        let bitmaps = page_bitmaps(&bitmaps, &memory)?;
         let io = engine(&engine_name)?;
         let job =
             RestoreJob { memory: &memory, places: &places, bitmaps: &bitmaps, plan, options: options(&how) };
@@ -162,25 +167,26 @@ pub fn restore(
     })
 }
 
-/// A job that reads the planned ranges and counts the bytes of pages that are not zero; nothing is written.
+/// A job that reads the planned ranges and counts the bytes that a save would write; nothing is written.
 #[napi(catch_unwind)]
 pub fn measure(memory: &GuestMemory, channels: Vec<Float64Array>, how: TransferOptions) -> Job {
     let (memory, plan) = (memory.open(), plan(&channels, &how));
     Job::new(move |control| {
-        let data_bytes = transfer::measure(&*memory?, plan?, options(&how).threads, control)?;
-        Ok(JobOutcome { data_bytes: Some(number(data_bytes)), ..JobOutcome::default() })
+        let written_bytes = transfer::measure(&*memory?, plan?, options(&how).threads, control)?;
+        Ok(JobOutcome { transferred_bytes: Some(number(written_bytes)), ..JobOutcome::default() })
     })
 }
 
-/// A job that makes every page with a clear bit read zero.
+/// A job that makes every page with a clear bit read zero, on so many threads.
 #[napi(catch_unwind)]
-pub fn clear(memory: &GuestMemory, bitmaps: Vec<Uint8Array>) -> Job {
+pub fn clear(memory: &GuestMemory, bitmaps: Vec<Uint8Array>, threads: u32) -> Job {
     let (memory, bitmaps) = (memory.open(), copies(&bitmaps));
+    let threads = usize::try_from(threads).unwrap_or(usize::MAX);
     Job::new(move |control| {
         let memory = memory?;
-        let bitmaps = page_bitmaps(&bitmaps, &memory);
-        let cleared_bytes = Some(number(transfer::clear(&memory, &bitmaps, control)?));
-        Ok(JobOutcome { cleared_bytes, ..JobOutcome::default() })
+        let bitmaps = page_bitmaps(&bitmaps, &memory)?;
+        let cleared_bytes = transfer::clear(&memory, &bitmaps, threads, control)?;
+        Ok(JobOutcome { cleared_bytes: Some(number(cleared_bytes)), ..JobOutcome::default() })
     })
 }
 
@@ -188,9 +194,17 @@ fn copies(arrays: &[Uint8Array]) -> Vec<Vec<u8>> {
     arrays.iter().map(|array| array.to_vec()).collect()
 }
 
-fn page_bitmaps(bitmaps: &[Vec<u8>], memory: &mapram_engine::memory::Memory) -> Vec<PageBitmap> {
-    let blocks = bitmaps.iter().zip(memory.blocks());
-    blocks.map(|(bytes, length)| PageBitmap::from_bytes(bytes, length / PAGE_BYTES)).collect()
+/// A bitmap that is too short would silently mean zero pages, so its length has to be right.
+fn page_bitmaps(bitmaps: &[Vec<u8>], memory: &Memory) -> Result<Vec<PageBitmap>> {
+    let bitmap = |(bytes, length): (&Vec<u8>, &u64)| {
+        let pages = length / PAGE_BYTES;
+        if bytes.len() as u64 != pages.div_ceil(64) * 8 {
+            let message = format!("a page bitmap of {} bytes is not that of {pages} pages", bytes.len());
+            return Err(Error::new(ErrorKind::Usage, message));
+        }
+        Ok(PageBitmap::from_bytes(bytes, pages))
+    };
+    bitmaps.iter().zip(memory.blocks()).map(bitmap).collect()
 }
 
 /// A descriptor of our own for the same open file, so that the caller may close his whenever he likes.

@@ -23,11 +23,11 @@ pub struct JobOutcome {
     pub error: Option<NativeError>,
     /// For a save: each block's page bitmap as the image stores it.
     pub bitmaps: Option<Vec<Uint8Array>>,
-    /// For a save or a measurement: bytes of pages that are not zero.
+    /// For a save: bytes of pages that are not zero.
     pub data_bytes: Option<f64>,
-    /// Bytes of the image's page areas that were written or read.
+    /// Bytes of the image's page areas that were written or read; for a measurement, that a save would write.
     pub transferred_bytes: Option<f64>,
-    /// For a restore or a clear: bytes of guest memory that held other data and were made zero.
+    /// For a restore or a clear: bytes of guest memory that were not zero and were made so.
     pub cleared_bytes: Option<f64>,
 }
 

@@ -381,9 +381,12 @@ impl Place {
     /// Refuses a final name that publishing could not take.
     fn check_final(&self, io: &dyn Io, force: bool) -> Result<()> {
         let message = match self.status_of(io, &self.name)? {
-            Some(status) if status.kind == FileType::Directory => "is a directory",
-            Some(_) if !force => "exists already; use --force to replace it",
-            _ => return Ok(()),
+            None => return Ok(()),
+            Some(status) if !matches!(status.kind, FileType::RegularFile | FileType::Symlink) => {
+                "is no regular file, and is not replaced"
+            }
+            Some(_) if force => return Ok(()),
+            Some(_) => "exists already; use --force to replace it",
         };
         let message = format!("{} {message}", self.path.display());
         Err(Error::new(ErrorKind::TargetExists, message).at_path(&self.path))

@@ -15,7 +15,7 @@ use mapram_engine::image_file::ImageFile;
 use mapram_engine::io::{Faults, Simulated};
 use mapram_engine::transfer::{Control, Options, RestoreJob, SaveJob, Saved};
 use mapram_engine::{Error, ErrorKind};
-use support::{Guest, MIB, Random, bitmap_of, plan, read, whole_plan};
+use support::{CHUNK_BYTES, Guest, MIB, Random, bitmap_of, plan, read, whole_plan};
 
 const SEEDS: u64 = 500;
 /// A run takes milliseconds; one that takes this long hangs.
@@ -45,11 +45,17 @@ fn options(random: &mut Random) -> Options {
     }
 }
 
-fn save(io: Arc<Simulated>, guest: &Guest, path: &Path, options: Options) -> Result<Saved, Error> {
+fn save(
+    io: Arc<Simulated>,
+    guest: &Guest,
+    path: &Path,
+    chunk_bytes: u64,
+    options: Options,
+) -> Result<Saved, Error> {
     let memory = guest.memory();
     let places = guest.places();
     let image = ImageFile::create(io, path, false, true)?;
-    let job = SaveJob { memory: &memory, places: &places, plan: plan(&memory, 3), options };
+    let job = SaveJob { memory: &memory, places: &places, plan: plan(&memory, 3, chunk_bytes), options };
     let saved = job.run(&image, &Control::default())?;
     image.write_metadata(&[(0, METADATA)])?;
     image.sync()?;
@@ -71,10 +77,16 @@ fn is_whole(path: &Path, guest: &Guest) -> bool {
 fn run_seed(seed: u64, directory: &Path) -> bool {
     let mut random = Random(seed);
     let guest = Guest::new(&[2 * MIB, 3 * MIB + 4096]);
-    guest.fill(&mut random);
+    // Half of the seeds have chunks of more requests than the queue takes.
+    let chunk_bytes = if random.below(2) == 0 { CHUNK_BYTES } else { 2 * MIB };
+    if chunk_bytes == CHUNK_BYTES {
+        guest.fill(&mut random)
+    } else {
+        guest.fill_scattered(&mut random)
+    }
     let path = directory.join(format!("image-{seed}"));
     let io = Arc::new(Simulated::new(seed, faults(&mut random)));
-    let outcome = save(Arc::clone(&io), &guest, &path, options(&mut random));
+    let outcome = save(Arc::clone(&io), &guest, &path, chunk_bytes, options(&mut random));
     match &outcome {
         Ok(saved) => {
             assert!(is_whole(&path, &guest), "seed {seed}: a save that succeeded left a wrong image");
@@ -92,12 +104,13 @@ fn run_seed(seed: u64, directory: &Path) -> bool {
         }
     }
     if path.exists() {
-        restore(seed, &guest, &path, options(&mut random), &mut random);
+        restore(seed, &guest, &path, chunk_bytes, &mut random);
     }
     outcome.is_ok()
 }
 
-fn restore(seed: u64, guest: &Guest, path: &Path, options: Options, random: &mut Random) {
+fn restore(seed: u64, guest: &Guest, path: &Path, chunk_bytes: u64, random: &mut Random) {
+    let options = options(random);
     let bitmaps: Vec<_> = (0..guest.lengths.len())
         .map(|block| {
             let bytes = guest.bytes(block);
@@ -112,7 +125,7 @@ fn restore(seed: u64, guest: &Guest, path: &Path, options: Options, random: &mut
         memory: &memory,
         places: &places,
         bitmaps: &bitmaps,
-        plan: whole_plan(&places, 3),
+        plan: whole_plan(&places, 3, chunk_bytes),
         options,
     };
     let io = Simulated::new(seed ^ 0xdead, faults(random));

@@ -12,13 +12,13 @@ use mapram_engine::ErrorKind;
 use mapram_engine::bitmap::PageBitmap;
 use mapram_engine::image_file::ImageFile;
 use mapram_engine::io::{self, Io};
-use mapram_engine::transfer::{self, Control, Options, Plan, RestoreJob, SaveJob};
-use support::{Guest, MIB, Random, bitmap_of, plan, read, whole_plan};
+use mapram_engine::transfer::{self, Control, Options, Plan, RestoreJob, SaveJob, Sources};
+use support::{CHUNK_BYTES, Guest, MIB, Random, bitmap_of, plan, read, whole_plan};
 
 const OPTIONS: Options = Options { queue_depth: 4, threads: 2 };
 
 fn engines() -> Vec<Arc<dyn Io>> {
-    let works = |name: &&&str| match io::probe(name) {
+    let works = |name: &&&str| match io::probe(name, 8, 1) {
         Ok(()) => true,
         Err(error) => {
             eprintln!("skipped: the {name} engine does not work here: {error}");
@@ -39,8 +39,12 @@ fn what_is_saved_is_restored_by_every_engine() {
             let image = ImageFile::create(Arc::clone(&io), &path, false, direct).unwrap();
             let memory = guest.memory();
             let places = guest.places();
-            let job =
-                SaveJob { memory: &memory, places: &places, plan: plan(&memory, channels), options: OPTIONS };
+            let job = SaveJob {
+                memory: &memory,
+                places: &places,
+                plan: plan(&memory, channels, CHUNK_BYTES),
+                options: OPTIONS,
+            };
             let saved = job.run(&image, &Control::default()).unwrap();
             image.sync().unwrap();
             image.publish().unwrap();
@@ -58,7 +62,7 @@ fn what_is_saved_is_restored_by_every_engine() {
                 memory: &target,
                 places: &places,
                 bitmaps: &saved.bitmaps,
-                plan: whole_plan(&places, channels),
+                plan: whole_plan(&places, channels, CHUNK_BYTES),
                 options: OPTIONS,
             };
             job.run(io.as_ref(), file.as_fd(), &Control::default()).unwrap();
@@ -69,14 +73,79 @@ fn what_is_saved_is_restored_by_every_engine() {
     }
 }
 
+/// Chunks of more requests than the queue takes: a slot must not be used again before all of its parts have ended.
 #[test]
-fn measuring_counts_the_pages_that_are_not_zero() {
+fn scattered_pages_survive_a_queue_that_is_always_full() {
+    let directory = tempfile::tempdir().unwrap();
+    for io in engines() {
+        for (queue_depth, direct) in [(1, true), (1, false), (2, true), (4, false)] {
+            let guest = Guest::new(&[32 * MIB]);
+            guest.fill_scattered(&mut Random(3));
+            let memory = guest.memory();
+            let places = guest.places();
+            let options = Options { queue_depth, threads: 1 };
+            let path = directory.path().join(format!("{}-{queue_depth}-{direct}", io.name()));
+            let image = ImageFile::create(Arc::clone(&io), &path, false, direct).unwrap();
+            let job = SaveJob { memory: &memory, places: &places, plan: plan(&memory, 1, 4 * MIB), options };
+            let saved = job.run(&image, &Control::default()).unwrap();
+            image.sync().unwrap();
+            image.publish().unwrap();
+            let file = File::open(&path).unwrap();
+            assert!(read(&file, places[0].pages_offset, 32 * MIB) == guest.bytes(0), "{path:?} is wrong");
+            let target = Guest::new(&[32 * MIB]);
+            let job = RestoreJob {
+                memory: &target.memory(),
+                places: &places,
+                bitmaps: &saved.bitmaps,
+                plan: whole_plan(&places, 1, 4 * MIB),
+                options,
+            };
+            job.run(io.as_ref(), file.as_fd(), &Control::default()).unwrap();
+            assert!(target.bytes(0) == guest.bytes(0), "memory restored from {path:?} is wrong");
+        }
+    }
+}
+
+#[test]
+fn measuring_counts_what_a_save_writes() {
+    let directory = tempfile::tempdir().unwrap();
     let guest = Guest::new(&[3 * MIB, MIB]);
     guest.fill(&mut Random(7));
+    let (memory, places) = (guest.memory(), guest.places());
+    let measured = transfer::measure(&memory, plan(&memory, 3, CHUNK_BYTES), 2, &Control::default()).unwrap();
+    let path = directory.path().join("image");
+    let image = ImageFile::create(io::auto(8, 1).unwrap(), &path, false, true).unwrap();
+    let job =
+        SaveJob { memory: &memory, places: &places, plan: plan(&memory, 3, CHUNK_BYTES), options: OPTIONS };
+    assert_eq!(job.run(&image, &Control::default()).unwrap().written_bytes, measured);
+}
+
+#[test]
+fn bitmaps_of_other_blocks_are_refused_before_anything_is_cleared() {
+    let guest = Guest::new(&[MIB]);
+    guest.fill(&mut Random(8));
     let memory = guest.memory();
-    let measured = transfer::measure(&memory, plan(&memory, 3), 2, &Control::default()).unwrap();
-    let pages: u32 = (0..2).flat_map(|block| bitmap_of(&guest.bytes(block))).map(u8::count_ones).sum();
-    assert_eq!(measured, u64::from(pages) * 4096);
+    let before = guest.bytes(0);
+    for bitmaps in [vec![], vec![PageBitmap::new(255)], vec![PageBitmap::new(257)]] {
+        let error = transfer::clear(&memory, &bitmaps, 1, &Control::default()).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Usage);
+    }
+    assert!(guest.bytes(0) == before);
+}
+
+#[test]
+fn clearing_can_be_cancelled_and_leaves_zero_pages_allocated() {
+    use std::os::unix::fs::{FileExt, MetadataExt};
+    let guest = Guest::new(&[8 * MIB]);
+    guest.files[0].write_all_at(&vec![0; 8 << 20], 0).unwrap();
+    let memory = guest.memory();
+    let blocks = guest.files[0].metadata().unwrap().blocks();
+    let control = Control::default();
+    assert_eq!(transfer::clear(&memory, &[PageBitmap::new(2048)], 2, &control).unwrap(), 0);
+    assert_eq!(guest.files[0].metadata().unwrap().blocks(), blocks);
+    control.cancel();
+    let outcome = transfer::clear(&memory, &[PageBitmap::new(2048)], 2, &control);
+    assert_eq!(outcome.unwrap_err().kind, ErrorKind::Cancelled);
 }
 
 #[test]
@@ -96,7 +165,7 @@ fn stale_bytes_under_clear_bits_are_not_restored() {
         memory: &memory,
         places: &places,
         bitmaps: &[PageBitmap::from_bytes(&bytes, MIB / 4096)],
-        plan: whole_plan(&places, 1),
+        plan: whole_plan(&places, 1, CHUNK_BYTES),
         options: OPTIONS,
     };
     job.run(io::by_name("blocking").unwrap().as_ref(), image.as_fd(), &Control::default()).unwrap();
@@ -106,21 +175,24 @@ fn stale_bytes_under_clear_bits_are_not_restored() {
 
 #[test]
 fn an_image_that_ends_too_early_is_invalid() {
-    let guest = Guest::new(&[MIB]);
-    let image = File::from(rustix::fs::memfd_create("image", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
-    image.set_len(10 * 4096 + 100).unwrap();
-    let memory = guest.memory();
-    let places = [mapram_engine::transfer::Place { pages_offset: 0, length: MIB }];
-    let job = RestoreJob {
-        memory: &memory,
-        places: &places,
-        bitmaps: &[PageBitmap::from_bytes(&[0xff; 32], MIB / 4096)],
-        plan: whole_plan(&places, 1),
-        options: OPTIONS,
-    };
-    let io = io::by_name("blocking").unwrap();
-    let error = job.run(io.as_ref(), image.as_fd(), &Control::default()).unwrap_err();
-    assert_eq!((error.kind, error.offset.is_some()), (ErrorKind::ImageInvalid, true));
+    for length in [MIB - 4096 - 100, MIB - 4096, MIB - 100] {
+        let guest = Guest::new(&[MIB]);
+        let image = File::from(rustix::fs::memfd_create("image", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        image.set_len(length).unwrap();
+        let memory = guest.memory();
+        let places = [mapram_engine::transfer::Place { pages_offset: 0, length: MIB }];
+        for io in engines() {
+            let job = RestoreJob {
+                memory: &memory,
+                places: &places,
+                bitmaps: &[PageBitmap::from_bytes(&[0xff; 32], MIB / 4096)],
+                plan: whole_plan(&places, 1, CHUNK_BYTES),
+                options: OPTIONS,
+            };
+            let error = job.run(io.as_ref(), image.as_fd(), &Control::default()).unwrap_err();
+            assert_eq!((error.kind, error.offset.is_some()), (ErrorKind::ImageInvalid, true), "{length}");
+        }
+    }
 }
 
 #[test]
@@ -130,11 +202,12 @@ fn a_cancelled_save_leaves_no_file() {
     guest.fill(&mut Random(5));
     let memory = guest.memory();
     let places = guest.places();
-    let io = io::auto().unwrap();
+    let io = io::auto(8, 1).unwrap();
     let image = ImageFile::create(io, &directory.path().join("image"), false, true).unwrap();
     let control = Control::default();
     control.cancel();
-    let job = SaveJob { memory: &memory, places: &places, plan: plan(&memory, 2), options: OPTIONS };
+    let job =
+        SaveJob { memory: &memory, places: &places, plan: plan(&memory, 2, CHUNK_BYTES), options: OPTIONS };
     assert_eq!(job.run(&image, &control).unwrap_err().kind, ErrorKind::Cancelled);
     image.discard().unwrap();
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
@@ -145,15 +218,18 @@ fn plans_that_do_not_fit_are_refused() {
     let guest = Guest::new(&[MIB]);
     let memory = guest.memory();
     let places = guest.places();
-    let range = support::plan(&memory, 1);
-    assert!(range.validate(&places, &memory).is_ok());
+    let range = support::plan(&memory, 1, CHUNK_BYTES);
+    assert!(range.validate(&places, &memory, Sources::Used).is_ok());
     let bad = |offset, length| Plan {
-        chunk_bytes: support::CHUNK_BYTES,
+        chunk_bytes: CHUNK_BYTES,
         channels: vec![vec![mapram_engine::transfer::Range { block: 0, offset, length, source: 0 }]],
     };
     for (offset, length) in [(0, 0), (1, 4096), (0, 4095), (MIB, 4096), (u64::MAX - 4095, 4096)] {
-        assert_eq!(bad(offset, length).validate(&places, &memory).unwrap_err().kind, ErrorKind::Usage);
+        assert_eq!(
+            bad(offset, length).validate(&places, &memory, Sources::Used).unwrap_err().kind,
+            ErrorKind::Usage
+        );
     }
     let odd = Plan { chunk_bytes: 12345, channels: Vec::new() };
-    assert_eq!(odd.validate(&places, &memory).unwrap_err().kind, ErrorKind::Usage);
+    assert_eq!(odd.validate(&places, &memory, Sources::Used).unwrap_err().kind, ErrorKind::Usage);
 }

@@ -45,7 +45,7 @@ pub fn parse_maps(text: &[u8]) -> Result<Vec<Vma>> {
 pub(crate) fn of_process(process: &Process) -> Result<Vec<Vma>> {
     let pid = process.pid();
     let text = std::fs::read(format!("/proc/{pid}/maps"));
-    // A dead process explains a failure better, and a live one is the owner of what was read.
+    // A guest that is gone explains a failure better; if it is not, what was read is its own.
     process.check_alive()?;
     parse_maps(
         &text.map_err(|cause| Error::os(format!("reading the memory map of process {pid} failed"), cause))?,

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use mapram_engine::{Error, ErrorKind, Result};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags,
     SocketType, connect, sendmsg, socket_with,
@@ -95,13 +95,7 @@ impl UnixConnection {
             return Err(usage("the fds do not fit a message"));
         }
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-        let sent = loop {
-            match sendmsg(own, &[IoSlice::new(line)], &mut control, flags) {
-                Err(Errno::INTR) => {}
-                result => break result,
-            }
-        };
-        match sent {
+        match retry_on_intr(|| sendmsg(own, &[IoSlice::new(line)], &mut control, flags)) {
             Ok(count) if count == line.len() => Ok(()),
             Ok(count) => Err(Error::new(
                 ErrorKind::Io,

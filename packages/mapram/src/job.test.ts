@@ -54,6 +54,11 @@ describe('startJob', () => {
     expect(samples).toHaveLength(1);
   });
 
+  it('leaves it to the work to refuse what is no signal', async () => {
+    const job = startJob({} as AbortSignal, async (context) => context.signal.aborted);
+    expect(await job).toBe(false);
+  });
+
   it('serves several readers of its progress, also one that leaves early', async () => {
     const job = startJob(undefined, () => delay(150));
     const count = async (limit: number): Promise<number> => {

@@ -89,7 +89,8 @@ export function startJob<T>(
   signal: AbortSignal | undefined,
   work: (job: JobContext) => Promise<T>,
 ): JobPromise<T> {
-  const job = new JobContext(signal);
+  // What is no signal is refused by the options' check, as a rejection like every other failure.
+  const job = new JobContext(signal instanceof AbortSignal ? signal : undefined);
   const report = Promise.resolve().then(() => {
     job.signal.throwIfAborted();
     return work(job);

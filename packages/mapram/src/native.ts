@@ -37,9 +37,9 @@ export interface EngineOptions {
 export interface JobResult {
   /** For a save: each block's page bitmap, as the image stores it. */
   bitmaps: Uint8Array[];
-  /** For a save or a measurement: bytes of pages that are not zero. */
+  /** For a save: bytes of pages that are not zero. */
   dataBytes: number;
-  /** Bytes of the image's page areas that were written or read. */
+  /** Bytes of the image's page areas that were written or read; for a measurement, that a save would write. */
   transferredBytes: number;
 }
 
@@ -170,9 +170,9 @@ export class ImageFile {
     return new Job(call(() => this.#file.publish()));
   }
 
-  /** Removes the partial file unless it was published; calling it again does nothing. */
-  discard(): void {
-    call(() => this.#file.discard());
+  /** Removes the partial file unless it was published; calling it again does nothing. No job may be running on it. */
+  async discard(): Promise<void> {
+    await new Job(call(() => this.#file.discard())).run();
   }
 }
 
@@ -205,8 +205,8 @@ export function measureMemory(memory: GuestMemory, channels: Float64Array[], how
 }
 
 /** A job that makes every page with a clear bit read zero. */
-export function clearMemory(memory: GuestMemory, bitmaps: Uint8Array[]): Job {
-  return new Job(call(() => addon.clear(memory.handle, bitmaps)));
+export function clearMemory(memory: GuestMemory, bitmaps: Uint8Array[], threads: number): Job {
+  return new Job(call(() => addon.clear(memory.handle, bitmaps, threads)));
 }
 
 /** A connected Unix stream socket that can pass file descriptors. */
@@ -263,13 +263,21 @@ export function engineNames(): string[] {
   return addon.engineNames();
 }
 
+/** How much an engine will have to do; its rings and threads are tried with as many. */
+export interface EngineLoad {
+  /** Requests in flight on each thread. */
+  queueDepth: number;
+  /** Threads. */
+  threads: number;
+}
+
 /** Why an engine does not work on this host, or null if it does. */
-export function probeEngine(name: string): MapramError | null {
-  const failure = addon.probeEngine(name);
+export function probeEngine(name: string, { queueDepth, threads }: EngineLoad): MapramError | null {
+  const failure = addon.probeEngine(name, queueDepth, threads);
   return failure === null ? null : toMapramError(failure);
 }
 
 /** The engine that `auto` stands for on this host. */
-export function autoEngine(): string {
-  return call(() => addon.autoEngine());
+export function autoEngine({ queueDepth, threads }: EngineLoad): string {
+  return call(() => addon.autoEngine(queueDepth, threads));
 }

@@ -53,6 +53,10 @@ describe('options of save', () => {
     ['image', { guest: GUEST.guest }],
     ['direct', { ...GUEST, direct: 'yes' }],
     ['signal', { ...GUEST, signal: {} }],
+    ['guest.qmp', { ...GUEST, guest: { qmp: '' } }],
+    ['guest', { ...GUEST, guest: { monitor: { ...monitor, events: { on: () => {} } } } }],
+    ['guest', { ...GUEST, guest: { monitor: { ...monitor, pid: '7' } } }],
+    ['machine', { ...MEMORY, machine: '' }],
     ['offset', { ...GUEST, offset: 0 }],
     ['guest', { image: '/i' }],
     ['guest', { ...GUEST, guest: {} }],
@@ -72,6 +76,35 @@ describe('options of save', () => {
   it.each(wrong)('name %s when it is wrong', (field, options) => {
     expect(() => checkSaveOptions(options as SaveOptions)).toThrow(
       expect.objectContaining({ code: 'E_USAGE', field }),
+    );
+  });
+});
+
+describe('a wrong option', () => {
+  it.each<[unknown, string]>([
+    [undefined, 'The options are not right: it is missing'],
+    [null, 'The options are not right: it is no object of options'],
+    ['/i', 'The options are not right: it is no object of options'],
+    [{ ...GUEST, image: '' }, 'Option image is not right: it is empty'],
+    [{ ...GUEST, guest: { qmp: '' } }, 'Option guest.qmp is not right: it is empty'],
+    [{ ...GUEST, guest: { qmp: '/s', pid: 0 } }, 'Option guest.pid is not right: it is no process number'],
+    [{ guest: GUEST.guest }, 'Option image is not right: it is missing'],
+    [{ ...GUEST, colour: 1 }, 'Option colour is not right: there is no such option'],
+    [{ ...GUEST, channels: 0 }, 'Option channels is not right: it is no whole number from 1 to 128'],
+    [
+      { ...GUEST, engine: '' },
+      'Option engine is not right: it is none of auto, io-uring, tokio-uring, blocking',
+    ],
+    [{ ...GUEST, signal: {} }, 'Option signal is not right: it is no AbortSignal'],
+    [{ ...MEMORY, machine: '' }, 'Option machine is not right: it is empty'],
+    [{ ...MEMORY, memory: [] }, 'Option memory is not right: it is empty'],
+    [
+      { ...MEMORY, memory: [{ ...MEMORY.memory[0], file: '' }] },
+      'Option memory.0.file is not right: it is empty',
+    ],
+  ])('%j is told in words', (options, message) => {
+    expect(() => checkSaveOptions(options as SaveOptions)).toThrow(
+      expect.objectContaining({ code: 'E_USAGE', message }),
     );
   });
 });

@@ -4,7 +4,7 @@ import { MapramError } from './errors.ts';
 import type { Guest } from './guest/link.ts';
 import type { Monitor } from './guest/monitor.ts';
 import type { EngineOptions, NamedMemory } from './native.ts';
-import { autoEngine, probeEngine } from './native.ts';
+import { autoEngine, type EngineLoad, probeEngine } from './native.ts';
 import { MAX_CHANNELS } from './plan/index.ts';
 
 /** An I/O engine; `auto` takes the best one that works on this host. */
@@ -90,29 +90,54 @@ const NO_DEVICES: Uint8Array = Uint8Array.of(0);
 const CHUNK_BYTES: number = 4 * 1024 * 1024;
 /** More threads than this do not make a disk faster. */
 const MAX_THREADS = 8;
+const DEFAULT_CHANNELS = 8;
+const DEFAULT_QUEUE_DEPTH = 8;
 
-const Path = v.pipe(v.string(), v.minLength(1), v.excludes('\0'));
-const Count = (max: number) => v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(max));
-const Bytes = v.pipe(v.number(), v.safeInteger(), v.minValue(0));
-const Pid = v.pipe(v.number(), v.integer(), v.minValue(1));
-const Engines = v.picklist(['auto', 'io-uring', 'tokio-uring', 'blocking']);
+/** What a transfer with the default options asks of its engine. */
+export const DEFAULT_LOAD: EngineLoad = {
+  queueDepth: DEFAULT_QUEUE_DEPTH,
+  threads: threadsFor(DEFAULT_CHANNELS),
+};
+
+const Text = v.pipe(v.string('it is no text'), v.minLength(1, 'it is empty'));
+const Path = v.pipe(Text, v.excludes('\0', 'it holds a NUL character'));
+const Whole = (min: number, max: number, message: string) =>
+  v.pipe(v.number(message), v.integer(message), v.minValue(min, message), v.maxValue(max, message));
+const Count = (max: number) => Whole(1, max, `it is no whole number from 1 to ${max}`);
+const Bytes = Whole(0, Number.MAX_SAFE_INTEGER, 'it is no whole number of bytes');
+const SomeBytes = Whole(1, Number.MAX_SAFE_INTEGER, 'it is no whole number of bytes above 0');
+const Pid = Whole(1, Number.MAX_SAFE_INTEGER, 'it is no process number');
+const Flag = v.boolean('it is neither true nor false');
+const OneOf = <const T extends readonly string[]>(words: T) =>
+  v.picklist(words, `it is none of ${words.join(', ')}`);
+const Engines = OneOf(['auto', 'io-uring', 'tokio-uring', 'blocking']);
 
 const transferEntries = {
   image: Path,
-  channels: v.optional(Count(MAX_CHANNELS), 8),
-  queueDepth: v.optional(Count(256), 8),
+  channels: v.optional(Count(MAX_CHANNELS), DEFAULT_CHANNELS),
+  queueDepth: v.optional(Count(256), DEFAULT_QUEUE_DEPTH),
   engine: v.optional(Engines, 'auto'),
-  direct: v.optional(v.boolean(), true),
-  signal: v.optional(v.instance(AbortSignal)),
+  direct: v.optional(Flag, true),
+  signal: v.optional(v.instance(AbortSignal, 'it is no AbortSignal')),
 };
 
 const MonitorSchema = v.custom<Monitor>((value) => {
   const monitor = value as Partial<Monitor> | null | undefined;
-  return typeof monitor?.execute === 'function' && typeof monitor.events?.on === 'function';
-}, 'a monitor has execute() and events');
+  const { events, pid } = monitor ?? {};
+  return (
+    typeof monitor?.execute === 'function' &&
+    typeof events?.on === 'function' &&
+    typeof events.off === 'function' &&
+    (pid === undefined || v.is(Pid, pid))
+  );
+}, 'a monitor has execute(), events with on() and off(), and perhaps the number pid');
 
 // QEMU cuts a file URI at this text.
-const ScratchFile = v.pipe(Path, v.excludes(',offset='), v.startsWith('/'));
+const ScratchFile = v.pipe(
+  Path,
+  v.excludes(',offset=', 'it holds ",offset="'),
+  v.startsWith('/', 'it is no absolute path'),
+);
 
 const GuestSchema = v.union(
   [
@@ -126,9 +151,9 @@ const MemorySchema = v.pipe(
   v.array(
     v.pipe(
       v.strictObject({
-        name: v.pipe(v.string(), v.minLength(1)),
-        length: v.pipe(Bytes, v.minValue(1)),
-        pageSize: v.optional(v.pipe(Bytes, v.minValue(1))),
+        name: Text,
+        length: SomeBytes,
+        pageSize: v.optional(SomeBytes),
         file: v.optional(Path),
         fd: v.optional(Bytes),
         offset: v.optional(Bytes),
@@ -137,20 +162,21 @@ const MemorySchema = v.pipe(
       }),
       v.check(hasOneSource, 'a block is in a file, in an fd, or at an address of a pid'),
     ),
+    'it is no list of blocks',
   ),
-  v.minLength(1),
+  v.minLength(1, 'it is empty'),
 );
 
-const saveEntries = { ...transferEntries, force: v.optional(v.boolean(), false) };
+const saveEntries = { ...transferEntries, force: v.optional(Flag, false) };
 const GuestSaveSchema = v.strictObject({
   ...saveEntries,
   guest: GuestSchema,
-  then: v.optional(v.picklist(['pause', 'resume', 'quit']), 'pause'),
+  then: v.optional(OneOf(['pause', 'resume', 'quit']), 'pause'),
 });
 const MemorySaveSchema = v.strictObject({
   ...saveEntries,
   memory: MemorySchema,
-  machine: v.string(),
+  machine: Text,
   deviceState: v.optional(
     v.custom<Uint8Array>((value) => value instanceof Uint8Array, 'it is no Uint8Array'),
     NO_DEVICES,
@@ -161,13 +187,13 @@ const restoreEntries = { ...transferEntries, offset: v.optional(Bytes, 0) };
 const GuestRestoreSchema = v.strictObject({
   ...restoreEntries,
   guest: GuestSchema,
-  then: v.optional(v.picklist(['pause', 'resume'])),
-  method: v.optional(v.picklist(['auto', 'fill', 'qemu']), 'auto'),
+  then: v.optional(OneOf(['pause', 'resume'])),
+  method: v.optional(OneOf(['auto', 'fill', 'qemu']), 'auto'),
 });
 const MemoryRestoreSchema = v.strictObject({
   ...restoreEntries,
   memory: MemorySchema,
-  machine: v.optional(v.string()),
+  machine: v.optional(Text),
 });
 
 type Filled<T, Defaulted extends keyof T> = Omit<T, Defaulted> & {
@@ -186,12 +212,12 @@ export type MemoryRestore = Filled<MemoryRestoreOptions, TransferDefaults | 'off
 
 /** @throws {MapramError} E_USAGE naming the option. */
 export function checkSaveOptions(options: SaveOptions): GuestSave | MemorySave {
-  return 'memory' in options ? check(MemorySaveSchema, options) : check(GuestSaveSchema, options);
+  return namesMemory(options) ? check(MemorySaveSchema, options) : check(GuestSaveSchema, options);
 }
 
 /** @throws {MapramError} E_USAGE naming the option. */
 export function checkRestoreOptions(options: RestoreOptions): GuestRestore | MemoryRestore {
-  return 'memory' in options ? check(MemoryRestoreSchema, options) : check(GuestRestoreSchema, options);
+  return namesMemory(options) ? check(MemoryRestoreSchema, options) : check(GuestRestoreSchema, options);
 }
 
 /** How a transfer is to be done, with the engine chosen. */
@@ -212,11 +238,15 @@ export function chooseTransfer(options: {
   direct: boolean;
 }): Transfer {
   const { channels, queueDepth, direct } = options;
-  const threads = Math.min(channels, availableParallelism(), MAX_THREADS);
-  const engine = options.engine === 'auto' ? autoEngine() : options.engine;
-  const failure = probeEngine(engine);
+  const threads = threadsFor(channels);
+  const engine = options.engine === 'auto' ? autoEngine({ queueDepth, threads }) : options.engine;
+  const failure = probeEngine(engine, { queueDepth, threads });
   if (failure !== null) throw failure;
   return { channels, queueDepth, direct, engine, threads, chunkBytes: CHUNK_BYTES };
+}
+
+function threadsFor(channels: number): number {
+  return Math.min(channels, availableParallelism(), MAX_THREADS);
 }
 
 function hasOneSource(block: NamedMemory): boolean {
@@ -226,10 +256,22 @@ function hasOneSource(block: NamedMemory): boolean {
   return isInProcess ? files === 0 : files === 1 && !isPartOfProcess;
 }
 
+/** Programs without types may give anything. */
+function namesMemory(options: unknown): boolean {
+  return typeof options === 'object' && options !== null && 'memory' in options;
+}
+
 function check<TSchema extends v.GenericSchema>(schema: TSchema, options: unknown): v.InferOutput<TSchema> {
-  const result = v.safeParse(schema, options);
+  const result = v.safeParse(schema, options, { message: describeShape });
   if (result.success) return result.output;
   const issue = result.issues[0];
   const field = v.getDotPath(issue) ?? undefined;
-  throw new MapramError('E_USAGE', `option ${field ?? 'object'} is not right: ${issue.message}`, { field });
+  const subject = field === undefined ? 'The options are' : `Option ${field} is`;
+  throw new MapramError('E_USAGE', `${subject} not right: ${issue.message}`, { field });
+}
+
+/** What is wrong with an object of options itself; everything else has a message of its own in the schemas above. */
+function describeShape(issue: v.BaseIssue<unknown>): string {
+  if (issue.expected === 'never') return 'there is no such option';
+  return issue.received === 'undefined' ? 'it is missing' : 'it is no object of options';
 }

@@ -46,6 +46,8 @@ export interface TransferReport {
   direct: boolean;
   /** The RAM blocks in the image's order. */
   blocks: BlockReport[];
+  /** How the guest was left; absent for memory that is not QEMU's. */
+  guestState?: 'running' | 'paused' | 'gone';
 }
 
 /** What a save did. */

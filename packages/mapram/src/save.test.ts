@@ -1,5 +1,5 @@
 import { spawn, spawnSync } from 'node:child_process';
-import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { describe, expect, it, onTestFinished } from 'vitest';
@@ -37,6 +37,12 @@ function interpose(monitor: Monitor, at: string, act: () => unknown): Monitor {
   };
 }
 
+/** Where the process has mapped a file. */
+function addressOf(qemu: SmallQemu, path: string): number {
+  const lines = readFileSync(`/proc/${qemu.pid}/maps`, 'utf8').split('\n');
+  return Number.parseInt(lines.find((line) => line.endsWith(path)) ?? '', 16);
+}
+
 describe('save of a guest', () => {
   it('writes an image and reports what was done', async () => {
     const qemu = await startQemu();
@@ -58,6 +64,7 @@ describe('save of a guest', () => {
       pages: inspected.pages,
       zeroPages: inspected.zeroPages,
     });
+    expect(report.guestState).toBe('paused');
     expect(report.blocks.map(({ name }) => name)).toEqual(inspected.blocks.map(({ name }) => name));
     expect(report.pauseMs).toBeGreaterThanOrEqual(report.durationMs);
     expect(report.bytesPerSecond).toBeCloseTo((report.dataBytes * 1000) / report.durationMs);
@@ -70,6 +77,7 @@ describe('save of a guest', () => {
     const qemu = await startQemu();
     const report = await save({ ...guestOf(qemu), then: 'resume' });
     expect(report.pauseMs).toBeLessThan(report.durationMs);
+    expect(report.guestState).toBe('running');
     expect(await stateOf(qemu)).toBe('running');
   });
 
@@ -92,10 +100,26 @@ describe('save of a guest', () => {
     expect((await inspect(guestOf(qemu).image)).runState).toBe('paused');
   });
 
+  it('records no state that QEMU could not take up', async () => {
+    const qemu = await startQemu('-S');
+    const client = await connect(qemu);
+    const execute: Monitor['execute'] = async (command, ...rest) =>
+      command === 'query-status' ? { status: 'debug', running: false } : client.execute(command, ...rest);
+    await save({ ...guestOf(qemu), guest: { monitor: { events: client.events, execute } } });
+    expect((await inspect(guestOf(qemu).image)).runState).toBe('paused');
+  });
+
+  it('records no state where the machine is told to record none', async () => {
+    const qemu = await startQemu('-global', 'migration.store-global-state=off');
+    await save({ ...guestOf(qemu), then: 'resume' });
+    expect((await inspect(guestOf(qemu).image)).runState).toBeUndefined();
+    expect(await stateOf(qemu)).toBe('running');
+  });
+
   it('ends QEMU if it shall', async () => {
     const qemu = await startQemu();
     const exit = new Promise((resolve) => qemu.child.once('exit', resolve));
-    await save({ ...guestOf(qemu), then: 'quit' });
+    expect((await save({ ...guestOf(qemu), then: 'quit' })).guestState).toBe('gone');
     expect(await exit).toBe(0);
   });
 
@@ -143,6 +167,138 @@ describe('save that fails', () => {
       expect(reason.guestState).toBe('running');
       expect(imagesOf(qemu)).toEqual([]);
       expect(await tell(qemu, ['query-fdsets'])).toEqual([]);
+    },
+  );
+
+  it('leaves nothing in QEMU whichever command is on its way when it is cancelled', async () => {
+    const qemu = await startQemu();
+    const client = await connect(qemu);
+    const cancelled: string[] = [];
+    for (let at = 1; cancelled.length === at - 1; at += 1) {
+      const controller = new AbortController();
+      let count = 0;
+      const execute: Monitor['execute'] = (command, args, options) => {
+        count += 1;
+        const answer = client.execute(command, args, options);
+        if (count === at) {
+          cancelled.push(command);
+          // By then the command has been sent and not been answered.
+          setImmediate(() => controller.abort(new MapramError('E_CANCELLED', 'enough')));
+        }
+        return answer;
+      };
+      const monitor = { events: client.events, execute };
+      const options = { ...guestOf(qemu), guest: { monitor }, force: true, then: 'resume' as const };
+      await save({ ...options, signal: controller.signal }).catch(() => {});
+      expect([at, cancelled.at(-1), await tell(qemu, ['query-fdsets'])]).toEqual([at, cancelled.at(-1), []]);
+      expect(await stateOf(qemu)).toBe('running');
+    }
+    expect(cancelled).toContain('add-fd');
+    expect(cancelled).toContain('stop');
+  });
+
+  it('waits for what takes QEMU long, and for the guest to run again, and lets it be cancelled', async () => {
+    const qemu = await startQemu();
+    const client = await connect(qemu);
+    const limits: Record<string, number | undefined> = {};
+    const execute: Monitor['execute'] = (command, args, options) => {
+      limits[command] = options?.timeoutMs;
+      return client.execute(command, args, options);
+    };
+    await save({ ...guestOf(qemu), guest: { monitor: { events: client.events, execute } }, then: 'resume' });
+    expect(limits).toMatchObject({ stop: 0, 'xen-save-devices-state': 0 });
+    expect(limits['cont']).toBeGreaterThan(60_000);
+  });
+
+  it('lets the guest run again even if QEMU answers nothing else', async () => {
+    const qemu = await startQemu();
+    const client = await connect(qemu);
+    let isLate = false;
+    const execute: Monitor['execute'] = async (command, ...rest) => {
+      if (command === 'xen-save-devices-state') isLate = true;
+      if (isLate && command !== 'cont') throw new Error('no answer in time');
+      return client.execute(command, ...rest);
+    };
+    const failed = save({ ...guestOf(qemu), guest: { monitor: { events: client.events, execute } } });
+    await expect(failed).rejects.toMatchObject({ code: 'E_QMP', guestState: 'running' });
+    expect(await stateOf(qemu)).toBe('running');
+  });
+
+  it('says so if the guest cannot be put back', async () => {
+    const qemu = await startQemu();
+    const client = await connect(qemu);
+    const execute: Monitor['execute'] = async (command, ...rest) => {
+      if (['xen-save-devices-state', 'cont'].includes(command)) throw new Error(`no ${command}`);
+      return client.execute(command, ...rest);
+    };
+    const failed = save({ ...guestOf(qemu), guest: { monitor: { events: client.events, execute } } });
+    await expect(failed).rejects.toMatchObject({
+      code: 'E_QMP',
+      guestState: 'paused',
+      message: expect.stringMatching(/no xen-save-devices-state.*could not be resumed.*no cont/),
+    });
+  });
+
+  it('leaves a guest paused that someone else paused after it was resumed', async () => {
+    const qemu = await startQemu();
+    const client = await connect(qemu);
+    const reason = new MapramError('E_CANCELLED', 'enough');
+    const controller = new AbortController();
+    const execute: Monitor['execute'] = async (command, ...rest) => {
+      const answer = await client.execute(command, ...rest);
+      if (command === 'cont') {
+        await tell(qemu, ['stop']);
+        controller.abort(reason);
+      }
+      return answer;
+    };
+    const guest = { monitor: { events: client.events, execute } };
+    const job = save({ ...guestOf(qemu), guest, then: 'resume', signal: controller.signal });
+    await expect(job).rejects.toBe(reason);
+    expect(reason.guestState).toBe('paused');
+    expect(await stateOf(qemu)).toBe('paused');
+  });
+
+  it('says why it failed even if the partial file cannot be removed, and frees the socket', async (context) => {
+    const qemu = await startQemu();
+    const directory = join(qemu.directory, 'fixed');
+    mkdirSync(directory);
+    if (spawnSync('chattr', ['-i', directory]).status !== 0) context.skip('no chattr on this file system');
+    const watcher = await QmpClient.connect(qemu.otherSocket);
+    watcher.events.on('STOP', () => spawnSync('chattr', ['+i', directory]));
+    onTestFinished(() => {
+      watcher.close();
+      spawnSync('chattr', ['-i', directory]);
+    });
+    const failed = save({ ...guestOf(qemu), image: join(directory, 'image') });
+    await expect(failed).rejects.toMatchObject({ guestState: 'running', path: join(directory, 'image') });
+    (await QmpClient.connect(qemu.socket)).close();
+  });
+
+  it('does not replace the file that the guest’s memory is in', async () => {
+    const image = '/dev/shm/mapram-unit-memory';
+    const backend = `memory-backend-file,id=m,size=16M,mem-path=${image},share=on`;
+    const qemu = await startQemu('-object', backend, '-machine', 'memory-backend=m');
+    onTestFinished(() => rmSync(image, { force: true }));
+    await expect(
+      save({ guest: { qmp: qemu.socket }, image, direct: false, force: true }),
+    ).rejects.toMatchObject({ code: 'E_USAGE', field: 'image', guestState: 'untouched' });
+    expect(readdirSync('/dev/shm').filter((name) => name.startsWith('mapram-unit-memory'))).toHaveLength(1);
+    const memory = [{ name: 'ram', length: 4096, file: image }];
+    for (const source of [
+      memory,
+      [{ name: 'ram', length: 4096, pid: qemu.pid, address: addressOf(qemu, image) }],
+    ]) {
+      const program = { memory: source, machine: 'none', image, direct: false, force: true };
+      await expect(save(program)).rejects.toMatchObject({ code: 'E_USAGE', field: 'image' });
+    }
+  });
+
+  it.each([undefined, null, {}, { guest: {}, image: '/i' }, { signal: {}, image: '/i' }])(
+    'rejects the options %j, and throws nothing',
+    async (options) => {
+      const job = save(options as never);
+      await expect(job).rejects.toMatchObject({ code: 'E_USAGE' });
     },
   );
 
@@ -196,6 +352,7 @@ describe('save that fails', () => {
     await expect(save({ ...guestOf(qemu), guest: { monitor }, then: 'resume' })).rejects.toMatchObject({
       code: 'E_QMP',
       guestState: 'paused',
+      message: expect.stringMatching(/image is whole.*could not be resumed/),
     });
     expect((await inspect(guestOf(qemu).image)).runState).toBe('running');
   });

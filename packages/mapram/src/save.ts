@@ -6,7 +6,7 @@ import { findGuestProcess } from './guest/process.ts';
 import { queryMachine } from './guest/queries.ts';
 import { queryRamBlocks } from './guest/ram-blocks.ts';
 import { type StoppedGuest, stopGuest } from './guest/run-state.ts';
-import { patchRunState, splitDevicesState } from './image/index.ts';
+import { splitDevicesState } from './image/index.ts';
 import { type JobContext, type JobPromise, startJob } from './job.ts';
 import { GuestMemory, ImageFile } from './native.ts';
 import {
@@ -18,8 +18,11 @@ import {
   type Transfer,
 } from './options.ts';
 import { type SaveReport, transferReport } from './report.ts';
+import { recordRunState } from './save/recorded-state.ts';
 import { SourceGuard } from './save/source-guard.ts';
-import { finishImage, requireSpace, writePages } from './save/write-image.ts';
+import { requireSpace } from './save/space.ts';
+import { requireTargetApart, requireTargetApartFromGuest } from './save/target.ts';
+import { finishImage, reserveLength, writePages } from './save/write-image.ts';
 
 /**
  * Saves a guest, or memory that a program names, to one image. The image appears whole under its name or not at all; a
@@ -28,7 +31,8 @@ import { finishImage, requireSpace, writePages } from './save/write-image.ts';
  * @throws {MapramError} by rejection, with `guestState`; or the signal's reason.
  */
 export function save(options: SaveOptions): JobPromise<SaveReport> {
-  return startJob(options.signal, async (job) => {
+  // A program without types may give no options at all, which is for checkSaveOptions to say.
+  return startJob(options?.signal, async (job) => {
     const settings = checkSaveOptions(options);
     const how = chooseTransfer(settings);
     return 'guest' in settings ? saveGuest(settings, how, job) : saveMemory(settings, how, job);
@@ -49,8 +53,8 @@ async function saveGuest(settings: GuestSave, how: Transfer, job: JobContext): P
   } catch (error) {
     throw await guard.putBack(error);
   } finally {
-    file?.discard();
     link.close();
+    await discard(file);
   }
 }
 
@@ -69,8 +73,10 @@ async function saveTo(file: ImageFile, saving: Saving): Promise<SaveReport> {
   const { commandOptions } = job;
   const machine = await queryMachine(link.monitor, commandOptions);
   const blocks = await queryRamBlocks(link.monitor, commandOptions);
+  await requireTargetApartFromGuest(settings, pid, blocks);
   const memory = await openGuestMemory(link, pid, blocks, READ, commandOptions);
   await requireSpace(settings.image, { blocks, memory }, how, job).finally(() => memory.close());
+  await reserveLength(file, machine, blocks, job);
   const guest = await stopGuest(link.monitor, commandOptions, guard);
   try {
     return await saveStopped(file, machine, guest, saving);
@@ -90,7 +96,7 @@ async function saveStopped(
   // Only now do the blocks stand still: a running guest can resize some, and move them.
   const blocks = await queryRamBlocks(link.monitor, commandOptions);
   const devices = splitDevicesState(await captureDeviceState(link, commandOptions));
-  const deviceState = patchRunState(devices, recordedState(guest.found));
+  const deviceState = recordRunState(devices, guest.found);
   const memory = await openGuestMemory(link, saving.pid, blocks, READ, commandOptions);
   const pages = await writePages(file, machine, { blocks, memory }, how, job).finally(() => memory.close());
   const resumesEarly = settings.then === 'resume' && guard.wasLive;
@@ -103,15 +109,17 @@ async function saveStopped(
   if (!resumesEarly) await guest.watch.requireStill(link.monitor, commandOptions);
   await job.run(file.publish());
   const durationMs = performance.now() - guest.since;
-  await guard.settle(settings.then);
+  const guestState = await guard.settle(settings.then);
   const pauseMs = guard.wasLive ? (guard.resumedAt ?? performance.now()) - guest.since : 0;
   const { bitmaps } = pages;
-  return transferReport({ ...how, image: settings.image, blocks, bitmaps, durationMs, pauseMs }, job);
+  const facts = { ...how, image: settings.image, blocks, bitmaps, durationMs, pauseMs };
+  return { ...transferReport(facts, job), guestState };
 }
 
 async function saveMemory(settings: MemorySave, how: Transfer, job: JobContext): Promise<SaveReport> {
   const { image, machine, deviceState } = settings;
   const blocks = settings.memory.map(({ name, length }) => ({ name, usedLength: length }));
+  await requireTargetApart(settings);
   const memory = GuestMemory.ofNamed(settings.memory, false);
   let file: ImageFile | undefined;
   try {
@@ -124,8 +132,8 @@ async function saveMemory(settings: MemorySave, how: Transfer, job: JobContext):
     const durationMs = performance.now() - since;
     return transferReport({ ...how, image, blocks, bitmaps: pages.bitmaps, durationMs, pauseMs: 0 }, job);
   } finally {
-    file?.discard();
     memory.close();
+    await discard(file);
   }
 }
 
@@ -135,7 +143,7 @@ function createFile({ image, force }: { image: string; force: boolean }, how: Tr
 
 const READ = { writable: false };
 
-/** A guest that QEMU itself migrated away from here stands still like a paused one; its copy has not been migrated. */
-function recordedState(found: string): string {
-  return found === 'postmigrate' ? 'paused' : found;
+/** Removes what was not published. A failure to do so must not hide why the save failed; the next save replaces the rest. */
+async function discard(file: ImageFile | undefined): Promise<void> {
+  await file?.discard().catch(() => {});
 }

@@ -131,6 +131,18 @@ fn force_replaces_a_link_and_not_what_it_leads_to() {
 }
 
 #[test]
+fn devices_pipes_and_directories_are_never_replaced() {
+    let directory = directory();
+    let path = directory.path().join("image");
+    rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, 0o600.into(), 0).unwrap();
+    assert_eq!(refusal(create(&directory, true)).kind, ErrorKind::TargetExists);
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    assert_eq!(refusal(create(&directory, true)).kind, ErrorKind::TargetExists);
+    assert_eq!(names(&directory), ["image"]);
+}
+
+#[test]
 fn a_target_that_appears_meanwhile_is_kept_unless_forced() {
     for force in [false, true] {
         let directory = directory();

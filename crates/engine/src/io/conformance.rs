@@ -47,7 +47,7 @@ conformance! {
 
 /// The engine called `name`, or nothing, aloud, where the host forbids it.
 fn engine(name: &str) -> Option<std::sync::Arc<dyn Io>> {
-    match probe(name) {
+    match probe(name, 8, 1) {
         Ok(()) => by_name(name),
         Err(error) => {
             eprintln!("skipped: {error}");

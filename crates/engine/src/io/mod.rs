@@ -121,32 +121,41 @@ pub fn by_name(name: &str) -> Option<Arc<dyn Io>> {
     }
 }
 
-/// The best engine that works on this host: `io-uring`, or `blocking` where io_uring is forbidden.
+/// The best engine that works on this host: `io-uring`, or `blocking` where io_uring is forbidden. It is tried with as
+/// many queues of `depth` requests as the transfer will have.
 ///
 /// # Errors
 /// `HostUnsupported` if not even that one works.
-pub fn auto() -> Result<Arc<dyn Io>> {
-    if probe("io-uring").is_ok() {
+pub fn auto(depth: u32, queues: usize) -> Result<Arc<dyn Io>> {
+    if probe("io-uring", depth, queues).is_ok() {
         return Ok(Arc::new(IoUring));
     }
-    probe("blocking")?;
+    probe("blocking", depth, queues)?;
     Ok(Arc::new(Blocking))
 }
 
-/// Finds out by one small read whether the engine called `name` works on this host.
+/// Finds out whether the engine called `name` works on this host, with as many queues of `depth` requests at once as a
+/// transfer will have: what RLIMIT_MEMLOCK forbids is better known before the guest is stopped.
 ///
 /// # Errors
 /// `Usage` if there is no such engine; `HostUnsupported` with the likely reason if it does not work.
-pub fn probe(name: &str) -> Result<()> {
+pub fn probe(name: &str, depth: u32, queues: usize) -> Result<()> {
     let Some(engine) = by_name(name) else {
         let message = format!("there is no I/O engine {name:?}; there are {}", NAMES.join(", "));
         return Err(Error::new(ErrorKind::Usage, message));
     };
     let pool = Pool::new(1, 4096)?;
-    probe_read(engine.as_ref(), &pool).map_err(|cause| {
-        let message = format!("the I/O engine {name} does not work here: {}", likely_cause(&cause));
-        Error::os(message, cause).with_kind(ErrorKind::HostUnsupported)
-    })
+    let set_up = || -> io::Result<()> {
+        let _queues = (0..queues).map(|_| engine.queue(depth, &pool)).collect::<io::Result<Vec<_>>>()?;
+        Ok(())
+    };
+    set_up().and_then(|()| probe_read(engine.as_ref(), &pool)).map_err(|cause| set_up_error(name, cause))
+}
+
+/// The error for an engine whose set-up failed with `cause`: a limit of the host, whatever the errno.
+pub(crate) fn set_up_error(name: &str, cause: io::Error) -> Error {
+    let message = format!("the I/O engine {name} does not work here: {}", likely_cause(&cause));
+    Error::os(message, cause).with_kind(ErrorKind::HostUnsupported)
 }
 
 /// Reads from /dev/zero: set-up, submission and completion can each be forbidden on their own.
@@ -179,7 +188,9 @@ fn likely_cause(cause: &io::Error) -> String {
             _ => "a seccomp filter forbids io_uring, as Docker's default profile does".into(),
         },
         Some(libc::ENOMEM) => {
-            "RLIMIT_MEMLOCK (ulimit -l) is too low for its rings, or memory is short".into()
+            "RLIMIT_MEMLOCK (ulimit -l) is too low for its rings, or memory is short; fewer channels or a smaller queue \
+             depth need less"
+                .into()
         }
         Some(libc::EINVAL | libc::EOPNOTSUPP) => "this kernel is older than Linux 5.6".into(),
         Some(libc::EMFILE | libc::ENFILE) => "too many files are open (ulimit -n)".into(),
@@ -211,15 +222,15 @@ mod tests {
             assert_eq!(by_name(name).unwrap().name(), name);
         }
         assert!(by_name("auto").is_none());
-        assert_eq!(probe("libaio").unwrap_err().kind, ErrorKind::Usage);
+        assert_eq!(probe("libaio", 1, 1).unwrap_err().kind, ErrorKind::Usage);
     }
 
     #[test]
     fn a_named_engine_that_works_is_what_auto_may_choose() {
-        let chosen = auto().unwrap();
+        let chosen = auto(8, 2).unwrap();
         assert!(["io-uring", "blocking"].contains(&chosen.name()));
-        probe(chosen.name()).unwrap();
-        probe("blocking").unwrap();
+        probe(chosen.name(), 8, 2).unwrap();
+        probe("blocking", 8, 2).unwrap();
     }
 
     #[test]

@@ -3,17 +3,27 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 
-use rustix::fs::{SeekFrom, seek};
-use rustix::io::Errno;
+use rustix::fs::{SeekFrom, fstatfs, seek};
+use rustix::io::{Errno, pread, pwrite, retry_on_intr};
 
 use super::{Segment, spans};
 use crate::{Error, ErrorKind, PAGE_BYTES, Result};
 
+/// `f_type` of FUSE and virtiofs (include/uapi/linux/magic.h).
+const FUSE_MAGIC: u64 = 0x6573_5546;
+
 /// The pages of `span` (page-aligned file offsets) that touch data; all others are holes or lie behind the end of
 /// the file. Nothing is allocated by asking.
 pub(super) fn data_spans(file: &File, span: Range<u64>) -> Result<Vec<Range<u64>>> {
+    let stats =
+        fstatfs(file).map_err(|errno| Error::os("asking for a memory file's file system failed", errno))?;
+    // The magic number has 32 bits; some platforms sign-extend it.
+    if stats.f_type.cast_unsigned() & 0xffff_ffff == FUSE_MAGIC {
+        // Its server finds the holes, and knows nothing of pages written through a mapping that are still here.
+        return spans_to_end(file, span);
+    }
     let mut found = Vec::new();
     let mut at = span.start;
     while at < span.end {
@@ -42,8 +52,12 @@ fn seek_to(file: &File, position: SeekFrom) -> Result<Option<u64>> {
 
 /// The same for hugetlbfs, which knows no holes: everything up to the end of the file, unless the file is empty.
 pub(super) fn hugetlb_spans(file: &File, span: Range<u64>) -> Result<Vec<Range<u64>>> {
-    let end = if allocated_bytes(file)? == 0 { 0 } else { length(file)?.next_multiple_of(PAGE_BYTES) };
-    let data = span.start..span.end.min(end);
+    if allocated_bytes(file)? == 0 { Ok(Vec::new()) } else { spans_to_end(file, span) }
+}
+
+/// All pages of `span` up to the end of the file.
+fn spans_to_end(file: &File, span: Range<u64>) -> Result<Vec<Range<u64>>> {
+    let data = span.start..span.end.min(length(file)?.next_multiple_of(PAGE_BYTES));
     Ok(if data.is_empty() { Vec::new() } else { vec![data] })
 }
 
@@ -58,7 +72,8 @@ pub(super) fn identity(file: &File) -> Result<(u64, u64)> {
     metadata(file).map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
-fn length(file: &File) -> Result<u64> {
+/// The file's length in bytes.
+pub(super) fn length(file: &File) -> Result<u64> {
     metadata(file).map(|metadata| metadata.len())
 }
 
@@ -75,13 +90,12 @@ pub(super) unsafe fn read(file: &File, segments: Vec<Segment>) -> Result<()> {
         while segment.length > 0 {
             // SAFETY: the caller lets these bytes be written and keeps everybody else away.
             let bytes = unsafe { segment.uninit() };
-            match rustix::io::pread(file, &mut *bytes, segment.at).map(|(read, _)| read.len()) {
+            match retry_on_intr(|| pread(file, &mut *bytes, segment.at).map(|(read, _)| read.len())) {
                 Ok(0) => {
                     bytes.fill(std::mem::MaybeUninit::new(0));
                     break;
                 }
                 Ok(moved) => segment.advance(moved),
-                Err(Errno::INTR) => {}
                 Err(errno) => return Err(failure("reading", segment.at, errno.into())),
             }
         }
@@ -98,11 +112,10 @@ pub(super) unsafe fn write(file: &File, segments: Vec<Segment>) -> Result<()> {
         while segment.length > 0 {
             // SAFETY: the caller lets these bytes be read and lets nobody write to them.
             let bytes = unsafe { segment.bytes() };
-            match file.write_at(bytes, segment.at) {
+            match retry_on_intr(|| pwrite(file, bytes, segment.at)) {
                 Ok(0) => return Err(failure("writing", segment.at, io::ErrorKind::WriteZero.into())),
                 Ok(moved) => segment.advance(moved),
-                Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
-                Err(cause) => return Err(failure("writing", segment.at, cause)),
+                Err(errno) => return Err(failure("writing", segment.at, errno.into())),
             }
         }
     }

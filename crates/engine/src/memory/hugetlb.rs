@@ -2,7 +2,9 @@
 
 use std::fs::File;
 use std::ops::Range;
+use std::sync::Arc;
 
+use rustix::io::{Errno, retry_on_intr};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
 use super::{Backing, FileRange, Memory, Segment, file, pagemap, spans};
@@ -11,6 +13,7 @@ use crate::{Error, ErrorKind, Result};
 /// Our own shared mapping of a region's file, through which it is written.
 #[derive(Debug)]
 pub(super) struct Mapping {
+    file: Arc<File>,
     base: *mut u8,
     length: usize,
     /// File offset of the first byte, a multiple of the huge page size.
@@ -38,7 +41,7 @@ impl Mapping {
         let base = unsafe { mmap(std::ptr::null_mut(), length, protection, flags, &at.file, offset) };
         let base = base.map_err(|errno| failure(errno.into()))?;
         let page_bytes = usize::try_from(page_bytes).map_err(too_long)?;
-        Ok(Self { base: base.cast(), length, offset, page_bytes })
+        Ok(Self { file: Arc::clone(&at.file), base: base.cast(), length, offset, page_bytes })
     }
 
     /// Copies every segment to its file offset.
@@ -46,9 +49,11 @@ impl Mapping {
     /// # Safety
     /// Every segment's buffer must be valid for reads of its length, and nobody may write to it meanwhile.
     pub unsafe fn write(&self, segments: Vec<Segment>) -> Result<()> {
-        for segment in segments {
-            let place = self.place(&segment)?;
-            self.populate(&place)?;
+        let places = segments.iter().map(|segment| self.place(segment)).collect::<Result<Vec<_>>>()?;
+        for pages in self.pages(&places) {
+            self.populate(&pages)?;
+        }
+        for (segment, place) in segments.iter().zip(places) {
             // SAFETY: `place` was checked to lie within the mapping.
             let target = unsafe { self.base.add(place.start) };
             // SAFETY: the buffer is valid by the caller's promise and no part of this mapping, which is known to
@@ -66,24 +71,82 @@ impl Mapping {
             .ok_or_else(|| Error::new(ErrorKind::Usage, "a write lies outside of its hugetlbfs mapping"))
     }
 
-    /// Makes the pages of `place` present: where the host has none left, this fails, but a plain write would end the
-    /// process by SIGBUS.
-    fn populate(&self, place: &Range<usize>) -> Result<()> {
-        let start = place.start - place.start % self.page_bytes;
-        let length = place.end.next_multiple_of(self.page_bytes).min(self.length) - start;
-        // SAFETY: `place` lies within the mapping, whose length is a multiple of the page size.
-        let first = unsafe { self.base.add(start) };
-        // SAFETY: populating changes no bytes, and the range is mapped by us.
-        let populated = unsafe { madvise(first.cast(), length, Advice::LinuxPopulateWrite) };
-        populated.map_err(|errno| match errno {
-            rustix::io::Errno::INVAL => {
-                Error::os("writing to hugetlbfs needs MADV_POPULATE_WRITE, which came with Linux 5.14", errno)
-                    .with_kind(ErrorKind::HostUnsupported)
+    /// The huge pages of `places`, from the start of the mapping; those of successive places that touch are one run, as
+    /// each run costs a system call.
+    fn pages(&self, places: &[Range<usize>]) -> Vec<Range<usize>> {
+        let mut runs: Vec<Range<usize>> = Vec::new();
+        for place in places {
+            let start = place.start - place.start % self.page_bytes;
+            let end = place.end.next_multiple_of(self.page_bytes).min(self.length);
+            match runs.last_mut() {
+                Some(last) if (last.start..=last.end).contains(&start) => last.end = last.end.max(end),
+                _ => runs.push(start..end),
             }
-            _ => Error::os("the host has no free huge page for the guest's memory", errno)
-                .with_kind(ErrorKind::NoSpace),
-        })
+        }
+        runs
     }
+
+    /// Makes whole huge pages present: where the host has none left, this fails, but a plain write would end the
+    /// process by SIGBUS.
+    fn populate(&self, pages: &Range<usize>) -> Result<()> {
+        // SAFETY: the pages lie within the mapping.
+        let first = unsafe { self.base.add(pages.start) };
+        // SAFETY: populating changes no bytes, and the range is mapped by us.
+        let call = || unsafe { madvise(first.cast(), pages.len(), Advice::LinuxPopulateWrite) };
+        match retry_on_intr(call) {
+            Ok(()) => Ok(()),
+            Err(errno) => Err(self.failure(pages, errno)),
+        }
+    }
+
+    fn failure(&self, pages: &Range<usize>, errno: Errno) -> Error {
+        let at = self.offset + pages.start as u64;
+        let end = self.offset + pages.end as u64;
+        let other = |what| Error::os(format!("{what}, in a hugetlbfs file at offset {at}"), errno);
+        match errno {
+            Errno::HWPOISON => other("the guest's memory has a hardware error"),
+            Errno::FAULT if file::length(&self.file).is_ok_and(|length| length < end) => {
+                other("the guest's memory has become shorter")
+            }
+            Errno::NOMEM | Errno::FAULT => no_free_page(errno),
+            _ => other("making the guest's memory present failed"),
+        }
+    }
+}
+
+fn no_free_page(cause: impl Into<std::io::Error>) -> Error {
+    Error::os("the host has no free huge page for the guest's memory", cause).with_kind(ErrorKind::NoSpace)
+}
+
+/// Learns whether this kernel can write to shared hugetlbfs memory as [`Mapping`] does.
+pub(super) fn check_writable() -> Result<()> {
+    // An unknown advice is refused before the range is looked at.
+    // SAFETY: the range is empty.
+    let known = unsafe { madvise(std::ptr::null_mut(), 0, Advice::LinuxPopulateWrite) };
+    known.map_err(|errno| {
+        Error::os("writing to hugetlbfs needs MADV_POPULATE_WRITE, which came with Linux 5.14", errno)
+            .with_kind(ErrorKind::HostUnsupported)
+    })
+}
+
+/// Why a write to private hugetlbfs memory failed: writing to another process's memory says the same of any page that
+/// cannot be had (EFAULT, or EIO by /proc/PID/mem), so the host's counters tell whether it ran out. A limit of the
+/// guest's cgroup or of a NUMA node is not seen there, and keeps the plain words.
+pub(super) fn private_write_failure(error: Error, page_bytes: u64) -> Error {
+    let unreachable = |cause: &std::io::Error| matches!(cause.raw_os_error(), Some(libc::EFAULT | libc::EIO));
+    match error.cause {
+        Some(cause) if unreachable(&cause) && free_pages(page_bytes) == Some(0) => no_free_page(cause),
+        cause => Error { cause, ..error },
+    }
+}
+
+/// Huge pages that the host has free and not reserved (Documentation/admin-guide/mm/hugetlbpage.rst).
+fn free_pages(page_bytes: u64) -> Option<u64> {
+    let counter = |name| {
+        let path = format!("/sys/kernel/mm/hugepages/hugepages-{}kB/{name}", page_bytes >> 10);
+        std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok()
+    };
+    Some(counter("free_hugepages")?.saturating_sub(counter("resv_hugepages")?))
 }
 
 impl Drop for Mapping {

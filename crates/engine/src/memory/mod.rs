@@ -4,7 +4,6 @@
 //! process's address space, or from both: in a private mapping of a file the process holds the pages that it has
 //! touched, and the file all others. Each such way of a region is a *source* with a number.
 
-mod clear;
 mod file;
 mod hugetlb;
 mod pagemap;
@@ -18,7 +17,6 @@ mod tests;
 use std::ops::Range;
 use std::sync::OnceLock;
 
-use crate::bitmap::PageBitmap;
 use crate::{Error, ErrorKind, Result};
 pub use process::Process;
 use region::Way;
@@ -109,6 +107,26 @@ impl Memory {
         &self.regions
     }
 
+    /// Learns whether this host's kernel can write to every kind of memory that is here. The rights to do so are not
+    /// looked at.
+    ///
+    /// # Errors
+    /// `HostUnsupported` if not.
+    pub fn check_writable(&self) -> Result<()> {
+        let by_mapping = |region: &Region| matches!(region.backing, Backing::SharedHugetlb { .. });
+        if self.regions.iter().any(by_mapping) { hugetlb::check_writable() } else { Ok(()) }
+    }
+
+    /// The block that a source belongs to; `None` if [`scan`](Self::scan) can never name that source.
+    #[must_use]
+    pub fn source_block(&self, source: u32) -> Option<usize> {
+        let region = self.region_of(source)?;
+        let by_process = source % 2 == Way::Process as u32;
+        let exists =
+            if by_process { region.backing.process().is_some() } else { region.backing.file().is_some() };
+        exists.then_some(region.block)
+    }
+
     /// The extents of a block that may hold data, ascending and disjoint; everything else reads zero.
     ///
     /// Allocates nothing in the guest and reads none of its bytes.
@@ -173,24 +191,18 @@ impl Memory {
                     // SAFETY: as above.
                     unsafe { mapping.write(segments(file.offset)?) }
                 }
-                Backing::Anonymous(mapped)
-                | Backing::PrivateFile { process: mapped, .. }
-                | Backing::PrivateHugetlb { process: mapped, .. } => {
+                Backing::Anonymous(mapped) | Backing::PrivateFile { process: mapped, .. } => {
                     // SAFETY: as above.
                     unsafe { mapped.process.write(segments(mapped.address)?) }
+                }
+                Backing::PrivateHugetlb { process: mapped, .. } => {
+                    // SAFETY: as above.
+                    let written = unsafe { mapped.process.write(segments(mapped.address)?) };
+                    written.map_err(|error| hugetlb::private_write_failure(error, region.page_bytes))
                 }
             }?;
         }
         Ok(())
-    }
-
-    /// Makes every page of the block whose bit is clear read zero; returns the bytes that held something else or
-    /// whose backing was given up. Pages whose bit is set, and pages beyond the bitmap, are left as they are.
-    ///
-    /// # Errors
-    /// `Usage` if the bitmap has more pages than the block; otherwise as for [`write`](Self::write).
-    pub fn clear(&self, block: usize, bitmap: &PageBitmap) -> Result<u64> {
-        clear::clear(self, block, bitmap)
     }
 
     /// The pieces by region, cut where they cross from one into the next.

@@ -5,6 +5,9 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
+use rustix::io::retry_on_intr;
+
+use super::process::last_errno;
 use super::{Process, spans};
 use crate::{Error, PAGE_BYTES, Result};
 
@@ -20,7 +23,7 @@ pub(super) enum ZeroPage {
 /// The bytes of `span` (page-aligned addresses) that the process holds.
 ///
 /// # Errors
-/// `GuestGone` if the process ended meanwhile, or whatever the kernel said.
+/// `GuestGone` if the process ended or executed another program meanwhile, or whatever the kernel said.
 pub(super) fn populated(process: &Process, span: Range<u64>, zero: ZeroPage) -> Result<Vec<Range<u64>>> {
     let failure = |cause| {
         Error::os(
@@ -32,11 +35,9 @@ pub(super) fn populated(process: &Process, span: Range<u64>, zero: ZeroPage) -> 
         Err(cause) if cause.raw_os_error() == Some(libc::ENOTTY) => read(process, span.clone()),
         result => result,
     };
-    let found = found.map_err(failure)?;
-    // The memory map of a process that has ended looks empty. It still answers now, so it was whole until here.
-    let mut entry = [0; ENTRY_BYTES];
-    let answered = process.pagemap().read_at(&mut entry, span.start / PAGE_BYTES * ENTRY_BYTES as u64);
-    if answered.map_err(failure)? == 0 { Err(process.gone()) } else { Ok(found) }
+    // The page map of memory that is gone looks empty. If it is still there now, it was whole until here.
+    process.check_alive()?;
+    found.map_err(failure)
 }
 
 /// `struct pm_scan_arg` of include/uapi/linux/fs.h (Linux 6.7).
@@ -91,16 +92,12 @@ fn scan(process: &Process, span: Range<u64>, zero: ZeroPage) -> io::Result<Vec<R
             ..ScanArguments::default()
         };
         let fd = process.pagemap().as_raw_fd();
-        // SAFETY: the arguments have the layout that the ioctl expects and name a buffer of `vec_len` regions, which
-        // lives until after the call.
-        let count = unsafe { libc::ioctl(fd, PAGEMAP_SCAN as libc::Ioctl, &raw mut arguments) };
-        let Ok(count) = usize::try_from(count) else {
-            let cause = io::Error::last_os_error();
-            if cause.kind() == io::ErrorKind::Interrupted {
-                continue;
-            }
-            return Err(cause);
-        };
+        let count = retry_on_intr(|| {
+            // SAFETY: the arguments have the layout that the ioctl expects and name a buffer of `vec_len` regions,
+            // which lives until after the call.
+            let count = unsafe { libc::ioctl(fd, PAGEMAP_SCAN as libc::Ioctl, &raw mut arguments) };
+            usize::try_from(count).map_err(|_| last_errno())
+        })?;
         for region in regions.iter().take(count) {
             spans::push(&mut found, region.start..region.end);
         }

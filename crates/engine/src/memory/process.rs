@@ -3,9 +3,9 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 
+use rustix::io::{Errno, pread, pwrite, retry_on_intr};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::Segment;
@@ -19,11 +19,21 @@ const ACCESS_HINT: &str =
 
 /// A process whose memory is read or written.
 ///
-/// A pidfd tells whether it still lives, so that its number, given to another process, is never mistaken for it.
+/// process_vm_readv(2) and process_vm_writev(2) take a number, which may be given to another process, and which a
+/// process keeps when it executes another program. So a pidfd tells before and after each call whether the process
+/// still lives, and /proc/PID/pagemap, which belongs to the memory itself, whether that memory still does. No other
+/// program's bytes are thereby taken for the guest's, but a write cannot be taken back: if the process executes another
+/// program, or ends and its number is given away, in the microseconds between check and call, then that call, of at
+/// most 1024 pieces, goes to the other program before it is an error.
+///
+/// Whatever else keeps the memory in use after an exec hides that from the checks: a child of vfork(2), or a vhost
+/// device whose file the new program has inherited. One of our own threads in the midst of a call hides it from the
+/// others until that call, which then fails, is over.
 #[derive(Debug)]
 pub struct Process {
     pid: Pid,
     pidfd: OwnedFd,
+    /// Reads as empty once the memory that the process had when it was opened is gone.
     pagemap: File,
     /// /proc/PID/mem, opened when it is first needed: that takes more rights than the rest.
     memory: OnceLock<File>,
@@ -46,7 +56,7 @@ impl Process {
         let number = Some(pid).filter(|pid| *pid > 0).and_then(Pid::from_raw).ok_or_else(gone)?;
         let pidfd = pidfd_open(number, PidfdFlags::empty()).map_err(|errno| match errno {
             // A thread's number is EINVAL or, since Linux 6.9, ENOENT.
-            rustix::io::Errno::SRCH | rustix::io::Errno::INVAL | rustix::io::Errno::NOENT => gone(),
+            Errno::SRCH | Errno::INVAL | Errno::NOENT => gone(),
             errno => Error::os(format!("opening a pidfd of process {pid} failed"), errno),
         })?;
         let pagemap = open_pagemap(pid).map_err(|error| if has_exited(&pidfd) { gone() } else { error })?;
@@ -62,16 +72,29 @@ impl Process {
         self.pid.as_raw_nonzero().get()
     }
 
-    /// Whether the process still lives.
+    /// Whether the process still lives and has the memory that it had when it was opened.
     ///
     /// # Errors
-    /// `GuestGone` if it does not.
+    /// `GuestGone` if it has ended or executed another program, or whatever the kernel said.
     pub fn check_alive(&self) -> Result<()> {
-        if has_exited(&self.pidfd) { Err(self.gone()) } else { Ok(()) }
+        // The pidfd also tells of an end after which something else still keeps the memory.
+        if has_exited(&self.pidfd) {
+            return Err(self.gone());
+        }
+        let mut entry = [0; 8];
+        // Any address has an entry, used or not.
+        match retry_on_intr(|| pread(&self.pagemap, &mut entry, 0)) {
+            Ok(0) | Err(Errno::SRCH) => Err(self.gone()),
+            Ok(_) => Ok(()),
+            Err(errno) => {
+                Err(Error::os(format!("reading the page map of process {} failed", self.pid()), errno))
+            }
+        }
     }
 
-    pub(super) fn gone(&self) -> Error {
-        Error::new(ErrorKind::GuestGone, format!("process {} has ended", self.pid()))
+    fn gone(&self) -> Error {
+        let pid = self.pid();
+        Error::new(ErrorKind::GuestGone, format!("process {pid} has ended or executed another program"))
     }
 
     pub(super) fn pagemap(&self) -> &File {
@@ -84,14 +107,12 @@ impl Process {
     /// `Permission` if not, or `GuestGone`.
     pub fn check_access(&self) -> Result<()> {
         let mut byte = 0_u8;
-        // The kernel checks the right before the address: no process has memory at 0, so EFAULT means yes.
+        // The kernel checks the right before the address, so EFAULT means yes; hardly a process has memory at 0.
         let segment = Segment { at: 0, buffer: &raw mut byte, length: 1 };
         // SAFETY: the segment is the one byte of a local variable.
-        match unsafe { self.vm_transfer(Direction::Read, &[segment]) } {
-            Err(cause) if cause.raw_os_error() != Some(libc::EFAULT) => {
-                Err(self.failure(Direction::Read, 0, cause))
-            }
-            _ => self.check_alive(),
+        match retry_on_intr(|| unsafe { self.vm_transfer(Direction::Read, &[segment]) }) {
+            Ok(_) | Err(Errno::FAULT) => self.check_alive(),
+            Err(errno) => Err(self.failure(Direction::Read, 0, errno)),
         }
     }
 
@@ -116,24 +137,23 @@ impl Process {
     /// # Safety
     /// As for [`Self::read`] or [`Self::write`], as `direction` says.
     unsafe fn transfer(&self, direction: Direction, mut segments: Vec<Segment>) -> Result<()> {
+        self.check_alive()?;
         let mut next = 0;
         while next < segments.len() {
-            self.check_alive()?;
             let batch = &segments[next..segments.len().min(next + MAX_PIECES)];
             // SAFETY: the batch's buffers are the caller's, cut only at the front by what has been moved.
-            let moved = match unsafe { self.vm_transfer(direction, batch) } {
-                Ok(moved) => moved,
-                Err(cause) if cause.kind() == io::ErrorKind::Interrupted => continue,
-                Err(cause) if cause.raw_os_error() == Some(libc::EFAULT) => 0,
-                Err(cause) => return Err(self.failure(direction, segments[next].at, cause)),
-            };
-            if moved == 0 {
-                // SAFETY: as above, for one of them.
-                unsafe { self.mem_transfer(direction, segments[next]) }?;
-                next += 1;
-            } else {
-                next = advance(&mut segments, next, moved);
+            match unsafe { self.vm_transfer(direction, batch) } {
+                Ok(0) | Err(Errno::FAULT) => {
+                    // SAFETY: as above, for one of them.
+                    unsafe { self.mem_transfer(direction, segments[next]) }?;
+                    next += 1;
+                }
+                Ok(moved) => next = advance(&mut segments, next, moved),
+                // Not left to retry_on_intr, as every call needs a check right before it.
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(self.failure(direction, segments[next].at, errno)),
             }
+            self.check_alive()?;
         }
         Ok(())
     }
@@ -142,7 +162,7 @@ impl Process {
     ///
     /// # Safety
     /// As for [`Self::transfer`].
-    unsafe fn vm_transfer(&self, direction: Direction, batch: &[Segment]) -> io::Result<usize> {
+    unsafe fn vm_transfer(&self, direction: Direction, batch: &[Segment]) -> rustix::io::Result<usize> {
         let iovec = |base: *mut u8, length| libc::iovec { iov_base: base.cast(), iov_len: length };
         let local: Vec<_> = batch.iter().map(|segment| iovec(segment.buffer, segment.length)).collect();
         let remote: Vec<_> = batch
@@ -160,7 +180,7 @@ impl Process {
                 libc::process_vm_writev(pid, local.as_ptr(), count, remote.as_ptr(), count, 0)
             },
         };
-        usize::try_from(moved).map_err(|_| io::Error::last_os_error())
+        usize::try_from(moved).map_err(|_| last_errno())
     }
 
     /// The same for one segment by /proc/PID/mem, which also reaches pages that the process itself may not read or
@@ -175,18 +195,18 @@ impl Process {
                 Direction::Read => {
                     // SAFETY: the caller lets these bytes be written and keeps everybody else away.
                     let bytes = unsafe { segment.uninit() };
-                    rustix::io::pread(memory, bytes, segment.at)
-                        .map(|(read, _)| read.len())
-                        .map_err(io::Error::from)
+                    retry_on_intr(|| pread(memory, &mut *bytes, segment.at).map(|(read, _)| read.len()))
                 }
-                // SAFETY: the caller lets these bytes be read and lets nobody write to them.
-                Direction::Write => memory.write_at(unsafe { segment.bytes() }, segment.at),
+                Direction::Write => {
+                    // SAFETY: the caller lets these bytes be read and lets nobody write to them.
+                    let bytes = unsafe { segment.bytes() };
+                    retry_on_intr(|| pwrite(memory, bytes, segment.at))
+                }
             };
             match moved {
                 Ok(0) => return Err(self.gone()),
                 Ok(moved) => segment.advance(moved),
-                Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
-                Err(cause) => return Err(self.failure(direction, segment.at, cause)),
+                Err(errno) => return Err(self.failure(direction, segment.at, errno)),
             }
         }
         Ok(())
@@ -201,18 +221,22 @@ impl Process {
             OpenOptions::new().read(true).write(true).open(format!("/proc/{pid}/mem")).map_err(|cause| {
                 Error::os(format!("opening the memory of process {pid} failed; {ACCESS_HINT}"), cause)
             })?;
-        // As in `open`: the file is this process's if it lives now.
+        // The file belongs to the memory that the process has now: the guest's, if that is still there.
         self.check_alive()?;
         Ok(self.memory.get_or_init(|| memory))
     }
 
-    fn failure(&self, direction: Direction, at: u64, cause: io::Error) -> Error {
+    fn failure(&self, direction: Direction, at: u64, errno: Errno) -> Error {
+        // Another program in the guest's place may fail in any way.
+        if let Err(gone) = self.check_alive() {
+            return gone;
+        }
         let verb = match direction {
             Direction::Read => "reading",
             Direction::Write => "writing",
         };
         let error =
-            Error::os(format!("{verb} the memory of process {} at {at:#x} failed", self.pid()), cause);
+            Error::os(format!("{verb} the memory of process {} at {at:#x} failed", self.pid()), errno);
         match error.kind {
             ErrorKind::Permission => Error { message: format!("{}; {ACCESS_HINT}", error.message), ..error },
             ErrorKind::GuestGone => self.gone(),
@@ -251,7 +275,99 @@ fn has_exited(pidfd: &OwnedFd) -> bool {
     ready > 0 && poll.revents & libc::POLLIN != 0
 }
 
+/// The error of the libc call that has just failed.
+pub(super) fn last_errno() -> Errno {
+    Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)
+}
+
 /// Addresses of a 64-bit process fit a pointer of ours; one that does not is refused by the kernel as this one is.
 fn address(at: u64) -> usize {
     usize::try_from(at).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::process::{Child, Command, Stdio};
+
+    /// A shell that executes `sleep` when it is told to; killed and reaped at the end.
+    struct Shell(Child);
+
+    impl Shell {
+        fn start() -> Self {
+            let mut command = Command::new("sh");
+            let child = command.args(["-c", "read line; exec sleep 60"]).stdin(Stdio::piped()).spawn();
+            Self(child.unwrap())
+        }
+
+        fn pid(&self) -> i32 {
+            self.0.id().cast_signed()
+        }
+
+        fn execute(&mut self) {
+            self.0.stdin.take().unwrap().write_all(b"\n").unwrap();
+            // The arguments are the last that a new program's stack gets.
+            let arguments = format!("/proc/{}/cmdline", self.pid());
+            while !std::fs::read(&arguments).unwrap().starts_with(b"sleep") {
+                std::thread::yield_now();
+            }
+        }
+
+        /// The address of the last page of the stack, which holds the program's name.
+        fn stack(&self) -> u64 {
+            let maps = std::fs::read_to_string(format!("/proc/{}/maps", self.pid())).unwrap();
+            let line = maps.lines().find(|line| line.ends_with("[stack]")).unwrap();
+            let (_, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
+            u64::from_str_radix(end, 16).unwrap() - 4096
+        }
+    }
+
+    impl Drop for Shell {
+        fn drop(&mut self) {
+            self.0.kill().unwrap();
+            self.0.wait().unwrap();
+        }
+    }
+
+    fn read(process: &Process, at: u64) -> Result<[u8; 4096]> {
+        let mut page = [0; 4096];
+        let segment = Segment { at, buffer: page.as_mut_ptr(), length: page.len() };
+        // SAFETY: the segment is the whole of a local variable.
+        unsafe { process.read(vec![segment]) }?;
+        Ok(page)
+    }
+
+    fn write(process: &Process, at: u64, mut page: [u8; 4096]) -> Result<()> {
+        let segment = Segment { at, buffer: page.as_mut_ptr(), length: page.len() };
+        // SAFETY: as above.
+        unsafe { process.write(vec![segment]) }
+    }
+
+    /// The process keeps its number and its pidfd; only its memory is another's.
+    #[test]
+    fn a_program_executed_by_the_guest_is_neither_read_nor_written() {
+        for memory_file_is_open in [false, true] {
+            let mut shell = Shell::start();
+            let guest = Process::open(shell.pid()).unwrap();
+            if memory_file_is_open {
+                guest.memory().unwrap();
+            }
+            write(&guest, shell.stack(), read(&guest, shell.stack()).unwrap()).unwrap();
+
+            shell.execute();
+            assert!(!has_exited(&guest.pidfd));
+            let gone = |result: Result<()>| assert_eq!(result.unwrap_err().kind, ErrorKind::GuestGone);
+            let (program, stack) = (Process::open(shell.pid()).unwrap(), shell.stack());
+            let before = read(&program, stack).unwrap();
+            gone(guest.check_alive());
+            gone(guest.check_access());
+            gone(read(&guest, stack).map(drop));
+            gone(write(&guest, stack, [0x5a; 4096]));
+            let segment = Segment { at: stack, buffer: [0x5a; 4096].as_mut_ptr(), length: 4096 };
+            // SAFETY: the segment is the whole of an array that lives until the call is over.
+            gone(unsafe { guest.mem_transfer(Direction::Write, segment) });
+            assert!(read(&program, stack).unwrap() == before, "the new program was written to");
+        }
+    }
 }

@@ -10,7 +10,8 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mpr
 
 use super::*;
 use crate::PAGE_BYTES;
-use crate::bitmap::PageRun;
+use crate::bitmap::{PageBitmap, PageRun};
+use crate::transfer::{self, Control};
 
 const PAGES: u64 = 64;
 const PAGE: usize = 4096;
@@ -181,20 +182,36 @@ fn check(mut guest: Guest, case: &Case) {
     check_write(&mut guest, &memory, &case.written);
 }
 
+/// Clears one block by its bitmap and leaves all others as they are.
+fn clear(memory: &Memory, block: usize, bitmap: &PageBitmap) -> u64 {
+    let kept = |(index, length): (usize, &u64)| {
+        let all = PageRun { first: 0, count: length / PAGE_BYTES };
+        let kept = PageBitmap::new(all.count);
+        if index == block {
+            bitmap.runs(all, true).for_each(|run| kept.set(run))
+        } else {
+            kept.set(all)
+        }
+        kept
+    };
+    let bitmaps: Vec<PageBitmap> = memory.blocks().iter().enumerate().map(kept).collect();
+    transfer::clear(memory, &bitmaps, 2, &Control::default()).unwrap()
+}
+
 fn check_clear(guest: &mut Guest, memory: &Memory, set: &[u64]) {
     let small_pages = guest.model.len() / PAGE;
     let bitmap = PageBitmap::new(small_pages as u64);
     set.iter().for_each(|page| bitmap.set(PageRun { first: *page, count: 1 }));
     let allocated = guest.allocated();
-    let cleared = memory.clear(0, &bitmap).unwrap();
+    let cleared = clear(memory, 0, &bitmap);
     let mut dirty = 0;
     for (page, bytes) in (0..).zip(guest.model.chunks_mut(PAGE)).filter(|(page, _)| !set.contains(page)) {
         dirty += u64::from(bytes.iter().any(|byte| *byte != 0)) * PAGE_BYTES;
         bytes.fill(0);
         assert!(page < small_pages as u64);
     }
-    assert!(cleared >= dirty, "{cleared} bytes cleared of {dirty}");
-    assert!(guest.private || guest.allocated() <= allocated, "clearing allocated memory");
+    assert_eq!(cleared, dirty);
+    assert!(guest.private || guest.allocated() == allocated, "clearing changed what is allocated");
     assert!(guest.bytes() == guest.model, "clearing went wrong");
 }
 
@@ -311,14 +328,26 @@ fn hugetlb_extents_are_the_pages_in_use() {
 }
 
 fn too_few_huge_pages_are_an_error() {
-    let guest = Guest::of_file(memfd(MemfdFlags::HUGETLB), HUGE_PAGE_BYTES, &[], false);
+    let guests = [false, true]
+        .map(|private| Guest::of_file(memfd(MemfdFlags::HUGETLB), HUGE_PAGE_BYTES, &[], private));
     let free = HugePages::free();
     let hoard = memfd(MemfdFlags::HUGETLB);
     fallocate(&hoard, FallocateFlags::empty(), 0, free * HUGE_PAGE_BYTES).unwrap();
     let piece = Piece { offset: 0, length: PAGE, buffer_offset: 0 };
     // SAFETY: the piece is as long as the page that it is written from.
-    let error = unsafe { guest.memory().write(0, &[piece], [1_u8; PAGE].as_ptr()) }.unwrap_err();
-    assert_eq!(error.kind, ErrorKind::NoSpace, "{error}");
+    let write = |memory: &Memory| unsafe { memory.write(0, &[piece], [1_u8; PAGE].as_ptr()) };
+    let memories = [guests[0].memory(), guests[1].memory()];
+    for memory in &memories {
+        memory.check_writable().unwrap();
+        let error = write(memory).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::NoSpace, "{error}");
+    }
+    // A file that has become too short is another matter.
+    drop(hoard);
+    guests[0].file.as_ref().unwrap().set_len(0).unwrap();
+    let error = write(&memories[0]).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Io, "{error}");
+    assert!(error.message.contains("shorter"), "{error}");
 }
 
 /// A block made of anonymous memory, a shared file and a private one: pieces cross from one into the next.
@@ -355,7 +384,7 @@ fn a_block_spans_regions_of_several_kinds() {
 
     let bitmap = PageBitmap::new(3 * PAGES);
     bitmap.set(PageRun { first: PAGES - 1, count: 2 });
-    memory.clear(1, &bitmap).unwrap();
+    clear(&memory, 1, &bitmap);
     let last = guests[0].bytes().len() - PAGE;
     assert!(guests[0].bytes()[..last].iter().all(|byte| *byte == 0));
     assert!(guests[0].bytes()[last..] == data[half - PAGE..half]);
@@ -379,7 +408,7 @@ fn what_lies_behind_the_end_of_a_file_reads_zero() {
         // SAFETY: the buffer is as long as the block.
         unsafe { guest.memory().read(Way::File as u32, &[piece], again.as_mut_ptr()) }.unwrap();
         assert!(again == content);
-        assert_eq!(guest.memory().clear(0, &PageBitmap::new(PAGES)).unwrap(), 2 * PAGE_BYTES);
+        assert_eq!(clear(&guest.memory(), 0, &PageBitmap::new(PAGES)), 2 * PAGE_BYTES);
     }
 }
 
@@ -432,11 +461,12 @@ fn pieces_and_bitmaps_that_do_not_fit_are_refused() {
         let written = unsafe { memory.write(0, &[piece], &raw const byte) };
         assert_eq!(written.unwrap_err().kind, ErrorKind::Usage);
     }
+    assert_eq!(memory.source_block(Way::Process as u32), Some(0));
     for source in [1, 2, 3, u32::MAX] {
+        assert_eq!(memory.source_block(source), None);
         // SAFETY: there are no pieces.
         assert_eq!(unsafe { memory.read(source, &[], &raw mut byte) }.unwrap_err().kind, ErrorKind::Usage);
     }
-    assert_eq!(memory.clear(0, &PageBitmap::new(PAGES + 1)).unwrap_err().kind, ErrorKind::Usage);
 }
 
 #[test]

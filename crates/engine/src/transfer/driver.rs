@@ -1,7 +1,7 @@
 //! Requests in flight from one thread, with short results and transient errors handled once for every engine.
 
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{BorrowedFd, RawFd};
 
 use super::to_usize;
 use crate::io::{Completion, Direction, Queue, Request};
@@ -75,11 +75,12 @@ impl<'pool> Driver<'pool> {
     /// The slot's bytes must not be touched by the caller until the slot was returned by [`Self::take_finished`]
     /// or the driver was dropped.
     pub unsafe fn start(&mut self, part: Part) -> Result<()> {
+        // Counted before waiting, or the slot's earlier parts, finishing meanwhile, would finish the whole slot.
+        self.outstanding[part.slot] += 1;
         while self.unused.is_empty() {
             self.wait()?;
         }
         if let Some(token) = self.unused.pop() {
-            self.outstanding[part.slot] += 1;
             self.submit(token, Flight { part, stalls: 0 })?;
         }
         Ok(())
@@ -137,10 +138,6 @@ impl<'pool> Driver<'pool> {
             ));
         };
         let moved = match completion.result {
-            Ok(0) if self.direction == Direction::Read => {
-                let message = "the image ends in the middle of a page that its bitmap names";
-                return Err(Error::new(ErrorKind::ImageInvalid, message).at_offset(flight.part.file_offset));
-            }
             Ok(moved) => moved as usize,
             Err(cause) if is_transient(&cause) => 0,
             Err(cause) => return Err(self.failure(flight.part.file_offset, cause)),
@@ -155,7 +152,23 @@ impl<'pool> Driver<'pool> {
         flight.part.file_offset += whole_pages as u64;
         flight.part.length -= whole_pages;
         flight.stalls = if whole_pages == 0 { flight.stalls + 1 } else { 0 };
+        if self.direction == Direction::Read && whole_pages == 0 {
+            self.check_not_truncated(flight.part)?;
+        }
         self.again(token, flight)
+    }
+
+    /// A read that comes to nothing may have met the end of the file: it was checked, but somebody may have cut it since.
+    fn check_not_truncated(&self, part: Part) -> Result<()> {
+        // SAFETY: the file is open for as long as the driver lives.
+        let file = unsafe { BorrowedFd::borrow_raw(self.fd) };
+        let status = rustix::fs::fstat(file).map_err(|cause| self.failure(part.file_offset, cause.into()))?;
+        let length = u64::try_from(status.st_size).unwrap_or(0);
+        if part.file_offset + part.length as u64 <= length {
+            return Ok(());
+        }
+        let message = format!("the image ends at {length}, before the end of a page that its bitmap names");
+        Err(Error::new(ErrorKind::ImageInvalid, message).at_offset(part.file_offset))
     }
 
     fn again(&mut self, token: usize, flight: Flight) -> Result<()> {
@@ -173,6 +186,7 @@ impl<'pool> Driver<'pool> {
         self.unused.push(token);
         self.outstanding[slot] -= 1;
         if self.outstanding[slot] == 0 {
+            debug_assert!(!self.finished.contains(&slot), "slot {slot} finished twice");
             self.finished.push(slot);
         }
     }

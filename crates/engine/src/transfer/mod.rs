@@ -4,6 +4,7 @@
 //! of whichever channel is next in line, and keeps several chunks in flight. All engines' short results and
 //! transient errors are handled in one place, the `driver`.
 
+mod clear;
 mod control;
 mod driver;
 mod measure;
@@ -13,16 +14,19 @@ mod restore;
 mod save;
 mod threads;
 
+pub use clear::clear;
 pub use control::{Control, Progress};
 pub use measure::measure;
-pub use plan::{Place, Plan, Range};
-pub use restore::{RestoreJob, Restored, clear};
+pub use plan::{Place, Plan, Range, Sources};
+pub use restore::{RestoreJob, Restored};
 pub use save::{SaveJob, Saved};
 
 /// Most threads of one transfer.
 pub const MAX_THREADS: usize = 64;
 /// Most chunks that one thread keeps in flight.
 pub const MAX_CHUNKS_IN_FLIGHT: u32 = 256;
+/// Most bytes of buffers of one thread; a queue depth that needs more is cut to what fits.
+pub const MAX_POOL_BYTES: u64 = 128 << 20;
 /// Smallest and largest chunk, in bytes.
 pub const CHUNK_BYTES: std::ops::RangeInclusive<u64> = (64 << 10)..=(64 << 20);
 /// Longest run of zero pages between data that is transferred along with it rather than splitting a request.

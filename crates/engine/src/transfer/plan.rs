@@ -39,12 +39,21 @@ pub struct Plan {
     pub channels: Vec<Vec<Range>>,
 }
 
+/// Whether a transfer reads a plan's sources.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sources {
+    /// A save does.
+    Used,
+    /// A restore does not.
+    Ignored,
+}
+
 impl Plan {
-    /// Checks every number that the transfer will rely on.
+    /// Checks every number that the transfer will rely on; the ranges' sources only if they are used.
     ///
     /// # Errors
     /// `Usage`, naming the channel and the number.
-    pub fn validate(&self, places: &[Place], memory: &Memory) -> Result<()> {
+    pub fn validate(&self, places: &[Place], memory: &Memory, sources: Sources) -> Result<()> {
         let usage = |message: String| Err(Error::new(ErrorKind::Usage, message));
         if !self.chunk_bytes.is_power_of_two() || !CHUNK_BYTES.contains(&self.chunk_bytes) {
             return usage(format!("chunks of {} bytes are not supported", self.chunk_bytes));
@@ -63,7 +72,9 @@ impl Plan {
         for (channel, ranges) in self.channels.iter().enumerate() {
             let mut last = (0, 0);
             for range in ranges {
-                if !range.fits(places) || (range.block, range.offset) < last {
+                let is_elsewhere = memory.source_block(range.source) != Some(range.block);
+                let has_no_source = sources == Sources::Used && is_elsewhere;
+                if !range.fits(places) || (range.block, range.offset) < last || has_no_source {
                     return usage(format!("channel {channel} has a range that does not fit: {range:?}"));
                 }
                 last = (range.block, range.offset + range.length);

@@ -1,14 +1,15 @@
-//! Image to guest memory: clear what must read zero, then read each chunk's pages and put them in place.
+//! Image to guest memory: clear what must read zero, read each chunk's pages and put them in place.
 
+use super::clear::Clearing;
 use super::driver::{Driver, Part};
-use super::plan::{Chunk, ChunkQueue};
+use super::plan::{Chunk, ChunkQueue, Sources};
 use super::save::join;
 use super::{Control, Options, Place, Plan, threads, to_usize};
 use crate::bitmap::{PageBitmap, PageRun};
-use crate::io::{Direction, Io};
+use crate::io::{Direction, Io, set_up_error};
 use crate::memory::{Memory, Piece};
 use crate::pool::Pool;
-use crate::{Error, ErrorKind, PAGE_BYTES, Result};
+use crate::{PAGE_BYTES, Result};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -37,23 +38,24 @@ pub struct Restored {
 }
 
 impl RestoreJob<'_> {
-    /// Clears and fills the memory.
+    /// Clears and fills the memory. Nothing is written before every thread is ready to.
     ///
     /// # Errors
-    /// `Usage` for a plan that does not fit, `ImageInvalid` where the image ends too early, `Cancelled`, or whatever
-    /// the memory or the disk said. The memory is undefined then.
+    /// `Usage` for a plan or bitmaps that do not fit, `HostUnsupported` if the engine cannot be set up, `ImageInvalid`
+    /// where the image ends too early, `Cancelled`, or whatever the memory or the disk said. After the first two the
+    /// memory is as it was, after the others it is undefined.
     pub fn run(self, io: &dyn Io, image: BorrowedFd<'_>, control: &Control) -> Result<Restored> {
         self.options.validate()?;
-        self.plan.validate(self.places, self.memory)?;
-        self.validate_bitmaps()?;
+        self.plan.validate(self.places, self.memory, Sources::Ignored)?;
+        let clearing = Clearing::new(self.memory, self.bitmaps)?;
         let data_bytes = self.plan.data_bytes();
         control.start(data_bytes);
-        let cleared_bytes = clear(self.memory, self.bitmaps, control)?;
         let pool_slots = self.options.slots(data_bytes, self.plan.chunk_bytes);
         let shared = Shared {
             memory: self.memory,
             places: self.places,
             bitmaps: self.bitmaps,
+            clearing,
             chunk_bytes: to_usize(self.plan.chunk_bytes),
             chunks: ChunkQueue::new(self.plan),
             read: AtomicU64::new(0),
@@ -61,30 +63,11 @@ impl RestoreJob<'_> {
             image,
             control,
         };
-        threads::run(self.options.threads, control, &|| shared.work(pool_slots, self.options.requests()))?;
-        Ok(Restored { read_bytes: shared.read.into_inner(), cleared_bytes })
+        threads::run(self.options.threads, control, &|gate| {
+            shared.work(gate, pool_slots, self.options.requests())
+        })?;
+        Ok(Restored { read_bytes: shared.read.into_inner(), cleared_bytes: shared.clearing.cleared_bytes() })
     }
-
-    fn validate_bitmaps(&self) -> Result<()> {
-        let fits = |(bitmap, place): (&PageBitmap, &Place)| bitmap.pages() >= place.length / PAGE_BYTES;
-        if self.bitmaps.len() == self.places.len() && self.bitmaps.iter().zip(self.places).all(fits) {
-            return Ok(());
-        }
-        Err(Error::new(ErrorKind::Usage, "the page bitmaps are not those of the RAM blocks"))
-    }
-}
-
-/// Makes every page whose bit is clear read zero, whatever the memory held before; returns the bytes cleared.
-///
-/// # Errors
-/// `Cancelled`, or whatever the memory said.
-pub fn clear(memory: &Memory, bitmaps: &[PageBitmap], control: &Control) -> Result<u64> {
-    let mut cleared = 0;
-    for (block, bitmap) in bitmaps.iter().enumerate() {
-        control.check()?;
-        cleared += memory.clear(block, bitmap)?;
-    }
-    Ok(cleared)
 }
 
 /// What the threads of a restore share.
@@ -92,6 +75,7 @@ struct Shared<'a> {
     memory: &'a Memory,
     places: &'a [Place],
     bitmaps: &'a [PageBitmap],
+    clearing: Clearing<'a>,
     chunk_bytes: usize,
     chunks: ChunkQueue,
     read: AtomicU64,
@@ -108,12 +92,12 @@ struct Pending {
 }
 
 impl Shared<'_> {
-    fn work(&self, slots: usize, requests: u32) -> Result<()> {
+    fn work(&self, gate: &threads::Gate, slots: usize, requests: u32) -> Result<()> {
         let pool = Pool::new(slots, self.chunk_bytes)?;
-        let queue = self
-            .io
-            .queue(requests, &pool)
-            .map_err(|cause| Error::os(format!("setting up the {} engine failed", self.io.name()), cause))?;
+        let queue = self.io.queue(requests, &pool).map_err(|cause| set_up_error(self.io.name(), cause))?;
+        gate.pass()?;
+        // Cleared and filled pages are never the same ones, so that threads may do either at any time.
+        self.clearing.work(self.control)?;
         let mut driver =
             Driver::new(queue, &pool, self.image.as_raw_fd(), Direction::Read, requests as usize);
         let mut pending: Vec<Option<Pending>> = (0..slots).map(|_| None).collect();

@@ -1,12 +1,12 @@
 //! Guest memory to image: read a chunk, find its zero pages, write the rest.
 
 use super::driver::{Driver, Part};
-use super::plan::{Chunk, ChunkQueue};
+use super::plan::{Chunk, ChunkQueue, Sources};
 use super::read::read_data;
 use super::{Control, JOINED_ZERO_PAGES, Options, Place, Plan, threads, to_usize};
 use crate::bitmap::{PageBitmap, PageRun};
 use crate::image_file::ImageFile;
-use crate::io::Direction;
+use crate::io::{Direction, set_up_error};
 use crate::memory::Memory;
 use crate::pool::Pool;
 use crate::{PAGE_BYTES, Result};
@@ -44,7 +44,7 @@ impl SaveJob<'_> {
     /// incomplete then and is to be discarded.
     pub fn run(self, image: &ImageFile, control: &Control) -> Result<Saved> {
         self.options.validate()?;
-        self.plan.validate(self.places, self.memory)?;
+        self.plan.validate(self.places, self.memory, Sources::Used)?;
         let bitmaps = self.places.iter().map(|place| PageBitmap::new(place.length / PAGE_BYTES)).collect();
         let end = self.places.iter().map(|place| place.pages_offset + place.length).max().unwrap_or(0);
         image.set_length(end)?;
@@ -62,7 +62,7 @@ impl SaveJob<'_> {
             image,
             control,
         };
-        threads::run(self.options.threads, control, &|| shared.work(pool_slots, self.options.requests()))?;
+        threads::run(self.options.threads, control, &|_| shared.work(pool_slots, self.options.requests()))?;
         image.end_transfer()?;
         Ok(Saved { bitmaps: shared.bitmaps, written_bytes: shared.written.into_inner() })
     }
@@ -83,9 +83,8 @@ struct Shared<'a> {
 impl Shared<'_> {
     fn work(&self, slots: usize, requests: u32) -> Result<()> {
         let pool = Pool::new(slots, self.chunk_bytes)?;
-        let queue = self.image.io().queue(requests, &pool).map_err(|cause| {
-            crate::Error::os(format!("setting up the {} engine failed", self.image.io().name()), cause)
-        })?;
+        let io = self.image.io();
+        let queue = io.queue(requests, &pool).map_err(|cause| set_up_error(io.name(), cause))?;
         let fd = self.image.fd().as_raw_fd();
         let mut driver = Driver::new(queue, &pool, fd, Direction::Write, requests as usize);
         let mut free: Vec<usize> = (0..slots).collect();

@@ -1,8 +1,9 @@
 //! The threads of one transfer.
 
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use super::{Control, MAX_CHUNKS_IN_FLIGHT, MAX_THREADS, Options};
+use super::{Control, MAX_CHUNKS_IN_FLIGHT, MAX_POOL_BYTES, MAX_THREADS, Options, to_usize};
 use crate::io::MAX_QUEUE_DEPTH;
 use crate::{Error, ErrorKind, Result};
 
@@ -10,7 +11,7 @@ use crate::{Error, ErrorKind, Result};
 const REQUESTS_PER_CHUNK: u32 = 8;
 
 impl Options {
-    /// Checks both numbers.
+    /// Checks the queue depth; [`run`] checks the threads.
     ///
     /// # Errors
     /// `Usage`.
@@ -20,45 +21,108 @@ impl Options {
                 format!("a queue depth of {} is not within 1 to {MAX_CHUNKS_IN_FLIGHT}", self.queue_depth);
             return Err(Error::new(ErrorKind::Usage, message));
         }
-        if !(1..=MAX_THREADS).contains(&self.threads) {
-            let message = format!("{} threads are not within 1 to {MAX_THREADS}", self.threads);
-            return Err(Error::new(ErrorKind::Usage, message));
+        Ok(())
+    }
+
+    /// Requests that one thread may have in flight.
+    #[must_use]
+    pub fn requests(&self) -> u32 {
+        (self.queue_depth * REQUESTS_PER_CHUNK).min(MAX_QUEUE_DEPTH)
+    }
+
+    /// Pool slots of one thread: no more than its share of the chunks can fill, for the kernel may touch all of them.
+    pub(super) fn slots(&self, data_bytes: u64, chunk_bytes: u64) -> usize {
+        let share = to_usize(data_bytes.div_ceil(chunk_bytes).div_ceil(self.threads as u64));
+        let most = (self.queue_depth as usize).min(to_usize(MAX_POOL_BYTES / chunk_bytes)).max(1);
+        share.clamp(1, most)
+    }
+}
+
+/// Where the threads of a transfer wait for each other to be ready, so that none begins what others cannot join in.
+pub(super) struct Gate {
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+}
+
+struct Waiting {
+    missing: usize,
+    is_broken: bool,
+}
+
+impl Gate {
+    fn new(threads: usize) -> Self {
+        Self { waiting: Mutex::new(Waiting { missing: threads, is_broken: false }), changed: Condvar::new() }
+    }
+
+    /// Waits until every thread has come here; `Cancelled` if one failed before it did.
+    pub fn pass(&self) -> Result<()> {
+        let mut waiting = self.lock();
+        waiting.missing -= 1;
+        self.changed.notify_all();
+        while waiting.missing > 0 && !waiting.is_broken {
+            waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+        }
+        if waiting.is_broken {
+            return Err(Error::new(ErrorKind::Cancelled, "another thread failed"));
         }
         Ok(())
     }
 
-    /// Requests in flight on one thread.
-    pub(super) fn requests(&self) -> u32 {
-        (self.queue_depth * REQUESTS_PER_CHUNK).min(MAX_QUEUE_DEPTH)
+    fn break_open(&self) {
+        self.lock().is_broken = true;
+        self.changed.notify_all();
     }
 
-    /// Pool slots of one thread: no more than the chunks that `data_bytes` can fill.
-    pub(super) fn slots(&self, data_bytes: u64, chunk_bytes: u64) -> usize {
-        let needed = usize::try_from(data_bytes.div_ceil(chunk_bytes)).unwrap_or(usize::MAX);
-        needed.clamp(1, self.queue_depth as usize)
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Tells the others when a thread ends badly, by an error or by a panic.
+struct Alarm<'a> {
+    control: &'a Control,
+    gate: &'a Gate,
+}
+
+impl Drop for Alarm<'_> {
+    fn drop(&mut self) {
+        self.control.cancel();
+        self.gate.break_open();
     }
 }
 
 /// Runs `work` on `threads` threads of their own and waits for all. When one fails, the others stop early.
-pub(super) fn run(threads: usize, control: &Control, work: &(dyn Fn() -> Result<()> + Sync)) -> Result<()> {
+///
+/// # Errors
+/// `Usage` for a number of threads that is not within 1 to [`MAX_THREADS`], or the first failure of a thread.
+pub(super) fn run(
+    threads: usize,
+    control: &Control,
+    work: &(dyn Fn(&Gate) -> Result<()> + Sync),
+) -> Result<()> {
+    if !(1..=MAX_THREADS).contains(&threads) {
+        let message = format!("{threads} threads are not within 1 to {MAX_THREADS}");
+        return Err(Error::new(ErrorKind::Usage, message));
+    }
+    let gate = &Gate::new(threads);
+    let body = move || {
+        let alarm = Alarm { control, gate };
+        work(gate)?;
+        std::mem::forget(alarm);
+        Ok(())
+    };
     let outcomes: Vec<Result<()>> = thread::scope(|scope| {
-        let mut started = Vec::with_capacity(threads);
-        let mut outcomes = Vec::new();
-        for index in 0..threads {
-            let body = move || work().inspect_err(|_| control.cancel());
-            match thread::Builder::new().name(format!("mapram-{index}")).spawn_scoped(scope, body) {
-                Ok(handle) => started.push(handle),
-                Err(cause) => {
-                    control.cancel();
-                    outcomes.push(Err(Error::os("starting an engine thread failed", cause)));
-                    break;
-                }
-            }
-        }
-        let joined =
-            started.into_iter().map(|handle| handle.join().unwrap_or_else(|_| Err(panicked(control))));
-        outcomes.extend(joined);
-        outcomes
+        let start = |index| {
+            let started = thread::Builder::new().name(format!("mapram-{index}")).spawn_scoped(scope, body);
+            started.map_err(|cause| {
+                drop(Alarm { control, gate });
+                Error::os("starting an engine thread failed", cause).with_kind(ErrorKind::HostUnsupported)
+            })
+        };
+        let started: Vec<_> = (0..threads).map(start).collect();
+        let join =
+            |thread: thread::ScopedJoinHandle<'_, Result<()>>| thread.join().unwrap_or_else(|_| panicked());
+        started.into_iter().map(|thread| thread.and_then(join)).collect()
     });
     let mut errors: Vec<Error> = outcomes.into_iter().filter_map(Result::err).collect();
     // The threads that stopped because another one failed only say "cancelled".
@@ -66,9 +130,8 @@ pub(super) fn run(threads: usize, control: &Control, work: &(dyn Fn() -> Result<
     if errors.is_empty() { Ok(()) } else { Err(errors.swap_remove(cause)) }
 }
 
-fn panicked(control: &Control) -> Error {
-    control.cancel();
-    Error::new(ErrorKind::Io, "an engine thread panicked; this is a bug in mapram")
+fn panicked() -> Result<()> {
+    Err(Error::new(ErrorKind::Io, "an engine thread panicked; this is a bug in mapram"))
 }
 
 #[cfg(test)]
@@ -80,7 +143,7 @@ mod tests {
     fn the_first_real_failure_is_reported_and_stops_the_others() {
         let control = Control::default();
         let turn = AtomicUsize::new(0);
-        let outcome = run(4, &control, &|| {
+        let outcome = run(4, &control, &|_| {
             if turn.fetch_add(1, Ordering::Relaxed) == 2 {
                 return Err(Error::new(ErrorKind::NoSpace, "full"));
             }
@@ -93,8 +156,32 @@ mod tests {
     }
 
     #[test]
+    fn nobody_passes_the_gate_if_one_fails_before_it() {
+        let turn = AtomicUsize::new(0);
+        let passed = AtomicUsize::new(0);
+        let outcome = run(3, &Control::default(), &|gate| {
+            if turn.fetch_add(1, Ordering::Relaxed) == 1 {
+                return Err(Error::new(ErrorKind::HostUnsupported, "no ring"));
+            }
+            gate.pass()?;
+            passed.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        });
+        assert_eq!(outcome.unwrap_err().kind, ErrorKind::HostUnsupported);
+        assert_eq!(passed.into_inner(), 0);
+    }
+
+    #[test]
+    fn a_number_of_threads_out_of_range_is_refused() {
+        for threads in [0, MAX_THREADS + 1, usize::MAX] {
+            let outcome = run(threads, &Control::default(), &|_| Ok(()));
+            assert_eq!(outcome.unwrap_err().kind, ErrorKind::Usage);
+        }
+    }
+
+    #[test]
     fn a_panic_becomes_an_error() {
-        let outcome = run(1, &Control::default(), &|| panic!("on purpose"));
+        let outcome = run(1, &Control::default(), &|_| panic!("on purpose"));
         assert!(outcome.unwrap_err().message.contains("panicked"));
     }
 }

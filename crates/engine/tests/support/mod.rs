@@ -71,6 +71,15 @@ impl Guest {
         }
     }
 
+    /// Writes single pages so far apart that each becomes a request of its own, more than a queue takes at once.
+    pub fn fill_scattered(&self, random: &mut Random) {
+        for (file, &length) in self.files.iter().zip(&self.lengths) {
+            for page in (0..length / PAGE_BYTES).step_by(18) {
+                file.write_all_at(&random.next().to_le_bytes().repeat(512), page * PAGE_BYTES).unwrap();
+            }
+        }
+    }
+
     pub fn memory(&self) -> Memory {
         let region = |(block, file): (usize, &Arc<File>)| Region {
             block,
@@ -99,14 +108,14 @@ impl Guest {
 }
 
 /// A plan that gives each channel whole cells of the chunk grid in turn.
-pub fn plan(memory: &Memory, channels: usize) -> Plan {
-    let mut plan = Plan { chunk_bytes: CHUNK_BYTES, channels: vec![Vec::new(); channels] };
+pub fn plan(memory: &Memory, channels: usize, chunk_bytes: u64) -> Plan {
+    let mut plan = Plan { chunk_bytes, channels: vec![Vec::new(); channels] };
     for block in 0..memory.blocks().len() {
         for extent in memory.scan(block).unwrap() {
             let mut offset = extent.offset;
             while offset < extent.offset + extent.length {
-                let cell = offset / CHUNK_BYTES;
-                let end = ((cell + 1) * CHUNK_BYTES).min(extent.offset + extent.length);
+                let cell = offset / chunk_bytes;
+                let end = ((cell + 1) * chunk_bytes).min(extent.offset + extent.length);
                 let channel = usize::try_from(cell).unwrap() % channels;
                 plan.channels[channel].push(Range {
                     block,
@@ -122,12 +131,12 @@ pub fn plan(memory: &Memory, channels: usize) -> Plan {
 }
 
 /// A plan for a restore that covers every block whole.
-pub fn whole_plan(places: &[Place], channels: usize) -> Plan {
-    let mut plan = Plan { chunk_bytes: CHUNK_BYTES, channels: vec![Vec::new(); channels] };
+pub fn whole_plan(places: &[Place], channels: usize, chunk_bytes: u64) -> Plan {
+    let mut plan = Plan { chunk_bytes, channels: vec![Vec::new(); channels] };
     for (block, place) in places.iter().enumerate() {
-        for offset in (0..place.length).step_by(usize::try_from(CHUNK_BYTES).unwrap()) {
-            let length = CHUNK_BYTES.min(place.length - offset);
-            let channel = usize::try_from(offset / CHUNK_BYTES).unwrap() % channels;
+        for offset in (0..place.length).step_by(usize::try_from(chunk_bytes).unwrap()) {
+            let length = chunk_bytes.min(place.length - offset);
+            let channel = usize::try_from(offset / chunk_bytes).unwrap() % channels;
             plan.channels[channel].push(Range { block, offset, length, source: 0 });
         }
     }

@@ -26,8 +26,9 @@ pub struct BlockAddress {
 ///
 /// # Errors
 /// `GuestGone` if there is no such process; `Usage` if a block is not mapped throughout, naming block and address;
-/// `Permission` if the kernel does not let us; `HostUnsupported` for memory that is neither anonymous nor a regular
-/// file (a device, for example).
+/// `Permission` if the kernel does not let us; `HostUnsupported`, naming the block and what is mapped, for memory that
+/// is neither anonymous nor a regular file (a device, for example), and where the kernel is too old for memory that is
+/// to be written; or whatever the kernel said.
 pub fn open_guest(pid: i32, blocks: &[BlockAddress], writable: bool) -> Result<Memory> {
     let mut opener = ProcessOpener::new(pid, writable)?;
     let mut regions = Vec::new();
@@ -35,7 +36,16 @@ pub fn open_guest(pid: i32, blocks: &[BlockAddress], writable: bool) -> Result<M
         regions.extend(opener.regions(index, block)?);
     }
     opener.check_access(&regions)?;
-    Memory::new(blocks.iter().map(|block| block.length).collect(), regions)
+    finish(blocks.iter().map(|block| block.length).collect(), regions, writable)
+}
+
+/// Memory of blocks with these lengths, if it can be written where it is to be.
+pub(super) fn finish(lengths: Vec<u64>, regions: Vec<Region>, writable: bool) -> Result<Memory> {
+    let memory = Memory::new(lengths, regions)?;
+    if writable {
+        memory.check_writable()?;
+    }
+    Ok(memory)
 }
 
 /// Makes regions of a process's mappings; opens each mapped file once.

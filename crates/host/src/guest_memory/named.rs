@@ -9,7 +9,7 @@ use mapram_engine::memory::{Backing, FileRange, Memory, Region};
 use mapram_engine::{Error, ErrorKind, PAGE_BYTES, Result};
 use rustix::fs::OFlags;
 
-use super::in_process::{BlockAddress, ProcessOpener};
+use super::in_process::{BlockAddress, ProcessOpener, finish};
 use super::vma_file::huge_page_bytes;
 
 /// A RAM block whose memory the caller names by `file`, by `fd`, or by `pid` and `address`.
@@ -64,7 +64,7 @@ pub fn open_named(blocks: &[NamedMemory], writable: bool) -> Result<Memory> {
             }
         }
     }
-    Memory::new(blocks.iter().map(|block| block.length).collect(), regions)
+    finish(blocks.iter().map(|block| block.length).collect(), regions, writable)
 }
 
 fn file_region(index: usize, block: &NamedMemory, file: File) -> Result<Region> {

@@ -1,7 +1,7 @@
 //! Memory of this very process and of a child, found by address and by name.
 
 use std::fs::File;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::process::{Child, Command};
 
@@ -195,6 +195,37 @@ fn anonymous_huge_pages_are_private_hugetlb_memory() {
         // They have no fd and no path, so it takes map_files.
         Err(error) => assert_eq!(error.kind, ErrorKind::Permission, "{error}"),
     }
+}
+
+/// The file behind it is a device, or has no place in any file system.
+#[test]
+fn memory_that_is_no_regular_file_is_not_supported() {
+    let device = File::options().read(true).write(true).open("/dev/zero").unwrap();
+    let refuse = |file: &File, name: &str| {
+        let mapping = Mapping::of(Some(file), PAGE_BYTES, MapFlags::PRIVATE, None);
+        let check = || {
+            let error = open_guest(my_pid(), &[mapping.block("pc.ram")], true).unwrap_err();
+            assert_eq!(error.kind, ErrorKind::HostUnsupported, "{error}");
+            assert!(error.message.contains("pc.ram") && error.message.contains(name), "{error}");
+        };
+        check();
+        unprivileged(check);
+    };
+    refuse(&device, "/dev/zero");
+
+    let mut parameters = [0_u8; 120];
+    // SAFETY: the parameters are a zeroed `struct io_uring_params`, which has 120 bytes, for the kernel to fill in.
+    let fd = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, parameters.as_mut_ptr()) };
+    let Ok(fd @ 0..) = i32::try_from(fd) else {
+        eprintln!("SKIPPED: this host lets us make no io_uring");
+        return;
+    };
+    // SAFETY: the kernel has just made this fd for us; nobody else knows it.
+    let ring = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    let shared = Mapping::of(Some(&ring), PAGE_BYTES, MapFlags::SHARED, None);
+    let error = open_guest(my_pid(), &[shared.block("ring")], false).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::HostUnsupported, "{error}");
+    assert!(error.message.contains("RAM block ring") && error.message.contains("io_uring"), "{error}");
 }
 
 #[test]

@@ -13,27 +13,70 @@ use crate::maps::Vma;
 /// `f_type` of hugetlbfs (include/uapi/linux/magic.h).
 const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
 
-/// Opens the file that `vma` of `process` maps.
+/// Opens the regular file that `vma` of `process` maps.
 ///
-/// As root through /proc/PID/map_files; as the process's user, who may not, through one of the process's own fds, or
-/// by the path. Whatever was opened must be the file that is mapped.
+/// Through /proc/PID/map_files, which takes CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE; else through one of the process's
+/// own fds, or by the path. Whatever was opened must be the file that is mapped.
+///
+/// # Errors
+/// `HostUnsupported`, naming what is mapped, if that is no regular file or none that can be recognised; `Permission` if
+/// the kernel does not let us open it; or whatever the kernel said.
 pub(super) fn open(process: &Process, vma: &Vma, writable: bool) -> Result<File> {
-    let pid = process.pid();
-    let mapped = PathBuf::from(format!("/proc/{pid}/map_files/{:x}-{:x}", vma.start, vma.end));
-    let opened = open_checked(&mapped, vma, writable).or_else(|cause| {
-        let others = fds_of(pid).into_iter().chain([PathBuf::from(&vma.path)]);
-        others.into_iter().find_map(|path| open_checked(&path, vma, writable).ok()).ok_or(cause)
-    });
+    let opened = find(process.pid(), vma, writable);
     process.check_alive()?;
-    opened.map_err(|cause| {
-        let wanted = if writable { "reading and writing" } else { "reading" };
-        let path = Path::new(&vma.path);
-        let message = format!(
-            "process {pid} has memory in {}, which cannot be opened for {wanted}: neither through \
-             /proc/{pid}/map_files (this takes CAP_SYS_ADMIN), nor by an fd of the process, nor by its path",
-            path.display()
-        );
-        Error::os(message, cause).with_kind(ErrorKind::Permission).at_path(path)
+    let path = Path::new(&vma.path);
+    opened.map_err(|refusal| refusal.explain(process.pid(), path, writable).at_path(path))
+}
+
+/// Why a mapped file was not opened.
+enum Refusal {
+    /// It is something else than a regular file.
+    Irregular,
+    /// It is not this one.
+    Other,
+    /// The kernel said so.
+    Kernel(io::Error),
+}
+
+impl Refusal {
+    fn explain(self, pid: i32, path: &Path, writable: bool) -> Error {
+        let shown = path.display();
+        let unsupported = |message| Error::new(ErrorKind::HostUnsupported, message);
+        match self {
+            Self::Irregular => unsupported(format!(
+                "process {pid} has {shown} mapped there, which is neither anonymous memory nor a regular file"
+            )),
+            Self::Other => unsupported(format!(
+                "process {pid} has memory in {shown}, but what /proc/{pid}/map_files leads to is not the file that \
+                 its memory map shows"
+            )),
+            Self::Kernel(cause) => {
+                let wanted = if writable { "reading and writing" } else { "reading" };
+                let message = format!(
+                    "process {pid} has memory in {shown}, which cannot be opened for {wanted}: neither through \
+                     /proc/{pid}/map_files (this takes CAP_SYS_ADMIN), nor by an fd of the process, nor by its path"
+                );
+                Error::os(message, cause)
+            }
+        }
+    }
+}
+
+/// Tries every way to the file; if none leads there, the first one's reason is told.
+fn find(pid: i32, vma: &Vma, writable: bool) -> Result<File, Refusal> {
+    // What has no place in a file system has a name like `anon_inode:[io_uring]`.
+    if !vma.path.as_encoded_bytes().starts_with(b"/") {
+        return Err(Refusal::Irregular);
+    }
+    let mapped = PathBuf::from(format!("/proc/{pid}/map_files/{:x}-{:x}", vma.start, vma.end));
+    open_checked(&mapped, vma, writable).or_else(|first| {
+        for path in fds_of(pid).into_iter().chain([PathBuf::from(&vma.path)]) {
+            match open_checked(&path, vma, writable) {
+                Err(Refusal::Other | Refusal::Kernel(_)) => {}
+                decided => return decided,
+            }
+        }
+        Err(first)
     })
 }
 
@@ -44,21 +87,25 @@ fn fds_of(pid: i32) -> Vec<PathBuf> {
 
 /// Opens `path` if it is the regular file that `vma` maps. Anything else is not opened at all: opening a device or a
 /// pipe may block or have effects.
-fn open_checked(path: &Path, vma: &Vma, writable: bool) -> io::Result<File> {
-    let other = || io::Error::from_raw_os_error(libc::ENOENT);
-    if !is_mapped(path, &path.metadata()?, vma) {
-        return Err(other());
-    }
-    let file = OpenOptions::new().read(true).write(writable).open(path)?;
-    if is_mapped(path, &file.metadata()?, vma) { Ok(file) } else { Err(other()) }
+fn open_checked(path: &Path, vma: &Vma, writable: bool) -> Result<File, Refusal> {
+    check_mapped(path, &path.metadata().map_err(Refusal::Kernel)?, vma)?;
+    let file = OpenOptions::new().read(true).write(writable).open(path).map_err(Refusal::Kernel)?;
+    check_mapped(path, &file.metadata().map_err(Refusal::Kernel)?, vma)?;
+    Ok(file)
 }
 
-/// Whether `metadata`, that of the file at `path`, is that of the file which `vma` maps.
-fn is_mapped(path: &Path, metadata: &Metadata, vma: &Vma) -> bool {
-    // Btrfs and overlayfs give stat(2) another device number than the memory map; the same path of a process's link
-    // then tells that it is the same file.
+/// Refuses the file at `path`, which has this `metadata`, unless it is the one that `vma` maps and a regular one.
+fn check_mapped(path: &Path, metadata: &Metadata, vma: &Vma) -> Result<(), Refusal> {
+    // Btrfs and overlayfs give stat(2) another device number than the memory map. A link in /proc that shows the same
+    // path as the map, with the same inode number, is then taken for the same file.
     let same_path = || std::fs::read_link(path).is_ok_and(|target| target.as_os_str() == vma.path);
-    metadata.is_file() && metadata.ino() == vma.inode && (metadata.dev() == vma.device || same_path())
+    if metadata.ino() != vma.inode || (metadata.dev() != vma.device && !same_path()) {
+        Err(Refusal::Other)
+    } else if metadata.is_file() {
+        Ok(())
+    } else {
+        Err(Refusal::Irregular)
+    }
 }
 
 /// The page size of the file's memory in bytes if it is on hugetlbfs.

@@ -1,6 +1,7 @@
 import { readFileSync, realpathSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { autoEngine, directAlignment, freeBytes, ImageFile } from '../native.ts';
+import { DEFAULT_LOAD } from '../options.ts';
 import { type Check, type Finding, fail, messageOf, ok, warn } from './check.ts';
 import { findFileSystem } from './judge.ts';
 
@@ -57,7 +58,7 @@ async function publishing(directory: string): Promise<Finding> {
   const path = join(directory, `.mapram-doctor-${process.pid}`);
   let file: ImageFile | undefined;
   try {
-    file = ImageFile.create(path, false, false, autoEngine());
+    file = ImageFile.create(path, false, false, autoEngine(DEFAULT_LOAD));
     await file.finish([{ offset: 0, bytes: new Uint8Array(4096) }], 4096).run();
     await file.publish().run();
     return ok('a file can be created, synced and renamed without replacing another one');
@@ -67,7 +68,7 @@ async function publishing(directory: string): Promise<Finding> {
       'make the directory writable for this user, or use a file system with RENAME_NOREPLACE',
     );
   } finally {
-    file?.discard();
+    await file?.discard();
     rmSync(path, { force: true });
   }
 }

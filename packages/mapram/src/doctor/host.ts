@@ -1,6 +1,7 @@
 import { accessSync, constants, readFileSync } from 'node:fs';
 import { release } from 'node:os';
 import { autoEngine, engineNames, probeEngine } from '../native.ts';
+import { DEFAULT_LOAD } from '../options.ts';
 import { type Check, type Finding, fail, messageOf, ok, warn } from './check.ts';
 import { judgeKernel, judgeLockedMemory, judgePtrace } from './judge.ts';
 
@@ -26,7 +27,7 @@ export function checkHost(): Check[] {
 }
 
 function probedEngine(name: string): Finding {
-  const error = probeEngine(name);
+  const error = probeEngine(name, DEFAULT_LOAD);
   if (error === null) return ok(`I/O engine ${name} works`);
   return warn(
     `I/O engine ${name} does not work: ${error.message}`,
@@ -36,7 +37,7 @@ function probedEngine(name: string): Finding {
 
 function chosenEngine(): Finding {
   try {
-    return ok(`--engine auto means ${autoEngine()}`);
+    return ok(`--engine auto means ${autoEngine(DEFAULT_LOAD)}`);
   } catch (error) {
     return fail(`no I/O engine works: ${messageOf(error)}`, 'see the engines above');
   }

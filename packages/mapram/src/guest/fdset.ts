@@ -3,7 +3,7 @@ import { readFile, rm, writeFile } from 'node:fs/promises';
 import * as v from 'valibot';
 import { createMemfd } from '../native.ts';
 import type { GuestLink } from './link.ts';
-import type { ExecuteOptions, Monitor } from './monitor.ts';
+import { type ExecuteOptions, type Monitor, PUT_BACK_TIMEOUT_MS } from './monitor.ts';
 import { ask } from './queries.ts';
 
 const AddFdSchema = v.object({ 'fdset-id': v.number() });
@@ -22,13 +22,18 @@ export async function withFdSet<T>(
   try {
     for (const fd of fds) {
       const args = id === undefined ? {} : { 'fdset-id': id };
-      const answer = await ask(monitor, AddFdSchema, 'add-fd', args, { ...options, fds: [fd] });
+      options.signal?.throwIfAborted();
+      // Not cancelled once it is sent: without the answer nobody knows which set to remove.
+      const answer = await ask(monitor, AddFdSchema, 'add-fd', args, { fds: [fd] });
       id = answer['fdset-id'];
     }
     return await use(`/dev/fdset/${id}`);
   } finally {
     // A QEMU that is gone has no sets left, and no failure here may hide the reason for which we leave.
-    if (id !== undefined) await monitor.execute('remove-fd', { 'fdset-id': id }).catch(() => {});
+    if (id !== undefined) {
+      const patient = { timeoutMs: PUT_BACK_TIMEOUT_MS };
+      await monitor.execute('remove-fd', { 'fdset-id': id }, patient).catch(() => {});
+    }
   }
 }
 
@@ -81,8 +86,8 @@ export async function writeToQemu(
   });
 }
 
-/** The file holds a guest's secrets, so it goes whatever happens. */
-async function withScratchFile<T>(path: string, use: () => Promise<T>): Promise<T> {
+/** Calls `use` and removes the file at `path`: it may hold a guest's secrets, so it goes whatever happens. */
+export async function withScratchFile<T>(path: string, use: () => Promise<T>): Promise<T> {
   try {
     return await use();
   } finally {

@@ -1,4 +1,5 @@
 import { MapramError } from '../errors.ts';
+import { callersMonitor } from './callers-monitor.ts';
 import type { Monitor } from './monitor.ts';
 import { QmpClient } from './qmp.ts';
 
@@ -19,7 +20,7 @@ export interface MonitoredGuest {
   monitor: Monitor;
   /**
    * For a monitor that cannot pass descriptors: a path that QEMU may open under the same name. Device state passes through this
-   * file, which is removed afterwards.
+   * file, which is replaced, and removed afterwards.
    */
   scratchFile?: string | undefined;
 }
@@ -40,7 +41,7 @@ export interface GuestLink {
 export async function openGuest(guest: Guest, signal: AbortSignal): Promise<GuestLink> {
   if ('monitor' in guest) {
     const { monitor, scratchFile } = guest;
-    return { monitor, scratchFile, claimedPid: monitor.pid, close: () => {} };
+    return { monitor: callersMonitor(monitor), scratchFile, claimedPid: monitor.pid, close: () => {} };
   }
   const client = await QmpClient.connect(guest.qmp, { signal }).catch((error: unknown) => {
     if (error instanceof MapramError) error.guestState = error.code === 'E_GUEST_GONE' ? 'gone' : 'untouched';

@@ -14,6 +14,9 @@ export interface MonitorEvents {
   off(name: string, listener: (event: MonitorEvent) => void): unknown;
 }
 
+/** Longest wait in milliseconds for a command that puts the guest back: a QEMU may be busy and answer late. */
+export const PUT_BACK_TIMEOUT_MS: number = 10 * 60_000;
+
 /** What goes with a command. */
 export interface ExecuteOptions {
   /** Descriptors that QEMU shall get along with the command; they stay the caller's. */
@@ -33,6 +36,6 @@ export interface Monitor {
   execute(command: string, args?: Record<string, unknown>, options?: ExecuteOptions): Promise<unknown>;
   /** The events of QEMU. RESUME and RESET must be among them, for they tell that a guest ran while it was saved. */
   events: MonitorEvents;
-  /** QEMU's process, where the program knows it; it is verified. */
+  /** QEMU's process, where the program knows it or QEMU runs in another pid namespace; it is verified. */
   pid?: number | undefined;
 }

@@ -1,8 +1,10 @@
 import { spawn } from 'node:child_process';
-import { readFileSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { describe, expect, it, onTestFinished } from 'vitest';
+import { hasEnded } from './has-ended.ts';
 import { type GuestLink, openGuest } from './link.ts';
-import { findGuestProcess, hasEnded } from './process.ts';
+import { findGuestProcess } from './process.ts';
 import { type SmallQemu, startQemu, startQemuThrough, tell } from './qemu.fixture.ts';
 
 async function link(qemu: SmallQemu, pid?: number): Promise<GuestLink> {
@@ -63,12 +65,68 @@ describe('findGuestProcess', () => {
     await expect(findGuestProcess(claimed)).rejects.toMatchObject({ code: 'E_GUEST_MISMATCH' });
   });
 
+  it.each([undefined, '/var/tmp/mapram-unit-possession'])(
+    'does not take itself for QEMU, nor a stranger (scratch file: %s)',
+    async (scratchFile) => {
+      const child = spawn('sleep', ['600'], { stdio: 'ignore' });
+      onTestFinished(() => void child.kill());
+      const qemu = await startQemu('-S');
+      const real = await link(qemu);
+      for (const pid of [process.pid, child.pid]) {
+        // As if QEMU ran in a pid namespace in which its processor's thread had a number of ours.
+        const execute: typeof real.monitor.execute = async (command, ...rest) =>
+          command === 'query-cpus-fast'
+            ? [{ 'thread-id': pid, target: 'x86_64' }]
+            : real.monitor.execute(command, ...rest);
+        const monitor = { events: real.monitor.events, execute };
+        await expect(findGuestProcess({ ...real, monitor, scratchFile })).rejects.toMatchObject({
+          code: 'E_GUEST_UNSUPPORTED',
+        });
+      }
+    },
+  );
+
+  it('knows QEMU by the scratch file that it opens, and leaves nothing behind', async () => {
+    const qemu = await startQemu('-S');
+    const scratchFile = join(qemu.directory, 'scratch');
+    const real = await link(qemu);
+    const before = await tell(qemu, ['query-chardev']);
+    expect(await findGuestProcess({ ...real, scratchFile })).toBe(qemu.pid);
+    expect(await tell(qemu, ['query-chardev'])).toEqual(before);
+    expect(existsSync(scratchFile)).toBe(false);
+  });
+
+  it('says that QEMU is gone when it was killed since it named its threads', async () => {
+    const qemu = await startQemu('-S');
+    const real = await link(qemu);
+    const execute: typeof real.monitor.execute = async (command, ...rest) => {
+      const answer = await real.monitor.execute(command, ...rest);
+      const exit = new Promise((resolve) => qemu.child.once('exit', resolve));
+      if (qemu.child.kill('SIGKILL')) await exit;
+      return answer;
+    };
+    const monitor = { events: real.monitor.events, execute };
+    for (const claimedPid of [undefined, qemu.pid]) {
+      await expect(findGuestProcess({ ...real, monitor, claimedPid })).rejects.toMatchObject({
+        code: 'E_GUEST_GONE',
+      });
+    }
+  });
+
+  it('says that there is no such process', async () => {
+    const qemu = await startQemu('-S');
+    await expect(find(qemu, 4194303)).rejects.toThrow('there is no such process');
+  });
+
   it('asks for the process if QEMU’s threads cannot be seen', async () => {
     const qemu = await startQemu('-S');
     const real = await link(qemu);
     const monitor = {
       events: real.monitor.events,
-      execute: async (): Promise<unknown> => [{ 'thread-id': 4194303, target: 'x86_64' }],
+      execute: async (command: string, ...rest: [Record<string, unknown>?, object?]): Promise<unknown> =>
+        command === 'query-cpus-fast'
+          ? [{ 'thread-id': 4194303, target: 'x86_64' }]
+          : real.monitor.execute(command, ...rest),
     };
     await expect(findGuestProcess({ ...real, monitor })).rejects.toMatchObject({
       code: 'E_GUEST_UNSUPPORTED',

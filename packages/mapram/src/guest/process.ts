@@ -1,27 +1,26 @@
-import { randomUUID } from 'node:crypto';
-import { closeSync } from 'node:fs';
-import { readdir, readFile, readlink } from 'node:fs/promises';
+import { readdir, readFile } from 'node:fs/promises';
 import { MapramError } from '../errors.ts';
-import { createMemfd } from '../native.ts';
-import { withFdSet } from './fdset.ts';
 import type { GuestLink } from './link.ts';
 import type { ExecuteOptions } from './monitor.ts';
-import { queryCpus } from './queries.ts';
+import { holdsWhatQemuGets } from './possession.ts';
+import { queryCpus, queryStatus } from './queries.ts';
 
 /**
  * The process that holds this guest's memory: the one whose threads are the guest's processors, verified.
  *
  * @throws {MapramError} E_GUEST_MISMATCH if the process that the caller names is another one; E_GUEST_UNSUPPORTED if QEMU's
- *   threads cannot be seen from here; E_PERMISSION if its files cannot be looked at.
+ *   threads cannot be seen from here; E_PERMISSION if its files cannot be looked at; E_GUEST_GONE if QEMU has ended.
  */
 export async function findGuestProcess(link: GuestLink, options?: ExecuteOptions): Promise<number> {
   const { monitor, claimedPid } = link;
   const threads = (await queryCpus(monitor, options)).map((cpu) => cpu.threadId);
   const pid = claimedPid ?? (await processOfThread(threads[0]));
+  if (pid === undefined) throw await unlessGone(link, invisible(threads[0]), options);
   const doubt = await findDoubt(link, pid, threads, options);
   if (doubt === undefined) return pid;
   // Numbers of another pid namespace lead to whoever has them in ours.
-  throw claimedPid === undefined ? invisible(threads[0]) : mismatch(pid, doubt);
+  const error = claimedPid === undefined ? invisible(threads[0]) : mismatch(pid, doubt);
+  throw await unlessGone(link, error, options);
 }
 
 /**
@@ -35,20 +34,28 @@ export async function confirmGuestProcess(
 ): Promise<void> {
   const threads = (await queryCpus(link.monitor, options)).map((cpu) => cpu.threadId);
   const doubt = await findDoubt(link, pid, threads, options);
-  if (doubt !== undefined) throw mismatch(pid, doubt);
+  if (doubt !== undefined) throw await unlessGone(link, mismatch(pid, doubt), options);
 }
 
-/** Whether process `pid` has ended; one that nobody has waited for yet counts as ended. */
-export async function hasEnded(pid: number): Promise<boolean> {
-  const status = await readOrEmpty(`/proc/${pid}/status`);
-  return status === '' || /^State:\s+[ZX]/m.test(status);
+/**
+ * The error, if QEMU still answers: threads that cannot be found may be those of a QEMU that ended since it named them.
+ *
+ * @throws {MapramError} E_GUEST_GONE
+ */
+async function unlessGone(
+  { monitor }: GuestLink,
+  error: MapramError,
+  options: ExecuteOptions | undefined,
+): Promise<MapramError> {
+  await queryStatus(monitor, options);
+  return error;
 }
 
-async function processOfThread(thread: number | undefined): Promise<number> {
+/** The process that a thread belongs to; undefined if there is no such thread here. */
+async function processOfThread(thread: number | undefined): Promise<number | undefined> {
   const status = thread === undefined ? '' : await readOrEmpty(`/proc/${thread}/status`);
   const group = /^Tgid:\s+(\d+)$/m.exec(status)?.[1];
-  if (group === undefined) throw invisible(thread);
-  return Number(group);
+  return group === undefined ? undefined : Number(group);
 }
 
 /** Why process `pid` is not the guest's, or undefined if it is. */
@@ -58,12 +65,15 @@ async function findDoubt(
   threads: readonly number[],
   options: ExecuteOptions | undefined,
 ): Promise<string | undefined> {
+  // We hold whatever we send to QEMU, so what is told by that below would hold for ourselves.
+  if (pid === process.pid) return 'it is this very process';
   const own = await threadsOf(pid);
+  if (own.size === 0) return 'there is no such process';
   const stranger = threads.find((thread) => !own.has(thread));
   if (stranger !== undefined) return `thread ${stranger} of the guest is not one of its threads`;
   if (threads.length === 0) return 'the guest has no processor to know it by';
   // Thread numbers of another pid namespace can coincide with ours; a descriptor in its hands cannot.
-  if (link.scratchFile !== undefined || (await holdsOurMemfd(link, pid, options))) return undefined;
+  if (await holdsWhatQemuGets(link, pid, options)) return undefined;
   return 'what is sent to the guest does not arrive there';
 }
 
@@ -74,43 +84,10 @@ async function threadsOf(pid: number): Promise<Set<number>> {
   return new Set(statuses.map((status) => Number(/^NSpid:.*?(\d+)$/m.exec(status)?.[1])));
 }
 
-/** Sends QEMU a memfd with a name that nothing else has, and looks whether the process has got it. */
-async function holdsOurMemfd(
-  link: GuestLink,
-  pid: number,
-  options: ExecuteOptions | undefined,
-): Promise<boolean> {
-  const name = `mapram-${randomUUID()}`;
-  const memfd = createMemfd(name);
-  try {
-    return await withFdSet(link.monitor, [memfd], () => holdsFile(pid, `/memfd:${name}`), options);
-  } finally {
-    closeSync(memfd);
-  }
-}
-
-async function holdsFile(pid: number, name: string): Promise<boolean> {
-  const directory = `/proc/${pid}/fd`;
-  const fds = await readdir(directory).catch(async (cause: unknown) => {
-    if (await hasEnded(pid))
-      throw new MapramError('E_GUEST_GONE', `QEMU's process ${pid} has ended`, { cause });
-    throw new MapramError(
-      'E_PERMISSION',
-      `The files of QEMU's process ${pid} may not be looked at by this user`,
-      {
-        path: directory,
-        cause,
-      },
-    );
-  });
-  const links = await Promise.all(fds.map((fd) => readlink(`${directory}/${fd}`).catch(() => '')));
-  return links.some((target) => target.startsWith(name));
-}
-
 function invisible(thread: number | undefined): MapramError {
   return new MapramError(
     'E_GUEST_UNSUPPORTED',
-    `QEMU's thread ${thread} is not visible here, for QEMU runs in another pid namespace: name its process by --pid`,
+    `QEMU's thread ${thread} is not visible here, for QEMU runs in another pid namespace: name its process by --pid, or by the monitor's pid`,
     { field: 'pid' },
   );
 }

@@ -7,7 +7,7 @@ import type { ExecuteOptions, Monitor } from './monitor.ts';
 
 /** QEMU greets at once unless another client holds the socket. */
 const GREETING_TIMEOUT_MS = 5_000;
-/** `stop` flushes the guest's disks first, so a minute is not too long. */
+/** QEMU answers at once unless its main thread is busy; what waits for the guest's disks has a limit of its own. */
 const COMMAND_TIMEOUT_MS = 60_000;
 
 /** What {@link QmpClient.connect} takes. */

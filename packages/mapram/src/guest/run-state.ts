@@ -33,8 +33,10 @@ export async function stopGuest(
   const watch = new RunWatch(monitor.events, isLive(found));
   try {
     const since = performance.now();
+    options.signal?.throwIfAborted();
     keeper.take(isLive(found));
-    if (isLive(found)) await monitor.execute('stop', {}, options);
+    // `stop` flushes the guest's disks, which takes as long as the storage takes; the signal ends the wait.
+    if (isLive(found)) await monitor.execute('stop', {}, { ...options, timeoutMs: 0 });
     await watch.requireStill(monitor, options);
     return { found, since, watch };
   } catch (error) {

@@ -53,7 +53,7 @@ export async function loadByQemu(restoring: Restoring, memory: GuestMemory | Map
     await withSettings(link.monitor, waiting, loaderSettings(restoring), job.commandOptions, async () => {
       course.begin();
       if (!(memory instanceof MapramError)) {
-        await job.run(clearMemory(memory, bitmaps));
+        await job.run(clearMemory(memory, bitmaps, how.threads));
       }
       job.enter('transfer', dataPages * PAGE_BYTES);
       const load = (path: string): Promise<void> =>

@@ -1,7 +1,8 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { type GuestState, MapramError } from '../errors.ts';
+import { hasEnded } from '../guest/has-ended.ts';
 import type { GuestLink } from '../guest/link.ts';
-import { hasEnded } from '../guest/process.ts';
+import { PUT_BACK_TIMEOUT_MS } from '../guest/monitor.ts';
 import { queryStatus } from '../guest/queries.ts';
 import { isLive } from '../guest/run-state.ts';
 
@@ -14,6 +15,8 @@ const DEATH_TIMEOUT_MS = 5_000;
 export class SourceGuard {
   readonly #link: GuestLink;
   #isStanding = false;
+  /** Whether the guest shall be left standing whatever comes: it was let run once, or could not be. */
+  #isLeft = false;
   /** QEMU's process, once it is known. */
   pid: number | undefined;
   /** Whether the guest ran when the save came to it. */
@@ -31,42 +34,60 @@ export class SourceGuard {
     this.wasLive = isFoundLive;
   }
 
-  /** Lets the guest run. */
+  /** Lets the guest run. From then on it is no matter of the save's any more: another client may have paused it since. */
   async resume(): Promise<void> {
-    await this.#link.monitor.execute('cont');
+    await this.#link.monitor.execute('cont', {}, { timeoutMs: PUT_BACK_TIMEOUT_MS });
     this.resumedAt = performance.now();
+    this.#isLeft = true;
   }
 
-  /** After success. It is not cancelled any more: the image is there. */
-  async settle(then: 'pause' | 'resume' | 'quit'): Promise<void> {
-    if (then === 'resume' && this.resumedAt === undefined) await this.resume();
-    if (then === 'quit') await this.#quit();
+  /** After success. It is not cancelled any more: the image is there. Returns how the guest was left. */
+  async settle(then: 'pause' | 'resume' | 'quit'): Promise<'running' | 'paused' | 'gone'> {
+    if (then === 'pause') return 'paused';
+    if (then === 'quit') {
+      await this.#quit();
+      return 'gone';
+    }
+    if (this.resumedAt === undefined) await this.resume().catch((error: unknown) => this.#giveUp(error));
+    return 'running';
   }
 
   /** After a failure: lets the guest run if it did, and returns the error that says how the guest was left. */
   async putBack(error: unknown): Promise<unknown> {
-    const state = await this.#leave(error);
+    const { state, failure } = await this.#leave(error);
     if (!(error instanceof MapramError)) return error;
     const result = state === 'gone' ? asGone(error) : error;
     result.guestState = state;
+    // The error itself is kept, for it may be the reason that the caller gave when he cancelled.
+    if (failure !== undefined)
+      result.message += `; and the guest, which ran before, could not be resumed: ${failure}`;
     return result;
   }
 
-  async #leave(error: unknown): Promise<GuestState> {
-    if (await this.#isGone()) return 'gone';
-    if (!this.#isStanding) {
-      return isGone(error) ? 'gone' : 'untouched';
-    }
-    const { monitor } = this.#link;
+  /** Leaves the guest as it was, and says how that is; with a reason if it should run and does not. */
+  async #leave(error: unknown): Promise<{ state: GuestState; failure?: string }> {
+    if (await this.#isGone()) return { state: 'gone' };
+    if (!this.#isStanding) return { state: isGone(error) ? 'gone' : 'untouched' };
+    const mustRun = this.wasLive && !this.#isLeft;
     try {
-      const { status } = await queryStatus(monitor);
-      if (isLive(status)) return 'running';
-      if (!this.wasLive) return 'paused';
-      await monitor.execute('cont');
-      return 'running';
+      if (!mustRun)
+        return { state: isLive((await queryStatus(this.#link.monitor)).status) ? 'running' : 'paused' };
+      // Without asking first how it is: a QEMU that answers late must not leave the guest standing.
+      await this.resume();
+      return { state: 'running' };
     } catch (failure) {
-      return (await this.#endsWithin(isGone(failure) ? DEATH_TIMEOUT_MS : 0)) ? 'gone' : 'paused';
+      if (await this.#endsWithin(isGone(failure) ? DEATH_TIMEOUT_MS : 0)) return { state: 'gone' };
+      return mustRun ? { state: 'paused', failure: messageOf(failure) } : { state: 'paused' };
     }
+  }
+
+  #giveUp(error: unknown): never {
+    this.#isLeft = true;
+    throw new MapramError(
+      'E_QMP',
+      `The image is whole and in its place, but the guest could not be resumed: ${messageOf(error)}`,
+      { cause: error },
+    );
   }
 
   async #isGone(): Promise<boolean> {
@@ -89,6 +110,10 @@ export class SourceGuard {
     }
     return true;
   }
+}
+
+function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
 }
 
 function isGone(error: unknown): boolean {

@@ -1,0 +1,46 @@
+import { describe, expect, it } from 'vitest';
+import { MapramError } from '../errors.ts';
+import { callersMonitor } from './callers-monitor.ts';
+import type { Monitor } from './monitor.ts';
+
+function failing(execute: () => never | Promise<never>): Monitor {
+  return callersMonitor({ execute, events: { on: () => {}, off: () => {} } });
+}
+
+describe('callersMonitor', () => {
+  it.each<[string, unknown, () => never | Promise<never>]>([
+    ...[new TypeError('no such method'), 'text'].flatMap(
+      (cause): [string, unknown, () => never | Promise<never>][] => [
+        ['a rejection', cause, () => Promise.reject(cause)],
+        [
+          'a throw',
+          cause,
+          () => {
+            throw cause;
+          },
+        ],
+      ],
+    ),
+  ])('makes an E_QMP of %s with %s', async (_, cause, execute) => {
+    const error = await failing(execute)
+      .execute('cont')
+      .catch((reason: unknown) => reason);
+    expect(error).toMatchObject({ code: 'E_QMP', cause });
+    expect((error as Error).message).toMatch(
+      /^The monitor failed at the QMP command cont: (no such method|text)$/,
+    );
+  });
+
+  it('hints at the scratch file where descriptors were to be passed', async () => {
+    const monitor = failing(() => Promise.reject(new Error('No file descriptor supplied via SCM_RIGHTS')));
+    await expect(monitor.execute('add-fd', {}, { fds: [0] })).rejects.toThrow('name a scratchFile');
+  });
+
+  it('keeps our own errors, and the signal’s reason', async () => {
+    const own = new MapramError('E_GUEST_GONE', 'gone');
+    await expect(failing(() => Promise.reject(own)).execute('cont')).rejects.toBe(own);
+    const signal = AbortSignal.abort('enough');
+    const aborted = failing(() => Promise.reject(new Error('aborted')));
+    await expect(aborted.execute('stop', {}, { signal })).rejects.toBe('enough');
+  });
+});
