@@ -125,9 +125,28 @@ fn kind_of(cause: &io::Error) -> ErrorKind {
         Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => ErrorKind::NoSpace,
         Some(libc::ENOENT | libc::ENOTDIR) => ErrorKind::NotFound,
         Some(libc::EEXIST) => ErrorKind::TargetExists,
-        Some(libc::EPERM | libc::EACCES) => ErrorKind::Permission,
+        Some(libc::EPERM | libc::EACCES | libc::EROFS) => ErrorKind::Permission,
         Some(libc::ESRCH) => ErrorKind::GuestGone,
-        Some(libc::ENOSYS | libc::EOPNOTSUPP) => ErrorKind::HostUnsupported,
+        // Calls that do not exist here, and limits of the process or the host.
+        Some(libc::ENOSYS | libc::EOPNOTSUPP | libc::EMFILE | libc::ENFILE | libc::ENOMEM) => {
+            ErrorKind::HostUnsupported
+        }
         _ => ErrorKind::Io,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_of_the_host_are_no_failures_of_the_disk() {
+        let kind = |errno| Error::os("a call failed", io::Error::from_raw_os_error(errno)).kind;
+        for errno in [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::ENOSYS] {
+            assert_eq!(kind(errno), ErrorKind::HostUnsupported);
+        }
+        assert_eq!(kind(libc::EROFS), ErrorKind::Permission);
+        assert_eq!(kind(libc::EDQUOT), ErrorKind::NoSpace);
+        assert_eq!(kind(libc::EIO), ErrorKind::Io);
     }
 }

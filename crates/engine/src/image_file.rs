@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{AtFlags, FileType, OFlags, StatxFlags};
+use rustix::io::{Errno, retry_on_intr};
 
 use crate::io::{Io, Status};
 use crate::{Error, ErrorKind, PAGE_BYTES, Result};
@@ -22,7 +23,7 @@ const NAME_BYTES_MAX: usize = 255;
 /// How often another process may snatch the partial file's name from us before we call it busy.
 const ATTEMPTS_MAX: u32 = 16;
 
-/// What direct I/O on a file has to be aligned to, in bytes; 1 if the file is not used with direct I/O.
+/// What direct I/O on a file has to be aligned to, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Alignment {
     /// Addresses of buffers.
@@ -40,7 +41,6 @@ pub struct ImageFile {
     identity: (u64, u64),
     force: bool,
     direct: bool,
-    alignment: Alignment,
     phase: Mutex<Phase>,
 }
 
@@ -95,10 +95,9 @@ impl ImageFile {
         place.check_final(io.as_ref(), force)?;
         let (file, identity) = place.create_partial(io.as_ref())?;
         let phase = Mutex::new(Phase::Writing);
-        let alignment = Alignment { memory: 1, offset: 1 };
-        let mut image = Self { io, place, file, identity, force, direct, alignment, phase };
+        let image = Self { io, place, file, identity, force, direct, phase };
         if direct {
-            image.alignment = image.probe_direct()?;
+            image.probe_direct()?;
         }
         Ok(image)
     }
@@ -113,18 +112,6 @@ impl ImageFile {
     #[must_use]
     pub fn io(&self) -> &Arc<dyn Io> {
         &self.io
-    }
-
-    /// The path that it will be published at.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.place.path
-    }
-
-    /// What requests on it have to be aligned to during a transfer; at most a page.
-    #[must_use]
-    pub fn alignment(&self) -> Alignment {
-        self.alignment
     }
 
     /// Sets the file's length in bytes.
@@ -242,8 +229,8 @@ impl ImageFile {
         Err(Error::new(ErrorKind::Usage, message).at_path(&self.place.path))
     }
 
-    fn call<T>(&self, message: &str, call: impl FnMut() -> io::Result<T>) -> Result<T> {
-        uninterrupted(call).map_err(|cause| Error::os(message, cause).at_path(&self.place.path))
+    fn call<T>(&self, message: &str, call: impl FnMut() -> rustix::io::Result<T>) -> Result<T> {
+        retry_on_intr(call).map_err(|cause| Error::os(message, cause).at_path(&self.place.path))
     }
 
     /// Which file has the partial name now.
@@ -259,7 +246,7 @@ impl ImageFile {
         }
     }
 
-    fn probe_direct(&self) -> Result<Alignment> {
+    fn probe_direct(&self) -> Result<()> {
         let alignment = direct_alignment(self.fd()).ok_or_else(|| self.no_direct())?;
         if u64::from(alignment.memory.max(alignment.offset)) > PAGE_BYTES {
             let message = format!(
@@ -268,17 +255,15 @@ impl ImageFile {
             );
             return Err(Error::new(ErrorKind::HostUnsupported, message).at_path(&self.place.path));
         }
-        Ok(alignment)
+        Ok(())
     }
 
     fn set_direct(&self, direct: bool) -> Result<()> {
-        let refused = |cause: io::Error| {
-            if cause.raw_os_error() == Some(libc::EINVAL) {
-                return self.no_direct();
-            }
-            Error::os("switching direct I/O on or off failed", cause).at_path(&self.place.path)
+        let refused = |cause| match cause {
+            Errno::INVAL => self.no_direct(),
+            _ => Error::os("switching direct I/O on or off failed", cause).at_path(&self.place.path),
         };
-        uninterrupted(|| self.io.set_direct(self.fd(), direct)).map_err(refused)
+        retry_on_intr(|| self.io.set_direct(self.fd(), direct)).map_err(refused)
     }
 
     fn no_direct(&self) -> Error {
@@ -290,7 +275,8 @@ impl ImageFile {
         while !bytes.is_empty() {
             let message = format!("writing the image's metadata at offset {offset} failed");
             let written = self.call(&message, || match self.io.write_at(self.fd(), bytes, offset)? {
-                0 => Err(io::ErrorKind::WriteZero.into()),
+                // No file system is known to take nothing without saying why.
+                0 => Err(Errno::IO),
                 written => Ok(written.min(bytes.len())),
             });
             let written = written.map_err(|error| error.at_offset(offset))?;
@@ -313,23 +299,38 @@ impl ImageFile {
                 },
             );
         }
-        match uninterrupted(|| self.io.rename_new(self.directory(), partial, name)) {
+        match retry_on_intr(|| self.io.rename_new(self.directory(), partial, name)) {
             // Network and FUSE file systems that do not know RENAME_NOREPLACE: a second name is never put over
             // another file either.
-            Err(cause) if matches!(cause.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)) => {
-                self.call(message, || self.io.link(self.directory(), partial, name))?;
+            Err(Errno::INVAL | Errno::NOSYS) => {
+                retry_on_intr(|| self.io.link(self.directory(), partial, name))
+                    .map_err(|cause| self.no_link(message, cause))?;
                 // Should the old name stay, it leads to the same whole file, and the next save there replaces it.
-                let _ = uninterrupted(|| self.io.unlink(self.directory(), partial));
+                let _ = retry_on_intr(|| self.io.unlink(self.directory(), partial));
                 Ok(())
             }
             outcome => outcome.map_err(|cause| Error::os(message, cause).at_path(&self.place.path)),
         }
     }
 
+    fn no_link(&self, message: &str, cause: Errno) -> Error {
+        match cause {
+            // What link(2) says on file systems without hard links; the kernel's protection of links is only for
+            // other people's files.
+            Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS => {
+                let message = "this file system can neither rename a file without replacing another one nor make hard \
+                               links; use --force, or another file system";
+                Error::os(message, cause).with_kind(ErrorKind::HostUnsupported)
+            }
+            _ => Error::os(message, cause),
+        }
+        .at_path(&self.place.path)
+    }
+
     fn sync_directory(&self) -> Result<()> {
-        match uninterrupted(|| self.io.sync_directory(self.directory())) {
+        match retry_on_intr(|| self.io.sync_directory(self.directory())) {
             // A file system that cannot sync directories; there is no other way to ask it.
-            Err(cause) if cause.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+            Err(Errno::INVAL) => Ok(()),
             outcome => outcome.map_err(|cause| {
                 let message = "the image is complete and has its final name, but syncing its directory failed: \
                                the name might be lost in a power failure";
@@ -361,7 +362,7 @@ impl Place {
             return Err(Error::new(ErrorKind::Usage, message).at_path(path));
         }
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let directory = uninterrupted(|| io.open_directory(parent)).map_err(|cause| {
+        let directory = retry_on_intr(|| io.open_directory(parent)).map_err(|cause| {
             Error::os(format!("opening the directory {} failed", parent.display()), cause).at_path(parent)
         })?;
         let with_suffix = |name: &OsStr| {
@@ -398,7 +399,7 @@ impl Place {
     /// removes it. Hence the file counts as ours only if the name still leads to it once it is locked.
     fn create_partial(&self, io: &dyn Io) -> Result<(OwnedFd, (u64, u64))> {
         for _ in 0..ATTEMPTS_MAX {
-            match uninterrupted(|| io.create(self.directory.as_fd(), &self.partial)) {
+            match retry_on_intr(|| io.create(self.directory.as_fd(), &self.partial)) {
                 Ok(file) => match self.claim(io, file.as_fd()) {
                     Ok(Claim::Ours(identity)) => return Ok((file, identity)),
                     Ok(Claim::Locked | Claim::Moved) => {}
@@ -407,7 +408,7 @@ impl Place {
                         return Err(error);
                     }
                 },
-                Err(cause) if cause.raw_os_error() == Some(libc::EEXIST) => self.remove_leftover(io)?,
+                Err(Errno::EXIST) => self.remove_leftover(io)?,
                 Err(cause) => return Err(self.failed("creating", cause)),
             }
         }
@@ -416,11 +417,11 @@ impl Place {
 
     /// Locks a file that was opened by the partial name.
     fn claim(&self, io: &dyn Io, file: BorrowedFd<'_>) -> Result<Claim> {
-        match uninterrupted(|| io.lock(file)) {
-            Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => return Ok(Claim::Locked),
+        match retry_on_intr(|| io.lock(file)) {
+            Err(Errno::WOULDBLOCK) => return Ok(Claim::Locked),
             outcome => outcome.map_err(|cause| self.failed("locking", cause))?,
         }
-        let opened = uninterrupted(|| io.status(file)).map_err(|cause| self.failed("examining", cause))?;
+        let opened = retry_on_intr(|| io.status(file)).map_err(|cause| self.failed("examining", cause))?;
         let named = self.status_of(io, &self.partial)?.map(identity);
         let opened = identity(opened);
         Ok(if named == Some(opened) { Claim::Ours(opened) } else { Claim::Moved })
@@ -428,11 +429,11 @@ impl Place {
 
     /// Removes the file that we have just created but could not lock, unless the name leads to another one by now.
     fn remove_unclaimed(&self, io: &dyn Io, file: BorrowedFd<'_>) {
-        let created = uninterrupted(|| io.status(file)).ok().map(identity);
+        let created = retry_on_intr(|| io.status(file)).ok().map(identity);
         let named = self.status_of(io, &self.partial).ok().flatten().map(identity);
         if created.is_some() && created == named {
             // If it stays, it is an unlocked leftover, which the next save replaces.
-            let _ = uninterrupted(|| io.unlink(self.directory.as_fd(), &self.partial));
+            let _ = retry_on_intr(|| io.unlink(self.directory.as_fd(), &self.partial));
         }
     }
 
@@ -447,12 +448,12 @@ impl Place {
                 return Err(Error::new(ErrorKind::TargetExists, message).at_path(&self.partial_path));
             }
         }
-        let file = match uninterrupted(|| io.open_existing(self.directory.as_fd(), &self.partial)) {
-            Err(cause) if cause.raw_os_error() == Some(libc::ENOENT) => return Ok(()),
+        let file = match retry_on_intr(|| io.open_existing(self.directory.as_fd(), &self.partial)) {
+            Err(Errno::NOENT) => return Ok(()),
             outcome => outcome.map_err(|cause| self.failed("opening", cause))?,
         };
         match self.claim(io, file.as_fd())? {
-            Claim::Ours(_) => uninterrupted(|| io.unlink(self.directory.as_fd(), &self.partial))
+            Claim::Ours(_) => retry_on_intr(|| io.unlink(self.directory.as_fd(), &self.partial))
                 .map_err(|cause| self.failed("removing", cause)),
             Claim::Locked => Err(self.busy()),
             Claim::Moved => Ok(()),
@@ -461,14 +462,14 @@ impl Place {
 
     /// The status of what has the name `name`, if anything has.
     fn status_of(&self, io: &dyn Io, name: &OsStr) -> Result<Option<Status>> {
-        match uninterrupted(|| io.status_at(self.directory.as_fd(), name)) {
+        match retry_on_intr(|| io.status_at(self.directory.as_fd(), name)) {
             Ok(status) => Ok(Some(status)),
-            Err(cause) if cause.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(Errno::NOENT) => Ok(None),
             Err(cause) => Err(self.failed("examining", cause)),
         }
     }
 
-    fn failed(&self, action: &str, cause: io::Error) -> Error {
+    fn failed(&self, action: &str, cause: Errno) -> Error {
         Error::os(format!("{action} {} failed", self.partial_path.display()), cause)
             .at_path(&self.partial_path)
     }
@@ -505,16 +506,6 @@ fn too_long(error: Error) -> Error {
     match error.cause.as_ref().and_then(io::Error::raw_os_error) {
         Some(libc::EINVAL) => error.with_kind(ErrorKind::NoSpace),
         _ => error,
-    }
-}
-
-/// Calls again as long as a signal interrupts the call.
-fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-    loop {
-        match call() {
-            Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
-            outcome => return outcome,
-        }
     }
 }
 

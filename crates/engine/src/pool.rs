@@ -20,7 +20,6 @@ pub struct Pool {
     mapping_bytes: usize,
     base: *mut u8,
     slots: usize,
-    slot_bytes: usize,
     stride: usize,
 }
 
@@ -52,7 +51,7 @@ impl Pool {
         let base: *mut u8 = mapping.cast();
         // The mapping leaves room for this, and the sum cannot overflow in user space.
         let base = base.wrapping_add(base.addr().next_multiple_of(base_alignment) - base.addr());
-        Ok(Self { mapping, mapping_bytes, base, slots, slot_bytes, stride })
+        Ok(Self { mapping, mapping_bytes, base, slots, stride })
     }
 
     /// Number of slots.
@@ -61,19 +60,13 @@ impl Pool {
         self.slots
     }
 
-    /// Bytes that a slot holds.
-    #[must_use]
-    pub fn slot_bytes(&self) -> usize {
-        self.slot_bytes
-    }
-
     /// Bytes from the start of one slot to the start of the next: the slot's bytes and what aligns the next one.
     #[must_use]
     pub fn stride(&self) -> usize {
         self.stride
     }
 
-    /// The first byte of slot `index`, valid for [`slot_bytes`](Self::slot_bytes) bytes as long as the pool lives.
+    /// The first byte of slot `index`, valid for the bytes of a slot as long as the pool lives.
     ///
     /// # Panics
     /// If there is no such slot.

@@ -48,8 +48,8 @@ fn write(image: &ImageFile) -> Result<()> {
     unsafe { queue.push(request) }.unwrap();
     let mut completions: Vec<Completion> = Vec::new();
     queue.wait(&mut completions).unwrap();
-    let written = completions.remove(0).result.map_err(|cause| Error::os("the request failed", cause));
-    assert_eq!(written.map_err(|error| error.at_path(image.path()))?, 4096);
+    let failed = |cause| Error::os("the request failed", cause).at_path("image");
+    assert_eq!(completions.remove(0).result.map_err(failed)?, 4096);
     image.end_transfer()?;
     image.write_metadata(&[(0, &[1; 100]), (15_000, &[2; 4000])])?;
     image.set_length(IMAGE_BYTES)?;
@@ -282,7 +282,7 @@ fn direct_io_is_on_during_transfers_only() {
         Ok(image) => image,
     };
     let is_on = || rustix::fs::fcntl_getfl(image.fd()).unwrap().contains(OFlags::DIRECT);
-    let Alignment { memory, offset } = image.alignment();
+    let Alignment { memory, offset } = direct_alignment(image.fd()).unwrap();
     assert!(memory.is_power_of_two() && offset.is_power_of_two() && memory.max(offset) <= 4096);
     assert!(!is_on());
     image.begin_transfer().unwrap();
@@ -290,8 +290,6 @@ fn direct_io_is_on_during_transfers_only() {
     image.end_transfer().unwrap();
     assert!(!is_on());
     assert_eq!(create(&directory, false).unwrap_err().kind, ErrorKind::TargetBusy);
-    drop(image);
-    assert_eq!(create(&directory, false).unwrap().alignment(), Alignment { memory: 1, offset: 1 });
 }
 
 #[test]
@@ -344,12 +342,33 @@ fn without_rename_noreplace_a_link_does_the_same() {
     }
 }
 
+#[test]
+fn without_hard_links_either_only_force_helps() {
+    for force in [false, true] {
+        let directory = directory();
+        let path = directory.path().join("image");
+        let image = ImageFile::create(Arc::new(NoLinks), &path, force, false).unwrap();
+        write(&image).unwrap();
+        let outcome = image.publish();
+        drop(image);
+        if force {
+            outcome.unwrap();
+            assert_eq!(names(&directory), ["image"]);
+        } else {
+            let error = outcome.unwrap_err();
+            assert_eq!(error.kind, ErrorKind::HostUnsupported);
+            assert!(error.message.contains("--force"), "{error}");
+            assert_eq!(names(&directory).len(), 0);
+        }
+    }
+}
+
 #[derive(Debug)]
 struct FailingSync;
 
 impl Files for FailingSync {
-    fn sync_data(&self, _file: BorrowedFd<'_>) -> io::Result<()> {
-        Err(io::Error::from_raw_os_error(libc::EIO))
+    fn sync_data(&self, _file: BorrowedFd<'_>) -> rustix::io::Result<()> {
+        Err(Errno::IO)
     }
 }
 
@@ -357,8 +376,21 @@ impl Files for FailingSync {
 struct OldFileSystem;
 
 impl Files for OldFileSystem {
-    fn rename_new(&self, _directory: BorrowedFd<'_>, _from: &OsStr, _to: &OsStr) -> io::Result<()> {
-        Err(io::Error::from_raw_os_error(libc::EINVAL))
+    fn rename_new(&self, _directory: BorrowedFd<'_>, _from: &OsStr, _to: &OsStr) -> rustix::io::Result<()> {
+        Err(Errno::INVAL)
+    }
+}
+
+#[derive(Debug)]
+struct NoLinks;
+
+impl Files for NoLinks {
+    fn rename_new(&self, _directory: BorrowedFd<'_>, _from: &OsStr, _to: &OsStr) -> rustix::io::Result<()> {
+        Err(Errno::INVAL)
+    }
+
+    fn link(&self, _directory: BorrowedFd<'_>, _from: &OsStr, _to: &OsStr) -> rustix::io::Result<()> {
+        Err(Errno::PERM)
     }
 }
 
@@ -377,7 +409,7 @@ macro_rules! blocking_io {
     )*};
 }
 
-blocking_io!(FailingSync OldFileSystem);
+blocking_io!(FailingSync OldFileSystem NoLinks);
 
 /// A whole life with faults; what is left is looked at by [`check_remains`].
 fn live(io: &Arc<Simulated>, directory: &TempDir, force: bool) -> Result<()> {

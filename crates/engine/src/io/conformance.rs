@@ -25,6 +25,7 @@ macro_rules! conformance {
                 a_thousand_requests_pass_a_depth_of_eight, reads_past_the_end_are_short,
                 errors_are_handed_up, buffers_need_not_be_in_the_pool, dropping_waits_for_what_is_in_flight,
                 an_empty_queue_does_not_wait, impossible_depths_are_refused, engines_work_from_several_threads,
+                requests_share_a_descriptor, a_descriptor_may_come_back_as_another_file,
             );
         }
     )*};
@@ -317,6 +318,50 @@ fn engines_work_from_several_threads(engine: &dyn Io) {
             });
         }
     });
+}
+
+fn requests_share_a_descriptor(engine: &dyn Io) {
+    let directory = directory();
+    let file = open(&directory, false).unwrap();
+    let pool = Pool::new(64, 4096).unwrap();
+    let mut queue = engine.queue(64, &pool).unwrap();
+    for token in 0..64 {
+        let buffer = pool.slot(usize::try_from(token).unwrap());
+        push(queue.as_mut(), Request { length: 4096, ..request(token, Direction::Write, &file, buffer) })
+            .unwrap();
+    }
+    assert!(descriptors_of(&directory) <= 2);
+    let mut completions = Vec::new();
+    queue.wait(&mut completions).unwrap();
+    assert!(descriptors_of(&directory) <= 2);
+    completions.extend(finish(queue.as_mut()));
+    assert!(completions.iter().all(|completion| completion.result.is_ok()));
+    assert_eq!(descriptors_of(&directory), 1, "a descriptor outlives the requests on it");
+}
+
+/// How many descriptors of this process are of the file in `directory`.
+fn descriptors_of(directory: &tempfile::TempDir) -> usize {
+    let path = directory.path().join("file").canonicalize().unwrap();
+    let descriptors = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    descriptors.filter(|entry| std::fs::read_link(entry.path()).is_ok_and(|target| target == path)).count()
+}
+
+fn a_descriptor_may_come_back_as_another_file(engine: &dyn Io) {
+    let (old, new) = (directory(), directory());
+    let mut descriptor = OwnedFd::from(open(&old, false).unwrap());
+    let pool = Pool::new(1, SLOT as usize).unwrap();
+    let mut queue = engine.queue(1, &pool).unwrap();
+    for (content, directory) in [(1, &old), (2, &new)] {
+        let file = open(directory, false).unwrap();
+        rustix::io::dup2(&file, &mut descriptor).unwrap();
+        fill(pool.slot(0), &[content; SLOT as usize]);
+        let write =
+            Request { fd: descriptor.as_raw_fd(), ..request(0, Direction::Write, &file, pool.slot(0)) };
+        assert_eq!(one(queue.as_mut(), write).unwrap(), SLOT);
+    }
+    for (content, directory) in [(1, old), (2, new)] {
+        assert_eq!(std::fs::read(directory.path().join("file")).unwrap(), [content; SLOT as usize]);
+    }
 }
 
 /// A read that the kernel can only complete later, or cancel: nothing may be written to its buffer after the drop.

@@ -1,11 +1,11 @@
 //! The few calls that an image file's life needs, besides the transfers.
 
 use std::ffi::OsStr;
-use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, Stat};
+use rustix::io::Result;
 
 /// What the life of an image file asks of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,83 +38,83 @@ impl From<Stat> for Status {
 /// place.
 pub trait Files {
     /// Opens a directory for the calls below.
-    fn open_directory(&self, path: &Path) -> io::Result<OwnedFd> {
+    fn open_directory(&self, path: &Path) -> Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(rustix::fs::open(path, flags, Mode::empty())?)
+        rustix::fs::open(path, flags, Mode::empty())
     }
 
     /// Creates a file that only its owner can read; EEXIST if anything has that name, a dangling link included.
-    fn create(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
+    fn create(&self, directory: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        Ok(rustix::fs::openat(directory, name, flags, Mode::RUSR | Mode::WUSR)?)
+        rustix::fs::openat(directory, name, flags, Mode::RUSR | Mode::WUSR)
     }
 
     /// Opens a file that exists; never follows a link and never waits for the other end of a pipe.
-    fn open_existing(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
+    fn open_existing(&self, directory: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd> {
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        Ok(rustix::fs::openat(directory, name, flags, Mode::empty())?)
+        rustix::fs::openat(directory, name, flags, Mode::empty())
     }
 
     /// The status of an open file.
-    fn status(&self, file: BorrowedFd<'_>) -> io::Result<Status> {
-        Ok(rustix::fs::fstat(file)?.into())
+    fn status(&self, file: BorrowedFd<'_>) -> Result<Status> {
+        rustix::fs::fstat(file).map(Status::from)
     }
 
     /// The status of what has the name `name`; a link's own.
-    fn status_at(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<Status> {
-        Ok(rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?.into())
+    fn status_at(&self, directory: BorrowedFd<'_>, name: &OsStr) -> Result<Status> {
+        rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).map(Status::from)
     }
 
     /// Locks the file for this open file alone; EWOULDBLOCK if another one holds the lock.
-    fn lock(&self, file: BorrowedFd<'_>) -> io::Result<()> {
-        Ok(rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive)?)
+    fn lock(&self, file: BorrowedFd<'_>) -> Result<()> {
+        rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive)
     }
 
     /// Sets the file's length in bytes.
-    fn set_length(&self, file: BorrowedFd<'_>, bytes: u64) -> io::Result<()> {
-        Ok(rustix::fs::ftruncate(file, bytes)?)
+    fn set_length(&self, file: BorrowedFd<'_>, bytes: u64) -> Result<()> {
+        rustix::fs::ftruncate(file, bytes)
     }
 
     /// Turns O_DIRECT on or off; EINVAL if the file system has none.
-    fn set_direct(&self, file: BorrowedFd<'_>, direct: bool) -> io::Result<()> {
+    fn set_direct(&self, file: BorrowedFd<'_>, direct: bool) -> Result<()> {
         let mut flags = rustix::fs::fcntl_getfl(file)?;
         flags.set(OFlags::DIRECT, direct);
-        Ok(rustix::fs::fcntl_setfl(file, flags)?)
+        rustix::fs::fcntl_setfl(file, flags)
     }
 
     /// Writes `bytes` at `offset`; returns how many were written.
-    fn write_at(&self, file: BorrowedFd<'_>, bytes: &[u8], offset: u64) -> io::Result<usize> {
-        Ok(rustix::io::pwrite(file, bytes, offset)?)
+    fn write_at(&self, file: BorrowedFd<'_>, bytes: &[u8], offset: u64) -> Result<usize> {
+        rustix::io::pwrite(file, bytes, offset)
     }
 
     /// Makes the file's bytes and what is needed to read them durable.
-    fn sync_data(&self, file: BorrowedFd<'_>) -> io::Result<()> {
-        Ok(rustix::fs::fdatasync(file)?)
+    fn sync_data(&self, file: BorrowedFd<'_>) -> Result<()> {
+        rustix::fs::fdatasync(file)
     }
 
     /// Gives the file `from` the name `to`, replacing what has it.
-    fn rename_over(&self, directory: BorrowedFd<'_>, from: &OsStr, to: &OsStr) -> io::Result<()> {
-        Ok(rustix::fs::renameat(directory, from, directory, to)?)
+    fn rename_over(&self, directory: BorrowedFd<'_>, from: &OsStr, to: &OsStr) -> Result<()> {
+        rustix::fs::renameat(directory, from, directory, to)
     }
 
     /// Gives the file `from` the name `to`; EEXIST if anything has it, EINVAL or ENOSYS if the file system cannot
     /// rename without replacing.
-    fn rename_new(&self, directory: BorrowedFd<'_>, from: &OsStr, to: &OsStr) -> io::Result<()> {
-        Ok(rustix::fs::renameat_with(directory, from, directory, to, RenameFlags::NOREPLACE)?)
+    fn rename_new(&self, directory: BorrowedFd<'_>, from: &OsStr, to: &OsStr) -> Result<()> {
+        rustix::fs::renameat_with(directory, from, directory, to, RenameFlags::NOREPLACE)
     }
 
     /// Gives the file `from` the second name `to`; EEXIST if anything has it.
-    fn link(&self, directory: BorrowedFd<'_>, from: &OsStr, to: &OsStr) -> io::Result<()> {
-        Ok(rustix::fs::linkat(directory, from, directory, to, AtFlags::empty())?)
+    fn link(&self, directory: BorrowedFd<'_>, from: &OsStr, to: &OsStr) -> Result<()> {
+        rustix::fs::linkat(directory, from, directory, to, AtFlags::empty())
     }
 
     /// Removes the name `name`.
-    fn unlink(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
-        Ok(rustix::fs::unlinkat(directory, name, AtFlags::empty())?)
+    fn unlink(&self, directory: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+        rustix::fs::unlinkat(directory, name, AtFlags::empty())
     }
 
     /// Makes the directory's names durable.
-    fn sync_directory(&self, directory: BorrowedFd<'_>) -> io::Result<()> {
-        Ok(rustix::fs::fsync(directory)?)
+    fn sync_directory(&self, directory: BorrowedFd<'_>) -> Result<()> {
+        rustix::fs::fsync(directory)
     }
 }

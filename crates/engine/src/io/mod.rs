@@ -12,11 +12,15 @@ mod tokio_uring;
 
 #[cfg(test)]
 mod conformance;
+#[cfg(test)]
+mod limits;
 
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 pub use blocking::Blocking;
 pub use files::{Files, Status};
@@ -32,6 +36,12 @@ pub const NAMES: [&str; 3] = ["io-uring", "tokio-uring", "blocking"];
 
 /// Most requests that one queue may have in flight.
 pub const MAX_QUEUE_DEPTH: u32 = 256;
+
+/// How often, and after which pause, a set-up that met ENOMEM is tried again. A closed ring's memory counts against
+/// RLIMIT_MEMLOCK until the kernel has torn the ring down (about 30 ms later on Linux 6.18), so the rings of a probe
+/// that has just succeeded could be what keeps the transfer's rings from being made.
+const TEAR_DOWN_TRIES: u32 = 5;
+const TEAR_DOWN_PAUSE: Duration = Duration::from_millis(50);
 
 /// An I/O engine.
 pub trait Io: Files + Send + Sync + std::fmt::Debug {
@@ -135,33 +145,35 @@ pub fn auto(depth: u32, queues: usize) -> Result<Arc<dyn Io>> {
 }
 
 /// Finds out whether the engine called `name` works on this host, with as many queues of `depth` requests at once as a
-/// transfer will have: what RLIMIT_MEMLOCK forbids is better known before the guest is stopped.
+/// transfer will have (at least one): what RLIMIT_MEMLOCK forbids is better known before the guest is stopped.
 ///
 /// # Errors
-/// `Usage` if there is no such engine; `HostUnsupported` with the likely reason if it does not work.
+/// `Usage` if there is no such engine or no such depth; `HostUnsupported` with the likely reason if it does not work.
 pub fn probe(name: &str, depth: u32, queues: usize) -> Result<()> {
     let Some(engine) = by_name(name) else {
         let message = format!("there is no I/O engine {name:?}; there are {}", NAMES.join(", "));
         return Err(Error::new(ErrorKind::Usage, message));
     };
     let pool = Pool::new(1, 4096)?;
-    let set_up = || -> io::Result<()> {
-        let _queues = (0..queues).map(|_| engine.queue(depth, &pool)).collect::<io::Result<Vec<_>>>()?;
-        Ok(())
-    };
-    set_up().and_then(|()| probe_read(engine.as_ref(), &pool)).map_err(|cause| set_up_error(name, cause))
+    try_out(engine.as_ref(), depth, queues, &pool).map_err(|cause| set_up_error(name, cause))
 }
 
-/// The error for an engine whose set-up failed with `cause`: a limit of the host, whatever the errno.
-pub(crate) fn set_up_error(name: &str, cause: io::Error) -> Error {
-    let message = format!("the I/O engine {name} does not work here: {}", likely_cause(&cause));
+/// The error for an engine whose set-up failed with `cause`: a limit of the host, unless the depth is impossible.
+pub(crate) fn set_up_error(engine_name: &str, cause: io::Error) -> Error {
+    // Only check_depth says this without an errno.
+    if cause.kind() == io::ErrorKind::InvalidInput && cause.raw_os_error().is_none() {
+        return Error::new(ErrorKind::Usage, cause.to_string());
+    }
+    let message = format!("the I/O engine {engine_name} does not work here: {}", likely_cause(&cause));
     Error::os(message, cause).with_kind(ErrorKind::HostUnsupported)
 }
 
-/// Reads from /dev/zero: set-up, submission and completion can each be forbidden on their own.
-fn probe_read(engine: &dyn Io, pool: &Pool) -> io::Result<()> {
+/// Makes the queues and reads from /dev/zero by one of them while the others are there: set-up, submission and
+/// completion can each be forbidden on their own.
+fn try_out(engine: &dyn Io, depth: u32, queues: usize, pool: &Pool) -> io::Result<()> {
     let file = fs::File::open("/dev/zero")?;
-    let mut queue = engine.queue(1, pool)?;
+    let mut queue = engine.queue(depth, pool)?;
+    let _others = (1..queues).map(|_| engine.queue(depth, pool)).collect::<io::Result<Vec<_>>>()?;
     let request = Request {
         token: 0,
         direction: Direction::Read,
@@ -194,8 +206,20 @@ fn likely_cause(cause: &io::Error) -> String {
         }
         Some(libc::EINVAL | libc::EOPNOTSUPP) => "this kernel is older than Linux 5.6".into(),
         Some(libc::EMFILE | libc::ENFILE) => "too many files are open (ulimit -n)".into(),
+        Some(libc::EAGAIN) => "no more threads can be started (ulimit -u, or pids.max of the control group)".into(),
         _ => cause.to_string(),
     }
+}
+
+/// Calls `set_up` again for a while as long as it fails for want of memory.
+fn patiently<T>(mut set_up: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    for _ in 0..TEAR_DOWN_TRIES {
+        match set_up() {
+            Err(cause) if cause.raw_os_error() == Some(libc::ENOMEM) => thread::sleep(TEAR_DOWN_PAUSE),
+            outcome => return outcome,
+        }
+    }
+    set_up()
 }
 
 /// Refuses a queue depth that no engine takes.
@@ -223,6 +247,7 @@ mod tests {
         }
         assert!(by_name("auto").is_none());
         assert_eq!(probe("libaio", 1, 1).unwrap_err().kind, ErrorKind::Usage);
+        assert_eq!(probe("blocking", 0, 1).unwrap_err().kind, ErrorKind::Usage);
     }
 
     #[test]

@@ -11,6 +11,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rustix::io::Errno;
+
 use super::blocking::transfer;
 use super::{Completion, Direction, Files, Io, Queue, Request, Status, check_depth, would_block};
 use crate::pool::Pool;
@@ -260,7 +262,7 @@ impl Shared {
     }
 
     /// The fault of the next call in a file's life: one of `errnos`, the first of which is the usual one.
-    fn fault(&self, errnos: &[i32]) -> Option<i32> {
+    fn fault(&self, errnos: &[Errno]) -> Option<Errno> {
         if !self.injecting() {
             return None;
         }
@@ -279,23 +281,31 @@ impl Shared {
         errno.copied()
     }
 
-    fn call<T>(&self, errnos: &[i32], real: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    fn call<T>(
+        &self,
+        errnos: &[Errno],
+        real: impl FnOnce() -> rustix::io::Result<T>,
+    ) -> rustix::io::Result<T> {
         match self.fault(errnos) {
-            Some(errno) => Err(io::Error::from_raw_os_error(errno)),
+            Some(errno) => Err(errno),
             None => real(),
         }
     }
 
     /// As [`call`](Self::call) for a change of names, which may have happened although it is said to have failed, as
     /// on a network file system that lost the answer.
-    fn change_names(&self, errnos: &[i32], real: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    fn change_names(
+        &self,
+        errnos: &[Errno],
+        real: impl FnOnce() -> rustix::io::Result<()>,
+    ) -> rustix::io::Result<()> {
         let Some(errno) = self.fault(errnos) else {
             return real();
         };
-        if errno == libc::EIO && locked(&self.random).chance(500) {
+        if errno == Errno::IO && locked(&self.random).chance(500) {
             real()?;
         }
-        Err(io::Error::from_raw_os_error(errno))
+        Err(errno)
     }
 }
 
@@ -304,83 +314,83 @@ struct Real;
 
 impl Files for Real {}
 
-const USUAL: &[i32] = &[libc::EIO, libc::EINTR];
-const NEEDS_SPACE: &[i32] = &[libc::EIO, libc::EINTR, libc::ENOSPC, libc::EDQUOT];
-const NEW_NAME: &[i32] = &[libc::EIO, libc::EINTR, libc::ENOSPC, libc::EINVAL];
+const USUAL: &[Errno] = &[Errno::IO, Errno::INTR];
+const NEEDS_SPACE: &[Errno] = &[Errno::IO, Errno::INTR, Errno::NOSPC, Errno::DQUOT];
+const NEW_NAME: &[Errno] = &[Errno::IO, Errno::INTR, Errno::NOSPC, Errno::INVAL];
 
 impl Files for Simulated {
-    fn open_directory(&self, path: &Path) -> io::Result<OwnedFd> {
+    fn open_directory(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
         self.shared.call(USUAL, || Real.open_directory(path))
     }
 
-    fn create(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
+    fn create(&self, directory: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<OwnedFd> {
         self.shared.call(NEEDS_SPACE, || Real.create(directory, name))
     }
 
-    fn open_existing(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
+    fn open_existing(&self, directory: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<OwnedFd> {
         self.shared.call(USUAL, || Real.open_existing(directory, name))
     }
 
-    fn status(&self, file: BorrowedFd<'_>) -> io::Result<Status> {
+    fn status(&self, file: BorrowedFd<'_>) -> rustix::io::Result<Status> {
         self.shared.call(USUAL, || Real.status(file))
     }
 
-    fn status_at(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<Status> {
+    fn status_at(&self, directory: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<Status> {
         self.shared.call(USUAL, || Real.status_at(directory, name))
     }
 
-    fn lock(&self, file: BorrowedFd<'_>) -> io::Result<()> {
-        self.shared.call(&[libc::ENOLCK, libc::EINTR], || Real.lock(file))
+    fn lock(&self, file: BorrowedFd<'_>) -> rustix::io::Result<()> {
+        self.shared.call(&[Errno::NOLCK, Errno::INTR], || Real.lock(file))
     }
 
-    fn set_length(&self, file: BorrowedFd<'_>, bytes: u64) -> io::Result<()> {
+    fn set_length(&self, file: BorrowedFd<'_>, bytes: u64) -> rustix::io::Result<()> {
         self.shared.call(NEEDS_SPACE, || Real.set_length(file, bytes))
     }
 
-    fn set_direct(&self, file: BorrowedFd<'_>, direct: bool) -> io::Result<()> {
-        self.shared.call(&[libc::EIO, libc::EINVAL], || Real.set_direct(file, direct))
+    fn set_direct(&self, file: BorrowedFd<'_>, direct: bool) -> rustix::io::Result<()> {
+        self.shared.call(&[Errno::IO, Errno::INVAL], || Real.set_direct(file, direct))
     }
 
-    fn write_at(&self, file: BorrowedFd<'_>, bytes: &[u8], offset: u64) -> io::Result<usize> {
+    fn write_at(&self, file: BorrowedFd<'_>, bytes: &[u8], offset: u64) -> rustix::io::Result<usize> {
         let granted = self.shared.take_space(u32::try_from(bytes.len()).unwrap_or(u32::MAX)) as usize;
         if granted == 0 && !bytes.is_empty() {
             self.shared.count(|counts| &mut counts.no_space);
-            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+            return Err(Errno::NOSPC);
         }
         let part = &bytes[..granted.min(bytes.len())];
         let half = &part[..part.len().div_ceil(2)];
         match self.shared.fault(NEEDS_SPACE) {
-            Some(libc::EINTR) => Real.write_at(file, half, offset),
+            Some(Errno::INTR) => Real.write_at(file, half, offset),
             Some(errno) => {
                 // Whether a part of it was written is not told.
                 let _ = Real.write_at(file, half, offset);
-                Err(io::Error::from_raw_os_error(errno))
+                Err(errno)
             }
             None => Real.write_at(file, part, offset),
         }
     }
 
-    fn sync_data(&self, file: BorrowedFd<'_>) -> io::Result<()> {
+    fn sync_data(&self, file: BorrowedFd<'_>) -> rustix::io::Result<()> {
         self.shared.call(NEEDS_SPACE, || Real.sync_data(file))
     }
 
-    fn rename_over(&self, directory: BorrowedFd<'_>, from: &OsStr, to: &OsStr) -> io::Result<()> {
+    fn rename_over(&self, directory: BorrowedFd<'_>, from: &OsStr, to: &OsStr) -> rustix::io::Result<()> {
         self.shared.change_names(NEEDS_SPACE, || Real.rename_over(directory, from, to))
     }
 
-    fn rename_new(&self, directory: BorrowedFd<'_>, from: &OsStr, to: &OsStr) -> io::Result<()> {
+    fn rename_new(&self, directory: BorrowedFd<'_>, from: &OsStr, to: &OsStr) -> rustix::io::Result<()> {
         self.shared.change_names(NEW_NAME, || Real.rename_new(directory, from, to))
     }
 
-    fn link(&self, directory: BorrowedFd<'_>, from: &OsStr, to: &OsStr) -> io::Result<()> {
+    fn link(&self, directory: BorrowedFd<'_>, from: &OsStr, to: &OsStr) -> rustix::io::Result<()> {
         self.shared.change_names(NEEDS_SPACE, || Real.link(directory, from, to))
     }
 
-    fn unlink(&self, directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+    fn unlink(&self, directory: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<()> {
         self.shared.call(USUAL, || Real.unlink(directory, name))
     }
 
-    fn sync_directory(&self, directory: BorrowedFd<'_>) -> io::Result<()> {
+    fn sync_directory(&self, directory: BorrowedFd<'_>) -> rustix::io::Result<()> {
         self.shared.call(USUAL, || Real.sync_directory(directory))
     }
 }

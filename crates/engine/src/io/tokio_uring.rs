@@ -2,18 +2,21 @@
 //!
 //! What shapes this file (tokio-uring 0.5.0): the runtime never enters the kernel with IORING_ENTER_GETEVENTS, so
 //! IORING_SETUP_DEFER_TASKRUN would hang; a registered buffer can be lent to one operation at a time only, which does
-//! not fit requests for parts of a slot, so nothing is registered; its `File` closes what it is made of.
+//! not fit requests for parts of a slot, so nothing is registered; its `File` closes what it is made of, so it is made
+//! of a duplicate.
 
+use std::collections::HashMap;
 use std::fs::File as StdFile;
 use std::io;
 use std::os::fd::{BorrowedFd, RawFd};
+use std::rc::{Rc, Weak};
 
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio_uring::Runtime;
 use tokio_uring::buf::{IoBuf, IoBufMut};
 use tokio_uring::fs::File;
 
-use super::{Completion, Direction, Files, Io, Queue, Request, check_depth, would_block};
+use super::{Completion, Direction, Files, Io, Queue, Request, check_depth, patiently, would_block};
 use crate::pool::Pool;
 
 /// io_uring through the `tokio-uring` runtime.
@@ -30,9 +33,16 @@ impl Io for TokioUring {
     fn queue<'pool>(&self, depth: u32, _pool: &'pool Pool) -> io::Result<Box<dyn Queue + 'pool>> {
         check_depth(depth)?;
         let (finished, completions) = mpsc::unbounded_channel();
-        let runtime = set_up(depth)?;
-        let depth = depth as usize;
-        Ok(Box::new(RuntimeQueue { pushed: Vec::new(), runtime, finished, completions, depth, in_flight: 0 }))
+        let runtime = patiently(|| set_up(depth))?;
+        Ok(Box::new(RuntimeQueue {
+            pushed: Vec::new(),
+            files: HashMap::new(),
+            runtime,
+            finished,
+            completions,
+            depth: depth as usize,
+            in_flight: 0,
+        }))
     }
 }
 
@@ -52,7 +62,11 @@ fn set_up(depth: u32) -> io::Result<Runtime> {
 /// Dropping it drops the runtime, which cancels what it can and waits for the rest.
 struct RuntimeQueue {
     /// Taken, but not yet given to the runtime.
-    pushed: Vec<Request>,
+    pushed: Vec<(Request, Rc<File>)>,
+    /// The duplicates that requests in flight use, by the descriptor that they were made of. One serves all requests
+    /// on a descriptor, for many would exhaust RLIMIT_NOFILE. It is closed with the last of them: from then on the
+    /// caller may close the descriptor, and its number may come back as another file.
+    files: HashMap<RawFd, Weak<File>>,
     runtime: Runtime,
     finished: UnboundedSender<Completion>,
     completions: UnboundedReceiver<Completion>,
@@ -65,7 +79,8 @@ impl Queue for RuntimeQueue {
         if self.in_flight == self.depth {
             return Err(would_block());
         }
-        self.pushed.push(request);
+        let file = self.file(request.fd)?;
+        self.pushed.push((request, file));
         self.in_flight += 1;
         Ok(())
     }
@@ -77,10 +92,12 @@ impl Queue for RuntimeQueue {
         let before = completions.len();
         let Self { pushed, runtime, finished, completions: receiver, .. } = self;
         let first = runtime.block_on(async {
-            for request in pushed.drain(..) {
+            for (request, file) in pushed.drain(..) {
                 let finished = finished.clone();
                 tokio_uring::spawn(async move {
-                    let result = transfer(request).await;
+                    let result = transfer(request, &file).await;
+                    // Before the completion, after which the caller may close its descriptor.
+                    drop(file);
                     // The receiver lives as long as the runtime that runs this.
                     let _ = finished.send(Completion { token: request.token, result });
                 });
@@ -100,8 +117,19 @@ impl Queue for RuntimeQueue {
     }
 }
 
-async fn transfer(request: Request) -> io::Result<u32> {
-    let file = duplicate(request.fd)?;
+impl RuntimeQueue {
+    /// The file of `fd`, which is open as long as requests on it are in flight.
+    fn file(&mut self, fd: RawFd) -> io::Result<Rc<File>> {
+        if let Some(file) = self.files.get(&fd).and_then(Weak::upgrade) {
+            return Ok(file);
+        }
+        let file = Rc::new(duplicate(fd)?);
+        self.files.insert(fd, Rc::downgrade(&file));
+        Ok(file)
+    }
+}
+
+async fn transfer(request: Request, file: &File) -> io::Result<u32> {
     let buffer = RawBuffer { address: request.buffer, length: request.length as usize, filled: 0 };
     let moved = match request.direction {
         Direction::Read => file.read_at(buffer, request.offset).await.0,

@@ -27,7 +27,7 @@ impl Options {
     /// Requests that one thread may have in flight.
     #[must_use]
     pub fn requests(&self) -> u32 {
-        (self.queue_depth * REQUESTS_PER_CHUNK).min(MAX_QUEUE_DEPTH)
+        self.queue_depth.saturating_mul(REQUESTS_PER_CHUNK).min(MAX_QUEUE_DEPTH)
     }
 
     /// Pool slots of one thread: no more than its share of the chunks can fill, for the kernel may touch all of them.
