@@ -200,6 +200,14 @@ describe('a field that contradicts another', () => {
     expect(found.offset).toBe(place);
   });
 
+  test('a bitmap in the pages of a block', async () => {
+    const place = fieldOffset(block('pc.bios'), 'bitmap');
+    for (const within of [block('pc.bios'), blocks[0] as ImageBlock]) {
+      const found = await expectRefused(damaged((file) => put64(file, place, within.header[3] + 8192)));
+      expect(found).toEqual({ offset: place, field: 'bitmap_offset' });
+    }
+  });
+
   test('pages far beyond the end of the file', async () => {
     // Whether the offset is wrong or the file is cut short cannot be told: the place of the page that is not there is named.
     const place = fieldOffset(block('pc.bios'), 'pages');

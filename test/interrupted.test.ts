@@ -166,7 +166,7 @@ describe('a restore after its first write', () => {
     const { copy, restore } = await midRestore(testCleanup());
     copy.child.kill('SIGKILL');
     const result = await restore.done;
-    expect(report(result)).toMatchObject({ error: { code: 'E_RESTORE_INCOMPLETE' }, guestState: 'unusable' });
+    expect(report(result)).toMatchObject({ error: { code: 'E_RESTORE_INCOMPLETE' }, guestState: 'gone' });
     expect(result.status).toBe(1);
   });
 });

@@ -62,3 +62,17 @@ it('says what an image holds, from its structure alone', async () => {
     },
   ]);
 });
+
+it.each([
+  ['an empty path', '', {}, /path of the image is .*empty/, 'image'],
+  ['no path', 7, {}, /path of the image is no text/, 'image'],
+  ['an unknown option', '/i', { unknown: 1 }, /there is no such option/, 'unknown'],
+  ['a negative offset', '/i', { offset: -1 }, /no whole number of bytes/, 'offset'],
+  ['no options', '/i', null, /no object/, undefined],
+])('refuses %s', async (_, path, options, message, field) => {
+  await expect(inspect(path as string, options as object)).rejects.toMatchObject({
+    code: 'E_USAGE',
+    message: expect.stringMatching(message),
+    field,
+  });
+});

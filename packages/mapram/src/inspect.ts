@@ -1,5 +1,6 @@
 import { fstat } from 'node:fs';
 import { promisify } from 'node:util';
+import { MapramError } from './errors.ts';
 import { type Image, PAGE_BYTES } from './image/index.ts';
 import { openImage } from './image-file.ts';
 
@@ -69,9 +70,10 @@ export interface InspectReport {
  * Reads the structure of the image at `path`, checks every length, offset and count in it, and says what it holds.
  * No guest page is read.
  *
- * @throws {MapramError} as {@link openImage} does.
+ * @throws {MapramError} E_USAGE, or as {@link openImage} does.
  */
 export async function inspect(path: string, options: InspectOptions = {}): Promise<InspectReport> {
+  checkOptions(path, options);
   const opened = await openImage(path, options.offset);
   try {
     const { blocks } = await promisify(fstat)(opened.fd);
@@ -84,6 +86,29 @@ export async function inspect(path: string, options: InspectOptions = {}): Promi
   } finally {
     opened.close();
   }
+}
+
+/** Programs without types may give anything. */
+function checkOptions(path: unknown, options: unknown): void {
+  if (typeof path !== 'string' || path === '' || path.includes('\0')) {
+    throw new MapramError('E_USAGE', 'The path of the image is no text, empty, or holds a NUL character', {
+      field: 'image',
+    });
+  }
+  if (typeof options !== 'object' || options === null) {
+    throw new MapramError('E_USAGE', 'The options of inspect are no object');
+  }
+  const { offset, ...others } = options as Record<string, unknown>;
+  const [unknown] = Object.keys(others);
+  if (unknown !== undefined) {
+    throw new MapramError('E_USAGE', `Option ${unknown} is not right: there is no such option`, {
+      field: unknown,
+    });
+  }
+  if (offset === undefined || (Number.isSafeInteger(offset) && Number(offset) >= 0)) return;
+  throw new MapramError('E_USAGE', 'Option offset is not right: it is no whole number of bytes', {
+    field: 'offset',
+  });
 }
 
 function describeImage(image: Image): Omit<InspectReport, 'image' | 'fileBytes' | 'allocatedBytes'> {

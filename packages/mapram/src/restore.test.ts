@@ -27,6 +27,17 @@ async function ramOf(qemu: SmallQemu): Promise<string> {
   return createHash('sha256').update(readFileSync(filename)).digest('hex');
 }
 
+/** A copy of an image that records another run state. */
+function recording(image: string, state: string): string {
+  const bytes = readFileSync(image);
+  const at = bytes.lastIndexOf('\x0bglobalstate', undefined, 'latin1') + 20;
+  bytes.writeUInt32BE(state.length + 1, at);
+  bytes.fill(0, at + 4, at + 36).write(state, at + 4);
+  const path = `${image}-${state}`;
+  writeFileSync(path, bytes);
+  return path;
+}
+
 function waiting(...extra: string[]): Promise<SmallQemu> {
   return startQemu('-incoming', 'defer', ...extra);
 }
@@ -93,6 +104,52 @@ describe('restore into a guest', () => {
       ),
     );
     expect(states).toEqual(['prelaunch', 'paused', 'running', 'prelaunch', 'prelaunch', 'running']);
+  });
+
+  it('leaves a guest paused whose state no QEMU takes up, and by QEMU’s loader refuses it', async () => {
+    const { image } = await savedImage();
+    for (const state of ['debug', 'inmigrate', 'finish-migrate', 'colo', 'preconfig', 'nonsense']) {
+      const qemu = await waiting();
+      const path = recording(image, state);
+      await expect(restoreInto(qemu, path, { method: 'qemu' })).rejects.toMatchObject({
+        code: 'E_GUEST_UNSUPPORTED',
+        guestState: 'untouched',
+        message: expect.stringMatching(new RegExp(`run state ${state}.*method fill`)),
+      });
+      const report = await restoreInto(qemu, path, { method: 'fill' });
+      expect(report.guestState).toBe('paused');
+      expect(await stateOf(qemu)).toBe('paused');
+    }
+  });
+
+  it.each(['shutdown', 'io-error', 'watchdog', 'guest-panicked', 'internal-error', 'postmigrate'])(
+    'restores a guest that was in state %s into it',
+    async (state) => {
+      const { image } = await savedImage();
+      const qemu = await waiting();
+      await restoreInto(qemu, recording(image, state), { method: 'fill' });
+      expect(await stateOf(qemu)).toBe(state);
+    },
+  );
+
+  it.each(METHODS)('lets a guest that slept sleep on when it is continued, by %s', async (method) => {
+    const { image } = await savedImage();
+    const qemu = await waiting();
+    await restoreInto(qemu, recording(image, 'suspended'), { method, then: 'pause' });
+    expect(await stateOf(qemu)).toBe('paused');
+    await tell(qemu, ['cont']);
+    expect(await stateOf(qemu)).toBe('suspended');
+  });
+
+  it.each(METHODS)('says how it leaves the guest, by %s', async (method) => {
+    const { image } = await savedImage();
+    for (const [then, state] of [
+      ['resume', 'running'],
+      ['pause', 'paused'],
+    ] as const) {
+      const report = await restoreInto(await waiting(), image, { method, then });
+      expect(report.guestState).toBe(state);
+    }
   });
 
   it('takes auto for fill where memory is in reach', async () => {
@@ -278,7 +335,7 @@ describe('restore that fails', () => {
     });
     await expect(restore({ guest: { monitor }, image, method })).rejects.toMatchObject({
       code: 'E_RESTORE_INCOMPLETE',
-      guestState: 'unusable',
+      guestState: 'gone',
     });
   });
 

@@ -35,7 +35,7 @@ import { planRunState } from './restore/run-state.ts';
 export function restore(options: GuestRestoreOptions): JobPromise<RestoreReport>;
 export function restore(options: MemoryRestoreOptions): JobPromise<MemoryRestoreReport>;
 export function restore(options: RestoreOptions): JobPromise<RestoreReport | MemoryRestoreReport> {
-  return startJob<RestoreReport | MemoryRestoreReport>(options.signal, async (job) => {
+  return startJob<RestoreReport | MemoryRestoreReport>(options?.signal, async (job) => {
     const settings = checkRestoreOptions(options);
     const how = chooseTransfer(settings);
     const opened = await openImage(settings.image, settings.offset);
@@ -78,23 +78,22 @@ async function restoreThrough(
   const waiting = await inspectWaitingGuest(link.monitor, job.commandOptions);
   const matched = matchGuest(image, waiting);
   await requireUuid(link, waiting, image.uuid, job);
-  const memory = await reachMemory(link, matched.blocks, settings.method, job);
-  const method = settings.method === 'qemu' || memory instanceof MapramError ? 'qemu' : 'fill';
+  const reached = await reachMemory(link, matched.blocks, settings.method, job, course);
   const runState = planRunState(image.runState, settings.then);
   const restoring: Restoring = { opened, how, job, link, waiting, runState, course };
   try {
-    if (settings.method === 'qemu' || memory instanceof MapramError) {
-      await requireLoadable(restoring, matched.resized, memory);
-      await loadByQemu(restoring, memory);
+    if (reached.method === 'qemu') {
+      await requireLoadable(restoring, matched.resized, reached.memory);
+      await loadByQemu(restoring, reached.memory);
     } else {
-      await fillGuest(restoring, memory);
+      await fillGuest(restoring, reached.memory);
     }
   } finally {
-    if (memory instanceof GuestMemory) memory.close();
+    if (reached.memory instanceof GuestMemory) reached.memory.close();
   }
   course.finishLoading();
-  await settle(link, runState.shallRun);
-  return report(restoring, method);
+  const guestState = await settle(link, runState.shallRun);
+  return { ...report(restoring, reached.method), guestState };
 }
 
 /** An image records a UUID only if its guest was to be restored under no other; `fill` goes past QEMU's own look at it. */
@@ -112,28 +111,39 @@ async function requireUuid(
   });
 }
 
-/** The guest's memory, opened for writing; or why it cannot be, where QEMU itself may still load the image. */
+/** How the pages get into the guest, and its memory, opened for writing; or why it cannot be, where QEMU loads the image. */
+type Reached =
+  | { method: 'fill'; memory: GuestMemory }
+  | { method: 'qemu'; memory: GuestMemory | MapramError };
+
+/** Decides on the method: QEMU itself may load the image where its memory is out of our reach. */
 async function reachMemory(
   link: GuestLink,
   blocks: readonly RamBlock[],
   method: GuestRestore['method'],
   job: JobContext,
-): Promise<GuestMemory | MapramError> {
+  course: Course,
+): Promise<Reached> {
   try {
     const pid = await findGuestProcess(link, job.commandOptions);
-    return await openGuestMemory(link, pid, blocks, { writable: true }, job.commandOptions);
+    course.noteProcess(pid);
+    const memory = await openGuestMemory(link, pid, blocks, { writable: true }, job.commandOptions);
+    return { method: method === 'qemu' ? 'qemu' : 'fill', memory };
   } catch (error) {
     const isOutOfReach =
       error instanceof MapramError &&
       ['E_PERMISSION', 'E_GUEST_UNSUPPORTED', 'E_HOST_UNSUPPORTED'].includes(error.code);
     if (!isOutOfReach || method === 'fill') throw error;
-    return error;
+    return { method: 'qemu', memory: error };
   }
 }
 
-/** Lets the guest run if it shall; not cancelled any more, for the guest is whole. */
-async function settle({ monitor }: GuestLink, shallRun: boolean): Promise<void> {
-  if (shallRun && !isLive((await queryStatus(monitor)).status)) await monitor.execute('cont');
+/** Lets the guest run if it shall, and says what it does; not cancelled any more, for the guest is whole. */
+async function settle({ monitor }: GuestLink, shallRun: boolean): Promise<'running' | 'paused'> {
+  const { status } = await queryStatus(monitor);
+  if (!shallRun || isLive(status)) return isLive(status) ? 'running' : 'paused';
+  await monitor.execute('cont');
+  return 'running';
 }
 
 function report({ opened, how, job, course }: Restoring, method: 'fill' | 'qemu'): RestoreReport {

@@ -125,6 +125,14 @@ describe('what is refused', () => {
       /Allowed choices are auto, io-uring, tokio-uring, blocking/,
     ],
     ['quit after restore', restore('--then', 'quit'), /Allowed choices are pause, resume/],
+    ['two sockets', save('--qmp', 'r.sock'), /option '--qmp <socket>' is given more than once/],
+    [
+      'two engines',
+      save('--engine=auto', '--engine', 'blocking'),
+      /--engine <name>' is given more than once/,
+    ],
+    ['two offsets', restore('--offset', '0', '--offset', '0'), /--offset <bytes>' is given more than once/],
+    ['two directories', ['doctor', '--dir', 'a', '--dir', 'b'], /--dir <directory>' is given more than once/],
     ['quiet and progress at once', save('--quiet', '--progress'), /cannot be used with/],
   ];
   it.each(refused)('%s', (_name, argv, message) => {

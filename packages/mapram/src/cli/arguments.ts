@@ -62,7 +62,7 @@ export function parseArguments(argv: readonly string[]): Invocation {
     invocation = parsed;
   });
   program.configureOutput({ writeOut: (part) => (text += part), writeErr: () => {} });
-  for (const command of program.commands) command.copyInheritedSettings(program);
+  for (const command of program.commands) refuseRepetition(command.copyInheritedSettings(program));
   try {
     program.parse(argv, { from: 'user' });
   } catch (error) {
@@ -71,6 +71,17 @@ export function parseArguments(argv: readonly string[]): Invocation {
     throw usageError(error);
   }
   return invocation ?? { command: 'text', text };
+}
+
+/** Of several values the last one would win silently, though its author can have meant only one. */
+function refuseRepetition(command: Command): void {
+  for (const option of command.options.filter(({ required }) => required)) {
+    let isGiven = false;
+    command.on(`option:${option.name()}`, () => {
+      if (isGiven) throw new MapramError('E_USAGE', `option '${option.flags}' is given more than once`);
+      isGiven = true;
+    });
+  }
 }
 
 function usageError(error: CommanderError): MapramError {

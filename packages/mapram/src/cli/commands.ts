@@ -10,6 +10,8 @@ export interface CommandResult {
   report?: object;
   /** The exit status. */
   status: number;
+  /** What the command has changed, as a part of a sentence; it stays true where the report cannot be written. */
+  done?: string;
 }
 
 /**
@@ -28,11 +30,13 @@ export async function runCommand(
       return { text: invocation.text, status: 0 };
     case 'save': {
       const { runSave } = await import('./transfer.ts');
-      return succeeded(await runSave(invocation.image, invocation.options, terminal, signal));
+      const saved = await runSave(invocation.image, invocation.options, terminal, signal);
+      return { ...succeeded(saved), done: `the guest was saved to ${invocation.image}` };
     }
     case 'restore': {
       const { runRestore } = await import('./transfer.ts');
-      return succeeded(await runRestore(invocation.image, invocation.options, terminal, signal));
+      const restored = await runRestore(invocation.image, invocation.options, terminal, signal);
+      return { ...succeeded(restored), done: `the guest was restored from ${invocation.image}` };
     }
     case 'inspect': {
       const [{ inspect }, { describeInspection }] = await Promise.all([

@@ -32,6 +32,11 @@ it('exits 0, or by whose checks failed', () => {
   expect(diagnosis({ checks: [fine, host] }).status).toBe(4);
   expect(diagnosis({ checks: [fine, guest] }).status).toBe(5);
   expect(diagnosis({ checks: [guest, host] }).status).toBe(4);
+  const missing: Check = { ...guest, name: 'qmp', code: 'E_NOT_FOUND' };
+  expect(diagnosis({ checks: [fine, missing] })).toMatchObject({
+    status: 1,
+    report: { error: { code: 'E_NOT_FOUND' } },
+  });
 });
 
 it('as JSON has the shape of success or of failure, with the checks', () => {

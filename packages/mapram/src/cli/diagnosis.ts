@@ -3,7 +3,7 @@ import { MapramError } from '../errors.ts';
 import type { CommandResult } from './commands.ts';
 import { exitStatus, failureReport, SCHEMA_VERSION } from './failure.ts';
 
-/** What doctor found: exit status 0 if a save would work, else that of the host or of the guest. */
+/** What doctor found: exit status 0 if a save would work, else that of the error that it would meet. */
 export function diagnosis(report: DoctorReport): CommandResult {
   const error = verdict(report.checks);
   const text = `${report.checks.map(describeCheck).join('')}\n${summary(report.checks)}\n`;
@@ -17,7 +17,7 @@ function verdict(checks: Check[]): MapramError | undefined {
   const failed = checks.filter((check) => check.status === 'fail');
   const first = failed.find((check) => check.area === 'host') ?? failed[0];
   if (first === undefined) return undefined;
-  const code = first.area === 'host' ? 'E_HOST_UNSUPPORTED' : 'E_GUEST_UNSUPPORTED';
+  const code = first.code ?? (first.area === 'host' ? 'E_HOST_UNSUPPORTED' : 'E_GUEST_UNSUPPORTED');
   return new MapramError(code, first.message, { field: first.name });
 }
 

@@ -5,6 +5,8 @@ import { run } from './main.ts';
 
 const inspect = vi.hoisted(() => vi.fn<(path: string) => Promise<InspectReport>>());
 vi.mock('../inspect.ts', () => ({ inspect }));
+const runSave = vi.hoisted(() => vi.fn<() => Promise<{ report: object; text: string }>>());
+vi.mock('./transfer.ts', () => ({ runSave }));
 
 const REPORT: InspectReport = {
   image: '/i',
@@ -30,7 +32,8 @@ async function runHere(argv: string[], source = new FakeProcess()) {
   let out = '';
   let err = '';
   const terminal = {
-    out: (text: string) => {
+    out: async (text: string) => {
+      if (source.isFull) throw new Error('ENOSPC');
       out += text;
     },
     err: (text: string) => {
@@ -45,6 +48,7 @@ async function runHere(argv: string[], source = new FakeProcess()) {
 }
 
 class FakeProcess extends EventEmitter {
+  isFull = false;
   exit(): void {}
 }
 
@@ -83,6 +87,27 @@ describe('a command that fails', () => {
     inspect.mockRejectedValue(new TypeError('x is not a function'));
     const result = await runHere(['inspect', '/i']);
     expect(result).toMatchObject({ status: 1, err: expect.stringContaining('x is not a function') });
+  });
+});
+
+describe('a command whose result cannot be written', () => {
+  it('says on stderr what it did, and fails', async () => {
+    const source = new FakeProcess();
+    source.isFull = true;
+    inspect.mockResolvedValue(REPORT);
+    expect(await runHere(['inspect', '/i'], source)).toEqual({
+      status: 1,
+      out: '',
+      err: 'mapram: the result cannot be written (ENOSPC)\n',
+    });
+    runSave.mockResolvedValue({ report: {}, text: 'saved' });
+    expect(await runHere(['save', '--qmp', 'q', '/i', '--json'], source)).toEqual({
+      status: 1,
+      out: '',
+      err: 'mapram: the result cannot be written (ENOSPC), but the guest was saved to /i\n',
+    });
+    const refused = await runHere(['save', '--json'], source);
+    expect(refused).toMatchObject({ status: 2, err: expect.stringContaining('E_USAGE') });
   });
 });
 

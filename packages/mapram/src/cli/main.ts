@@ -5,8 +5,8 @@ import { type SignalSource, watchInterruption } from './signals.ts';
 
 /** The streams that the command line writes to; tests pass their own. */
 export interface Terminal {
-  /** Writes a result. */
-  out(text: string): void;
+  /** Writes a result; rejects if it cannot be written, unless nobody wants to read it. */
+  out(text: string): Promise<void>;
   /** Writes progress, notices and errors. */
   err(text: string): void;
   /** Whether stderr is a terminal. */
@@ -19,8 +19,8 @@ export interface Terminal {
 
 /** Runs the command line in this process and sets its exit status. */
 export async function main(argv: readonly string[]): Promise<void> {
-  ignoreClosedPipe(process.stdout);
-  ignoreClosedPipe(process.stderr);
+  // Whether stdout takes a result, its writer hears; without a listener the stream's error would end the process.
+  for (const stream of [process.stdout, process.stderr]) stream.on('error', () => {});
   const signals: SignalSource = {
     on: (name, listener) => process.on(name, listener),
     off: (name, listener) => process.off(name, listener),
@@ -41,21 +41,34 @@ export async function run(
   });
   try {
     const result = await runCommand(parseArguments(argv), terminal, interruption.signal);
-    terminal.out(json && result.report !== undefined ? `${JSON.stringify(result.report)}\n` : result.text);
-    return result.status;
+    const text = json && result.report !== undefined ? `${JSON.stringify(result.report)}\n` : result.text;
+    return (await isWritten(terminal, text, result.done)) ? result.status : 1;
   } catch (thrown) {
     const error = asMapramError(thrown);
-    if (json) terminal.out(`${JSON.stringify(failureReport(error))}\n`);
-    else terminal.err(failureText(error));
+    const isTold = json && (await isWritten(terminal, `${JSON.stringify(failureReport(error))}\n`));
+    if (!isTold) terminal.err(failureText(error));
     return exitStatus(error, interruption.status());
   } finally {
     interruption.release();
   }
 }
 
+/** Writes a result. Where that fails, stderr says so, and what was `done` all the same. */
+async function isWritten(terminal: Terminal, text: string, done?: string): Promise<boolean> {
+  try {
+    await terminal.out(text);
+    return true;
+  } catch (error) {
+    const reason = error instanceof Error ? error.message : String(error);
+    const yet = done === undefined ? '' : `, but ${done}`;
+    terminal.err(`mapram: the result cannot be written (${reason})${yet}\n`);
+    return false;
+  }
+}
+
 function processTerminal(): Terminal {
   return {
-    out: (text) => void process.stdout.write(text),
+    out: writeResult,
     err: (text) => void process.stderr.write(text),
     isTerminal: process.stderr.isTTY === true,
     columns: () => process.stderr.columns ?? 80,
@@ -63,12 +76,13 @@ function processTerminal(): Terminal {
   };
 }
 
-/** A reader that has gone away (`mapram inspect x | head -1`) is no failure; any other error of a stream is. */
-function ignoreClosedPipe(stream: NodeJS.WriteStream): void {
-  stream.on('error', (error: NodeJS.ErrnoException) => {
-    if (error.code === 'EPIPE') return;
-    process.exitCode = 1;
-    if (stream === process.stdout)
-      process.stderr.write(`mapram: the result cannot be written: ${error.message}\n`);
+/** A reader that has gone away (`mapram inspect x | head -1`) is no failure; any other error is. */
+function writeResult(text: string): Promise<void> {
+  return new Promise((resolve, reject) => {
+    process.stdout.write(text, (error) => {
+      const { code } = (error ?? {}) as NodeJS.ErrnoException;
+      if (error === null || error === undefined || code === 'EPIPE') resolve();
+      else reject(error);
+    });
   });
 }

@@ -33,6 +33,14 @@ it('says what a save did', () => {
   );
 });
 
+it.each([
+  ['running', 'state      the guest is running\n'],
+  ['paused', 'state      the guest is paused\n'],
+  ['gone', "state      the guest's QEMU has ended\n"],
+] as const)('says that the guest is %s', (guestState, line) => {
+  expect(describeSave({ ...REPORT, guestState }).endsWith(line)).toBe(true);
+});
+
 it('says what a restore did', () => {
   const text = describeRestore({ ...REPORT, method: 'qemu', engine: 'qemu', direct: false, channels: 8 });
   expect(text).toContain('restored   /i\n');

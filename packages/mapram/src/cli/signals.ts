@@ -1,10 +1,16 @@
 import { MapramError } from '../errors.ts';
 
-/** SIGINT and SIGTERM turned into an AbortSignal for the time of one command. */
+/** The signals that cancel a command, and the exit status of each. */
+const STATUSES = { SIGINT: 130, SIGTERM: 143, SIGHUP: 129 } as const;
+
+/** A signal that cancels a command. */
+type SignalName = keyof typeof STATUSES;
+
+/** SIGINT, SIGTERM and SIGHUP turned into an AbortSignal for the time of one command. */
 export interface Interruption {
   /** Aborted by the first signal; its reason is an E_CANCELLED error. */
   signal: AbortSignal;
-  /** 130 or 143 once a signal came. */
+  /** 128 and the signal's number, once one came. */
   status(): number | undefined;
   /** Gives the signals back to Node. */
   release(): void;
@@ -12,8 +18,8 @@ export interface Interruption {
 
 /** What {@link watchInterruption} needs of a process; tests pass their own. */
 export interface SignalSource {
-  on(signal: 'SIGINT' | 'SIGTERM', listener: () => void): unknown;
-  off(signal: 'SIGINT' | 'SIGTERM', listener: () => void): unknown;
+  on(signal: SignalName, listener: () => void): unknown;
+  off(signal: SignalName, listener: () => void): unknown;
   exit(status: number): void;
 }
 
@@ -21,25 +27,24 @@ export interface SignalSource {
 export function watchInterruption(source: SignalSource, notify: () => void): Interruption {
   const controller = new AbortController();
   let status: number | undefined;
-  const receive = (name: 'SIGINT' | 'SIGTERM', itsStatus: number): void => {
+  const receive = (name: SignalName): void => {
     if (status !== undefined) {
-      source.exit(itsStatus);
+      source.exit(STATUSES[name]);
       return;
     }
-    status = itsStatus;
+    status = STATUSES[name];
     notify();
     controller.abort(new MapramError('E_CANCELLED', `interrupted by ${name}`));
   };
-  const onInterrupt = (): void => receive('SIGINT', 130);
-  const onTerminate = (): void => receive('SIGTERM', 143);
-  source.on('SIGINT', onInterrupt);
-  source.on('SIGTERM', onTerminate);
+  const listeners = (Object.keys(STATUSES) as SignalName[]).map(
+    (name) => [name, (): void => receive(name)] as const,
+  );
+  for (const [name, listener] of listeners) source.on(name, listener);
   return {
     signal: controller.signal,
     status: () => status,
     release: () => {
-      source.off('SIGINT', onInterrupt);
-      source.off('SIGTERM', onTerminate);
+      for (const [name, listener] of listeners) source.off(name, listener);
     },
   };
 }

@@ -1,3 +1,5 @@
+import { type ErrorCode, MapramError } from '../errors.ts';
+
 /** One thing that {@link doctor} looked at. */
 export interface Check {
   /** Stable name, for scripts: `kernel`, `engine-io-uring`, `direct-io`, ... */
@@ -10,6 +12,8 @@ export interface Check {
   message: string;
   /** What to do about it; given with `warn` and `fail`. */
   advice?: string;
+  /** The code of the error that a save would meet, where it is known; only with `fail`. */
+  code?: ErrorCode;
 }
 
 /** What a check found, before it is known by name. */
@@ -30,7 +34,16 @@ export function fail(message: string, advice: string): Finding {
   return { status: 'fail', message, advice };
 }
 
-/** The message of anything thrown. */
+/** A save cannot work, as `error` shows. */
+export function failed(what: string, error: unknown, advice: string): Finding {
+  const finding = fail(`${what}${messageOf(error)}`, advice);
+  return error instanceof MapramError ? { ...finding, code: error.code } : finding;
+}
+
+/** The message of anything thrown, with the system's own words. */
 export function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
+  if (!(error instanceof Error)) return String(error);
+  if (error.cause === undefined) return error.message;
+  const cause = messageOf(error.cause);
+  return error.message.includes(cause) ? error.message : `${error.message} (${cause})`;
 }

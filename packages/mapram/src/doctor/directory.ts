@@ -1,9 +1,9 @@
-import { readFileSync, realpathSync, rmSync } from 'node:fs';
+import { readFileSync, realpathSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { autoEngine, directAlignment, freeBytes, ImageFile } from '../native.ts';
 import { DEFAULT_LOAD } from '../options.ts';
-import { type Check, type Finding, fail, messageOf, ok, warn } from './check.ts';
-import { findFileSystem } from './judge.ts';
+import { type Check, type Finding, fail, failed, ok, warn } from './check.ts';
+import { findFileSystem, roundly } from './judge.ts';
 
 /** What the directory's file system offers; a file of a few bytes is written there and removed again. */
 export async function checkDirectory(directory: string): Promise<Check[]> {
@@ -21,14 +21,14 @@ export async function checkDirectory(directory: string): Promise<Check[]> {
 function fileSystem(directory: string): Finding {
   try {
     const path = realpathSync(directory);
+    if (!statSync(path).isDirectory()) return fail(`${path} is no directory`, 'name a directory by --dir');
     const type = findFileSystem(readFileSync('/proc/self/mountinfo', 'utf8'), path);
     if (type !== 'tmpfs' && type !== 'ramfs') return ok(`${path} is on ${type}`);
     return warn(`${path} is on ${type}: images there take the host's memory`, 'choose a directory on a disk');
   } catch (error) {
-    return fail(
-      `${directory} cannot be used: ${messageOf(error)}`,
-      'create it, or name another one by --dir',
-    );
+    const isMissing = error instanceof Error && 'code' in error && error.code === 'ENOENT';
+    const finding = failed(`${directory} cannot be used: `, error, 'create it, or name another one by --dir');
+    return isMissing ? { ...finding, code: 'E_NOT_FOUND' } : finding;
   }
 }
 
@@ -39,18 +39,19 @@ function directIo(directory: string): Finding {
       return ok(`direct I/O works; it aligns memory to ${memory} bytes and offsets to ${offset}`);
     return warn('this file system has no direct I/O', 'use --no-direct, or another directory');
   } catch (error) {
-    return fail(
-      `direct I/O cannot be probed: ${messageOf(error)}`,
-      'make the directory writable for this user',
-    );
+    return failed('direct I/O cannot be probed: ', error, 'make the directory writable for this user');
   }
 }
 
 function freeSpace(directory: string): Finding {
-  const gibibytes = freeBytes(directory) / 1024 ** 3;
-  const message = `${gibibytes.toFixed(1)} GiB are free`;
-  if (gibibytes >= 1) return ok(message);
-  return warn(message, "an image takes as much space as the guest's memory holds data; make room");
+  try {
+    const free = freeBytes(directory);
+    const message = `${roundly(free)} are free`;
+    if (free >= 2 ** 30) return ok(message);
+    return warn(message, "an image takes as much space as the guest's memory holds data; make room");
+  } catch (error) {
+    return failed('the free space cannot be asked for: ', error, 'see the cause');
+  }
 }
 
 /** Takes a small image file through its whole life: create, lock, write, sync, rename without replacing. */
@@ -63,8 +64,9 @@ async function publishing(directory: string): Promise<Finding> {
     await file.publish().run();
     return ok('a file can be created, synced and renamed without replacing another one');
   } catch (error) {
-    return fail(
-      `an image cannot be written there: ${messageOf(error)}`,
+    return failed(
+      'an image cannot be written there: ',
+      error,
       'make the directory writable for this user, or use a file system with RENAME_NOREPLACE',
     );
   } finally {

@@ -7,7 +7,8 @@ import { findGuestProcess } from '../guest/process.ts';
 import { ask, queryStatus } from '../guest/queries.ts';
 import { queryRamBlocks, type RamBlock } from '../guest/ram-blocks.ts';
 import { freeBytes, type GuestMemory } from '../native.ts';
-import { type Check, type Finding, fail, messageOf, ok, warn } from './check.ts';
+import { spaceBound } from '../save/space.ts';
+import { type Check, type Finding, fail, failed, messageOf, ok, warn } from './check.ts';
 import { judgeSpace, judgeVersion } from './judge.ts';
 
 const VersionSchema = v.object({
@@ -18,7 +19,7 @@ const VersionSchema = v.object({
 /** Adds the check `name`: what `describe` says of the work's result, or the failure. Undefined after a failure. */
 type Step = <T>(
   name: string,
-  advice: string,
+  advice: string | ((error: unknown) => string),
   work: () => Promise<T>,
   describe: (value: T) => Finding,
 ) => Promise<T | undefined>;
@@ -36,7 +37,8 @@ export async function checkGuest(guest: QmpGuest, directory: string, signal: Abo
       return value;
     } catch (error) {
       signal.throwIfAborted();
-      checks.push({ name, area: areaOf(error), ...fail(messageOf(error), advice) });
+      const fitting = typeof advice === 'string' ? advice : advice(error);
+      checks.push({ name, area: areaOf(error), ...failed('', error, fitting) });
       return undefined;
     }
   };
@@ -89,7 +91,7 @@ async function examineMemory(
 ): Promise<void> {
   const pid = await step(
     'process',
-    'run mapram as root or as the user that runs QEMU, in the same pid namespace; or name the process by --pid',
+    adviseOnProcess,
     () => findGuestProcess(link, { signal }),
     (found) => ok(`the guest is process ${found}`),
   );
@@ -110,9 +112,10 @@ async function examineMemory(
   await step(
     'space',
     'make room, or name another directory by --dir',
-    async () => ({ needed: dataBytes(await memory.scan()), free: freeBytes(directory) }),
+    async () => ({ needed: spaceBound(blocks, await memory.scan()), free: freeBytes(directory) }),
     judgeSpace,
   );
+  memory.close();
   await step(
     'fill',
     'a guest like this can be restored by --method qemu',
@@ -132,13 +135,10 @@ async function examineMemory(
   );
 }
 
-/** Sum of the lengths in extents of three numbers: offset, length, source. */
-function dataBytes(extents: readonly Float64Array[]): number {
-  let sum = 0;
-  for (const block of extents) {
-    for (let i = 1; i < block.length; i += 3) sum += block[i] ?? 0;
-  }
-  return sum;
+function adviseOnProcess(error: unknown): string {
+  const isRefused = error instanceof MapramError && error.code === 'E_PERMISSION';
+  if (isRefused) return 'run mapram as root or as the user that runs QEMU';
+  return 'run mapram in the pid namespace of QEMU, or name the process by --pid';
 }
 
 /** The kinds of memory, each with the blocks that have it: `anonymous: pc.ram, pc.bios; shared-file: ram0`. */

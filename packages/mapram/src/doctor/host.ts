@@ -2,7 +2,7 @@ import { accessSync, constants, readFileSync } from 'node:fs';
 import { release } from 'node:os';
 import { autoEngine, engineNames, probeEngine } from '../native.ts';
 import { DEFAULT_LOAD } from '../options.ts';
-import { type Check, type Finding, fail, messageOf, ok, warn } from './check.ts';
+import { type Check, type Finding, failed, messageOf, ok, warn } from './check.ts';
 import { judgeKernel, judgeLockedMemory, judgePtrace } from './judge.ts';
 
 /** Bits of capabilities in /proc/self/status (include/uapi/linux/capability.h). */
@@ -30,7 +30,7 @@ function probedEngine(name: string): Finding {
   const error = probeEngine(name, DEFAULT_LOAD);
   if (error === null) return ok(`I/O engine ${name} works`);
   return warn(
-    `I/O engine ${name} does not work: ${error.message}`,
+    `I/O engine ${name} does not work: ${messageOf(error)}`,
     'use another engine, or lift what forbids this one (sysctl kernel.io_uring_disabled, a seccomp profile)',
   );
 }
@@ -39,7 +39,7 @@ function chosenEngine(): Finding {
   try {
     return ok(`--engine auto means ${autoEngine(DEFAULT_LOAD)}`);
   } catch (error) {
-    return fail(`no I/O engine works: ${messageOf(error)}`, 'see the engines above');
+    return failed('no I/O engine works: ', error, 'see the engines above');
   }
 }
 
@@ -48,8 +48,9 @@ function ownPagemap(): Finding {
     accessSync('/proc/self/pagemap', constants.R_OK);
     return ok('/proc/PID/pagemap is there');
   } catch (error) {
-    return fail(
-      `/proc/self/pagemap cannot be read: ${messageOf(error)}`,
+    return failed(
+      '/proc/self/pagemap cannot be read: ',
+      error,
       'mount /proc, and use a kernel with CONFIG_PROC_PAGE_MONITOR',
     );
   }

@@ -83,10 +83,12 @@ export function judgeVersion(qemu: { major: number; minor: number; micro: number
 
 /** Judges the room for an image: an upper bound, for pages that turn out to be zero are not stored. */
 export function judgeSpace({ needed, free }: { needed: number; free: number }): Finding {
-  const text = `${roundly(needed)} of guest memory may hold data, ${roundly(free)} are free`;
-  return needed < free ? ok(text) : fail(text, 'make room, or name another directory by --dir');
+  const text = `an image takes up to ${roundly(needed)}, ${roundly(free)} are free`;
+  if (needed <= free) return ok(text);
+  return warn(text, 'unless much of the memory is zero, make room, or name another directory by --dir');
 }
 
-function roundly(bytes: number): string {
+/** A size as people say it. */
+export function roundly(bytes: number): string {
   return bytes < 2 ** 30 ? `${(bytes / 2 ** 20).toFixed(1)} MiB` : `${(bytes / 2 ** 30).toFixed(1)} GiB`;
 }

@@ -14,6 +14,8 @@ import { queryRamBlocks, type RamBlock } from './ram-blocks.ts';
 
 const RESTORE_COMMANDS = ['x-query-ramblock', 'migrate-incoming', 'query-cpus-fast', 'qom-get', 'qom-list'];
 const LONGEST_POLL_MS = 100;
+/** From the end of the load to the guest's own state QEMU takes milliseconds; it may be busy with the guest's disks. */
+const LONGEST_TAKING_UP_MS = 60_000;
 
 /** A QEMU that waits for a guest. */
 export interface WaitingGuest {
@@ -100,10 +102,15 @@ export async function withSettings<T>(
 export async function loadIncoming(monitor: Monitor, uri: string, options: ExecuteOptions): Promise<void> {
   await monitor.execute('stop', {}, options);
   await startIncoming(monitor, uri, options);
+  let loadedAt: number | undefined;
   for (let pauseMs = 1; ; pauseMs = Math.min(pauseMs * 2, LONGEST_POLL_MS)) {
     // QEMU's main thread loads, and answers no one until it has done so: this wait has no limit of its own.
     const { status, errorDescription } = await queryMigration(monitor, { ...options, timeoutMs: 0 });
-    if (status === 'completed' && (await queryStatus(monitor, options)).status !== 'inmigrate') return;
+    if (status === 'completed') {
+      loadedAt ??= performance.now();
+      if ((await queryStatus(monitor, options)).status !== 'inmigrate') return;
+      if (performance.now() - loadedAt > LONGEST_TAKING_UP_MS) throw neverTakenUp();
+    }
     if (status === 'failed' || status === 'cancelled') {
       throw new MapramError(
         'E_QMP',
@@ -112,6 +119,12 @@ export async function loadIncoming(monitor: Monitor, uri: string, options: Execu
     }
     await delay(pauseMs, undefined, { signal: options.signal }).catch(() => options.signal?.throwIfAborted());
   }
+}
+
+function neverTakenUp(): MapramError {
+  const seconds = LONGEST_TAKING_UP_MS / 1000;
+  const message = `QEMU has loaded the image, but is still in state inmigrate ${seconds} s later`;
+  return new MapramError('E_QMP', message);
 }
 
 /** Without `exit-on-error` (QEMU 9.1) a failure would end QEMU's process and with it the reason. */

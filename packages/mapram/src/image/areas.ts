@@ -13,10 +13,27 @@ interface Area {
 }
 
 /**
+ * Refuses a bitmap inside a pages area, unless QEMU would have put it there: the bitmap that says which pages count cannot be
+ * believed where it may be pages itself.
+ */
+function checkMovedBitmaps(blocks: readonly PlacedBlock[]): void {
+  for (const { name, headerEnd, bitmapOffset, bitmap } of blocks) {
+    if (bitmapOffset === headerEnd) continue;
+    const end = bitmapOffset + bitmap.length;
+    const around = blocks.find(
+      ({ pagesOffset, usedLength }) => bitmapOffset < pagesOffset + usedLength && end > pagesOffset,
+    );
+    if (around === undefined) continue;
+    const message = `The bitmap of block ${name} at ${bitmapOffset} lies in the pages area of block ${around.name}`;
+    throw invalid(message, headerEnd - 16, 'bitmap_offset');
+  }
+}
+
+/**
  * Refuses an image in which two things claim the same bytes: head, block records, bitmaps, pages that are set, and tail.
  *
  * A block's pages count from its first set page to its last. Beyond those nothing of the pages area is ever read, so other things
- * may stand there.
+ * may stand there, except for bitmaps that stand elsewhere than QEMU puts them.
  *
  * @param blocks in the order of the stream.
  * @param tail the range of everything behind the last block's pages.
@@ -26,6 +43,7 @@ export function checkAreas(
   blocks: readonly PlacedBlock[],
   tail: { start: number; end: number },
 ): void {
+  checkMovedBitmaps(blocks);
   const areas = areasOf(base, blocks, tail);
   areas.sort((a, b) => a.start - b.start);
   for (const [index, area] of areas.entries()) {

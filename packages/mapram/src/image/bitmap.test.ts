@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
-import { countSetPages, dataExtents, highestSetPage, lowestSetPage, setRuns } from './bitmap.ts';
+import { countSetPages, dataExtents, highestSetPage, lowestSetPage } from './bitmap.ts';
 import { bitmapOf } from './read.fixture.ts';
 
 const PAGE = 4096;
@@ -33,12 +33,12 @@ function naiveRuns(bits: boolean[]): { first: number; count: number }[] {
   return runs;
 }
 
-test('counting, runs and the outermost pages equal the naive oracle', () => {
+test('the count and the outermost pages equal the naive oracle', () => {
   fc.assert(
     fc.property(bitsArbitrary, fc.integer({ min: 0, max: 7 }), (bits, shift) => {
       const bitmap = encode(bits, shift);
+      expect(countSetPages(Buffer.from(bitmap.buffer, shift))).toBe(bits.filter(Boolean).length);
       expect(countSetPages(bitmap)).toBe(bits.filter(Boolean).length);
-      expect([...setRuns(bitmap)]).toEqual(naiveRuns(bits));
       expect(highestSetPage(bitmap)).toBe(bits.lastIndexOf(true));
       expect(lowestSetPage(bitmap)).toBe(bits.indexOf(true));
     }),
@@ -71,9 +71,6 @@ test('the 32 MiB bitmap of a 1 TiB block is walked', () => {
   bitmap[12345678] = 0xfe;
   const started = performance.now();
   expect(countSetPages(bitmap)).toBe(2 ** 28 - 1);
-  expect([...setRuns(bitmap)]).toHaveLength(2);
   expect([...dataExtents(bitmap, 2 ** 40, 0x400000)]).toEqual([0, 2 ** 40, 0]);
-  console.log(
-    `1 TiB bitmap counted, cut into runs and into extents: ${Math.round(performance.now() - started)} ms`,
-  );
+  console.log(`1 TiB bitmap counted and cut into extents: ${Math.round(performance.now() - started)} ms`);
 });

@@ -6,14 +6,6 @@ import { PAGE_BYTES } from './format.ts';
  * little-endian host, as the format itself does: it has no mark for the other order.
  */
 
-/** A run of pages whose bits are set. */
-export interface PageRun {
-  /** First page of the run. */
-  first: number;
-  /** Number of pages, at least 1. */
-  count: number;
-}
-
 /** Number of set bits. */
 export function countSetPages(bitmap: Uint8Array): number {
   let total = 0;
@@ -35,19 +27,11 @@ export function highestSetPage(bitmap: Uint8Array): number {
 
 /** The first page whose bit is set, or -1. */
 export function lowestSetPage(bitmap: Uint8Array): number {
-  const page = findBit(wordsOf(bitmap), 0, true);
-  return page < bitmap.length * 8 ? page : -1;
-}
-
-/** The maximal runs of set bits, ascending. */
-export function* setRuns(bitmap: Uint8Array): Generator<PageRun, void, undefined> {
   const words = wordsOf(bitmap);
-  const pages = words.length * 32;
-  for (let first = findBit(words, 0, true); first < pages; ) {
-    const end = findBit(words, first, false);
-    yield { first, count: end - first };
-    first = findBit(words, end, true);
-  }
+  const index = words.findIndex((word) => word !== 0);
+  if (index < 0) return -1;
+  const word = words[index] as number;
+  return index * 32 + 31 - Math.clz32(word & -word);
 }
 
 /**
@@ -87,7 +71,8 @@ export function hasTailBits(bitmap: Uint8Array, pages: number): boolean {
 function wordsOf(bitmap: Uint8Array): Uint32Array {
   if (bitmap.length % 4 !== 0)
     throw new RangeError(`a bitmap of ${bitmap.length} bytes is not made of whole words`);
-  const aligned = bitmap.byteOffset % 4 === 0 ? bitmap : bitmap.slice();
+  // Copied as a plain array, for a Buffer's slice would be a view.
+  const aligned = bitmap.byteOffset % 4 === 0 ? bitmap : new Uint8Array(bitmap);
   return new Uint32Array(aligned.buffer, aligned.byteOffset, aligned.length / 4);
 }
 
@@ -96,18 +81,6 @@ function anySet(words: Uint32Array, from: number, end: number): boolean {
     if (words[index] !== 0) return true;
   }
   return false;
-}
-
-/** The first page at or after `from` whose bit equals `wanted`, or the number of bits. */
-function findBit(words: Uint32Array, from: number, wanted: boolean): number {
-  const flip = wanted ? 0 : -1;
-  let mask = -1 << (from % 32);
-  for (let index = Math.floor(from / 32); index < words.length; index += 1) {
-    const candidates = ((words[index] as number) ^ flip) & mask;
-    if (candidates !== 0) return index * 32 + 31 - Math.clz32(candidates & -candidates);
-    mask = -1;
-  }
-  return words.length * 32;
 }
 
 /** Set bits of a 32-bit word, by adding neighbours in ever wider fields. */

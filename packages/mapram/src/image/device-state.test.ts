@@ -43,11 +43,31 @@ test('the run state is found, and replaced without touching anything else', () =
         const first = deviceSection(4, 'noise', noise);
         const state = joined(first, globalState(before, suspended));
         expect(findRunState(state)).toEqual({ state: before, offset: first.length + 5 + 20 });
-        expect(patchRunState(state, after)).toEqual(joined(first, globalState(after, suspended)));
+        const sleeps = before === 'suspended' && after !== 'suspended';
+        expect(patchRunState(state, after)).toEqual(
+          joined(first, globalState(after, sleeps ? 1 : suspended)),
+        );
         expect(state).toEqual(joined(first, globalState(before, suspended)));
       },
     ),
   );
+});
+
+test('a guest that was suspended is recorded as one that sleeps, by a QEMU too that did not say so', () => {
+  const state = joined(globalState('suspended', 0));
+  const flags = (bytes: Uint8Array): Uint8Array => bytes.subarray(25 + 36, 25 + 38);
+  state.fill(0, 25 + 36, 25 + 38);
+  expect(flags(patchRunState(state, 'paused'))).toEqual(Uint8Array.of(1, 1));
+  expect(flags(patchRunState(state, 'suspended'))).toEqual(Uint8Array.of(0, 0));
+});
+
+test('a view of a larger buffer is neither misread nor changed', () => {
+  const state = joined(globalState('paused'));
+  const buffer = Buffer.concat([Buffer.alloc(13, 4), state]).subarray(13);
+  const patched = patchRunState(buffer, 'running');
+  expect(findRunState(patched)?.state).toBe('running');
+  expect(patched).toEqual(joined(globalState('running')));
+  expect(findRunState(buffer)?.state).toBe('paused');
 });
 
 test('the last match wins, for a device may hold anything', () => {

@@ -77,8 +77,13 @@ export function findRunState(deviceState: Uint8Array): RecordedRunState | undefi
   return undefined;
 }
 
+/** Where `globalstate` says, from its size field on, whether it knows of a suspension, and whether the guest was suspended. */
+const HAS_VM_WAS_SUSPENDED = 36;
+const VM_WAS_SUSPENDED = 37;
+
 /**
- * A copy of `deviceState` that records another state; the flags about suspension stay.
+ * A copy of `deviceState` that records another state. A guest that was suspended is recorded as one that slept when it was
+ * stopped, or `cont` would run it before anything wakes it.
  *
  * @param state a name of QEMU's RunState enumeration, at most 31 bytes.
  * @throws MapramError E_IMAGE_INVALID if the device state has no section `globalstate`.
@@ -95,11 +100,25 @@ export function patchRunState(deviceState: Uint8Array, state: string): Uint8Arra
       },
     );
   }
-  const patched = deviceState.slice();
+  // A Buffer's slice would be a view.
+  const patched = new Uint8Array(deviceState);
   new DataView(patched.buffer).setUint32(found.offset, state.length + 1);
   patched.fill(0, found.offset + 4, found.offset + 4 + STATE_BYTES);
   patched.set(encodeText(state), found.offset + 4);
+  if (found.state === 'suspended' && state !== 'suspended') {
+    patched[found.offset + HAS_VM_WAS_SUSPENDED] = 1;
+    patched[found.offset + VM_WAS_SUSPENDED] = 1;
+  }
   return patched;
+}
+
+/** Where the first `globalstate` section with its footer ends, or undefined if there is none. */
+export function endOfFirstRunState(bytes: Uint8Array): number | undefined {
+  for (let from = bytes.indexOf(SECTION.FULL); from >= 0; from = bytes.indexOf(SECTION.FULL, from + 1)) {
+    const found = runStateAt(bytes, from);
+    if (found !== undefined) return found.offset + 4 + STATE_PAYLOAD_BYTES + FOOTER_BYTES;
+  }
+  return undefined;
 }
 
 /** The state of the `globalstate` section that begins at `start`, if one does. */

@@ -135,6 +135,17 @@ test.each([
   expect(() => layoutImage(options)).toThrow(expect.objectContaining({ code: 'E_USAGE' }));
 });
 
+test.each([
+  [['a', 'a'], /RAM block a is there twice/],
+  [['a'.repeat(256)], /a name of 256 bytes/],
+  [['é'.repeat(128)], /a name of 256 bytes/],
+  [[''], /a name of 0 bytes/],
+  [['a\n'], /"a\\n" holds characters that cannot be printed/],
+])('a block name is refused for what is wrong with it: %j', (names, message) => {
+  const named = names.map((name) => ({ name, usedLength: 4096 }));
+  expect(() => layoutImage({ machine: 'pc', blocks: named })).toThrow(message);
+});
+
 test('bitmaps and a device state that do not fit are refused', () => {
   const { layout, bitmaps } = sample();
   const usage = expect.objectContaining({ code: 'E_USAGE' });

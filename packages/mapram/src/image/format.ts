@@ -66,6 +66,8 @@ export const PAGES_ALIGNMENT: number = 1024 * 1024;
 
 /** Most RAM blocks we read from an image. Real guests have tens; QEMU itself has no limit. */
 export const MAX_BLOCKS = 1024;
+/** Longest name of a RAM block: its length is one byte. */
+export const MAX_BLOCK_NAME_BYTES = 255;
 /** Most guest RAM we read from an image: 32 TiB, whose page bitmaps take 1 GiB. It bounds what a broken file makes us allocate. */
 export const MAX_RAM_BYTES: number = 2 ** 45;
 /** Most device state we read from an image; ordinary guests have tens of KiB, guests with large virtual GPUs some hundred MiB. */

@@ -3,6 +3,7 @@ import {
   BLOCK_HEADER_BYTES,
   bitmapBytes,
   CAPABILITY_MAPPED_RAM,
+  MAX_BLOCK_NAME_BYTES,
   MAX_BLOCKS,
   MAX_MACHINE_NAME_BYTES,
   MAX_RAM_BYTES,
@@ -81,12 +82,8 @@ export function checkGuest(machine: string, blocks: readonly BlockSize[]): void 
   const names = new Set<string>();
   let total = 0;
   for (const { name, usedLength } of blocks) {
-    if (!isPrintable(name) || encodeText(name).length > 255 || names.has(name)) {
-      throw unusable(
-        `The RAM block name ${JSON.stringify(name)} is unprintable, not of 1 to 255 bytes, or there twice`,
-        'name',
-      );
-    }
+    checkName(name);
+    if (names.has(name)) throw unusable(`RAM block ${name} is there twice`, 'name');
     names.add(name);
     total += usedLength;
     if (!(usedLength > 0 && usedLength % PAGE_BYTES === 0 && total <= MAX_RAM_BYTES)) {
@@ -96,6 +93,17 @@ export function checkGuest(machine: string, blocks: readonly BlockSize[]): void 
       );
     }
   }
+}
+
+function checkName(name: string): void {
+  const length = encodeText(name).length;
+  if (length === 0 || length > MAX_BLOCK_NAME_BYTES) {
+    const message = `A RAM block has a name of ${length} bytes; 1 to ${MAX_BLOCK_NAME_BYTES} are possible`;
+    throw unusable(message, 'name');
+  }
+  if (isPrintable(name)) return;
+  const message = `The RAM block name ${JSON.stringify(name)} holds characters that cannot be printed`;
+  throw unusable(message, 'name');
 }
 
 function unusable(message: string, field: string): MapramError {

@@ -1,6 +1,6 @@
 import { countSetPages, hasTailBits, highestSetPage } from './bitmap.ts';
 import type { Cursor, Reading } from './cursor.ts';
-import { BLOCK_HEADER_VERSION, bitmapBytes, PAGE_BYTES } from './format.ts';
+import { BLOCK_HEADER_VERSION, bitmapBytes, PAGE_BYTES, PAGES_ALIGNMENT } from './format.ts';
 import { invalid } from './invalid.ts';
 import { readShortName } from './read-head.ts';
 import type { ImageBlock } from './types.ts';
@@ -26,7 +26,7 @@ export interface BlockContext {
 /** Reads a block's record and its bitmap, and leaves the cursor behind its pages area. */
 export function* readBlock(cursor: Cursor, context: BlockContext): Reading<PlacedBlock> {
   const record = yield* readRecord(cursor, context);
-  const bitmap = yield* readBitmap(cursor, record);
+  const bitmap = yield* readBitmap(cursor, record, context.base);
   const pagesEnd = record.pagesOffset + record.usedLength;
   if (pagesEnd > cursor.fileLength) throw truncatedPages(record, bitmap, cursor.fileLength);
   cursor.position = pagesEnd;
@@ -85,26 +85,35 @@ function checkOffsets(record: BlockRecord, fileLength: number, context: BlockCon
     throw invalid(message, headerEnd - 16, 'bitmap_offset');
   }
   const bitmapEnd = bitmapOffset + bitmapBytes(usedLength);
+  const hint = movedHint(record, context.base);
   if (bitmapOffset < context.base || bitmapEnd > fileLength) {
-    const message = `The bitmap of block ${name}, from ${bitmapOffset} to ${bitmapEnd}, is not inside the image`;
+    const message = `The bitmap of block ${name}, from ${bitmapOffset} to ${bitmapEnd}, is not inside the image${hint}`;
     throw invalid(message, headerEnd - 16, 'bitmap_offset');
   }
   if (bitmapOffset < headerEnd && bitmapEnd > headerOffset) {
-    const message = `The bitmap of block ${name} at ${bitmapOffset} overlaps the block's own record`;
+    const message = `The bitmap of block ${name} at ${bitmapOffset} overlaps the block's own record${hint}`;
     throw invalid(message, headerEnd - 16, 'bitmap_offset');
   }
   if (pagesOffset < context.base || pagesOffset % PAGE_BYTES !== 0) {
-    const message = `The pages of block ${name} at ${pagesOffset} are outside the image or not aligned to ${PAGE_BYTES} bytes`;
+    const message = `The pages of block ${name} at ${pagesOffset} are outside the image or not aligned to ${PAGE_BYTES} bytes${hint}`;
     throw invalid(message, headerEnd - 8, 'pages_offset');
   }
 }
 
-function* readBitmap(cursor: Cursor, record: BlockRecord): Reading<Uint8Array> {
+/** For the message: whether the offsets would fit if the image began elsewhere in its file, as they do when it was copied. */
+function movedHint({ usedLength, headerEnd, bitmapOffset, pagesOffset }: BlockRecord, base: number): string {
+  const shift = bitmapOffset - headerEnd;
+  const gap = pagesOffset - (bitmapOffset + bitmapBytes(usedLength));
+  if (shift === 0 || base + shift < 0 || gap < 0 || gap >= PAGES_ALIGNMENT) return '';
+  return `; it would fit an image at ${base + shift}: was this one copied to another offset? Its offsets count from the start of the file`;
+}
+
+function* readBitmap(cursor: Cursor, record: BlockRecord, base: number): Reading<Uint8Array> {
   const { name, usedLength, bitmapOffset, headerEnd } = record;
   const bytes = yield* cursor.readAt(bitmapOffset, bitmapBytes(usedLength));
   // The driver may hand out a buffer that it uses again, and words are read faster from an aligned array.
-  const bitmap = bytes.slice();
-  if (bitmapOffset !== headerEnd) yield* checkMovedBitmap(cursor, record, bitmap);
+  const bitmap = new Uint8Array(bytes);
+  if (bitmapOffset !== headerEnd) yield* checkMovedBitmap(cursor, record, bitmap, base);
   if (hasTailBits(bitmap, usedLength / PAGE_BYTES)) {
     throw invalid(`The bitmap of block ${name} names pages beyond the block`, bitmapOffset, 'bitmap');
   }
@@ -112,21 +121,26 @@ function* readBitmap(cursor: Cursor, record: BlockRecord): Reading<Uint8Array> {
 }
 
 /**
- * A bitmap may stand anywhere, so a damaged `bitmap_offset` that leads into a hole would pass for a block full of zeros, and one that
- * is a few bytes off for a shifted bitmap. Both show where QEMU would have put it, right behind the header: bytes are there.
+ * A bitmap may stand anywhere, so a damaged `bitmap_offset` would pass for another bitmap. It shows where QEMU would have put the
+ * bitmap, right behind the header: what stands there must be a copy, or nothing, and nothing only where the two places do
+ * not overlap.
  */
-function* checkMovedBitmap(cursor: Cursor, record: BlockRecord, bitmap: Uint8Array): Reading<void> {
+function* checkMovedBitmap(
+  cursor: Cursor,
+  record: BlockRecord,
+  bitmap: Uint8Array,
+  base: number,
+): Reading<void> {
   const { name, headerEnd, bitmapOffset, pagesOffset } = record;
-  const overlapsUsual = bitmapOffset > headerEnd && bitmapOffset < headerEnd + bitmap.length;
-  if (!overlapsUsual && highestSetPage(bitmap) >= 0) return;
-  const limit = Math.min(overlapsUsual ? bitmapOffset : headerEnd + bitmap.length, cursor.fileLength);
-  const end = pagesOffset > headerEnd ? Math.min(limit, pagesOffset) : limit;
-  if (end <= headerEnd) return;
-  const usual = yield* cursor.readAt(headerEnd, end - headerEnd);
-  if (usual.some((byte) => byte !== 0)) {
-    const message = `bitmap_offset of block ${name} leads to ${bitmapOffset}, while a bitmap stands behind its header`;
-    throw invalid(message, headerEnd - 16, 'bitmap_offset');
-  }
+  const usualEnd = headerEnd + bitmap.length;
+  const limit = Math.min(usualEnd, cursor.fileLength, pagesOffset > headerEnd ? pagesOffset : usualEnd);
+  if (limit <= headerEnd) return;
+  const usual = yield* cursor.readAt(headerEnd, limit - headerEnd);
+  if (usual.every((byte, index) => byte === bitmap[index])) return;
+  const overlaps = bitmapOffset < limit && bitmapOffset + bitmap.length > headerEnd;
+  if (!overlaps && usual.every((byte) => byte === 0)) return;
+  const message = `bitmap_offset of block ${name} leads to ${bitmapOffset}, while another bitmap stands behind its header${movedHint(record, base)}`;
+  throw invalid(message, headerEnd - 16, 'bitmap_offset');
 }
 
 function truncatedPages(record: BlockRecord, bitmap: Uint8Array, fileLength: number): Error {

@@ -1,5 +1,5 @@
 import type { Cursor, Reading } from './cursor.ts';
-import { isWholeDeviceState } from './device-state.ts';
+import { endOfFirstRunState, isWholeDeviceState } from './device-state.ts';
 import { COMMAND_SWITCHOVER_START, MAX_DEVICE_STATE_BYTES, SECTION } from './format.ts';
 import { invalid } from './invalid.ts';
 import { expectRamId, readEndOfRam } from './read-ram.ts';
@@ -17,6 +17,8 @@ export interface Tail {
 const FIRST_READ_BYTES = 1024 * 1024;
 /** Bytes from the EOF byte to the description's first character: EOF, section type, length. */
 const VMDESC_HEADER_BYTES = 6;
+const OPENING_BRACE = 0x7b;
+const CLOSING_BRACE = 0x7d;
 
 /** Reads what is left of the ram handler's sections, and the switchover command, up to the first device section or EOF. */
 export function* readRamSections(cursor: Cursor, ramId: number): Reading<void> {
@@ -47,32 +49,47 @@ export function* readRamSections(cursor: Cursor, ramId: number): Reading<void> {
  * Reads the device state and its description, and leaves the cursor behind the stream.
  *
  * Device sections have no length, so their end is found by what follows: EOF behind a section footer, then the description with its
- * length and whole JSON text. Without a description the file must end in a footer and EOF. The first match counts, so that
- * anything may follow the stream.
+ * length and whole JSON text. The guest may have put just that into a device's memory, so an end at which the file ends too comes
+ * before all others, and then the first one behind section `globalstate`. Without a description the file must end in a footer
+ * and EOF.
  */
 export function* readDeviceState(cursor: Cursor): Reading<Tail> {
   const start = cursor.position;
   yield* checkFirstSection(cursor);
+  const tail = (yield* readToEndOfFile(cursor, start)) ?? (yield* readToFirstEnd(cursor, start));
+  cursor.position = start + tail.deviceState.length;
+  if (tail.vmdesc !== undefined) cursor.position += VMDESC_HEADER_BYTES - 1 + tail.vmdesc.length;
+  return tail;
+}
+
+/** The device state whose description ends where the file does, if there is one. */
+function* readToEndOfFile(cursor: Cursor, start: number): Reading<Tail | undefined> {
+  const length = cursor.fileLength - start;
+  const last = yield* cursor.readAt(cursor.fileLength - 1, 1);
+  if (last[0] !== CLOSING_BRACE || length > MAX_DEVICE_STATE_BYTES) return undefined;
+  const bytes = yield* cursor.readAt(start, length);
+  // JSON holds no NUL, and EOF is one: the last NUL is EOF, or in the description's length behind it.
+  const lastNul = bytes.lastIndexOf(SECTION.EOF);
+  for (let eof = lastNul; eof >= 0 && eof > lastNul - VMDESC_HEADER_BYTES; eof -= 1) {
+    if (endOfVmdesc(bytes, eof) === length) return tailAt(bytes, eof);
+  }
+  return undefined;
+}
+
+/** The device state up to its first end, or up to the end of the file. */
+function* readToFirstEnd(cursor: Cursor, start: number): Reading<Tail> {
   const available = cursor.fileLength - start;
   let bytes: Uint8Array = new Uint8Array(0);
   for (let wanted = FIRST_READ_BYTES; ; wanted *= 4) {
     const length = Math.min(wanted, available, MAX_DEVICE_STATE_BYTES);
     bytes = yield* grow(cursor, start, bytes, length);
-    const eof = findEndBeforeVmdesc(bytes);
-    if (eof !== undefined) {
-      const vmdescOffset = eof + VMDESC_HEADER_BYTES;
-      const end = vmdescOffset + vmdescLength(bytes, eof);
-      cursor.position = start + end;
-      return { deviceState: bytes.slice(0, eof + 1), vmdesc: bytes.slice(vmdescOffset, end) };
-    }
-    if (length === available && isWholeDeviceState(bytes)) {
-      cursor.position = start + length;
-      return { deviceState: bytes, vmdesc: undefined };
-    }
+    const { proper, other } = findEnds(bytes);
+    if (proper !== undefined) return tailAt(bytes, proper);
+    if (length === available && isWholeDeviceState(bytes)) return { deviceState: bytes, vmdesc: undefined };
+    const isAll = length === available || length === MAX_DEVICE_STATE_BYTES;
+    if (isAll && other !== undefined) return tailAt(bytes, other);
     if (length === available) throw noEnd(cursor.fileLength);
-    if (length === MAX_DEVICE_STATE_BYTES) {
-      throw invalid('No end of the device state within 1 GiB', start, 'device state');
-    }
+    if (isAll) throw invalid('No end of the device state within 1 GiB', start, 'device state');
   }
 }
 
@@ -109,22 +126,52 @@ function* grow(cursor: Cursor, start: number, bytes: Uint8Array, length: number)
   return grown;
 }
 
-/** Offset of the EOF byte that a whole description follows, or undefined. */
-function findEndBeforeVmdesc(bytes: Uint8Array): number | undefined {
-  let brace = bytes.indexOf(0x7b, VMDESC_HEADER_BYTES);
-  while (brace >= 0) {
-    const eof = brace - VMDESC_HEADER_BYTES;
-    if (bytes[eof + 1] === SECTION.VMDESCRIPTION && isWholeDeviceState(bytes.subarray(0, eof + 1))) {
-      const end = brace + vmdescLength(bytes, eof);
-      if (end <= bytes.length && isVmdesc(bytes.subarray(brace, end))) return eof;
-    }
-    brace = bytes.indexOf(0x7b, brace + 1);
-  }
-  return undefined;
+/** Offsets of EOF bytes that a whole description follows. */
+interface Ends {
+  /** The first one behind section `globalstate`, or behind no section at all. */
+  proper: number | undefined;
+  /** The first one, where there is no proper one. */
+  other: number | undefined;
 }
 
-function vmdescLength(bytes: Uint8Array, eof: number): number {
-  return new DataView(bytes.buffer, bytes.byteOffset + eof + 2, 4).getUint32(0);
+function findEnds(bytes: Uint8Array): Ends {
+  const stateEnd = endOfFirstRunState(bytes) ?? Number.POSITIVE_INFINITY;
+  let other: number | undefined;
+  for (
+    let brace = bytes.indexOf(OPENING_BRACE, VMDESC_HEADER_BYTES);
+    brace >= 0;
+    brace = bytes.indexOf(OPENING_BRACE, brace + 1)
+  ) {
+    const eof = brace - VMDESC_HEADER_BYTES;
+    if (endOfVmdesc(bytes, eof) === undefined) continue;
+    if (eof === 0 || eof >= stateEnd) return { proper: eof, other: undefined };
+    other ??= eof;
+  }
+  return { proper: undefined, other };
+}
+
+/** Where the description behind the EOF byte at `eof` ends; undefined if device sections do not end there, or no whole one follows. */
+function endOfVmdesc(bytes: Uint8Array, eof: number): number | undefined {
+  const start = eof + VMDESC_HEADER_BYTES;
+  if (start >= bytes.length || bytes[eof + 1] !== SECTION.VMDESCRIPTION || bytes[start] !== OPENING_BRACE) {
+    return undefined;
+  }
+  if (!isWholeDeviceState(bytes.subarray(0, eof + 1))) return undefined;
+  const end = start + new DataView(bytes.buffer, bytes.byteOffset + eof + 2, 4).getUint32(0);
+  if (end > bytes.length) return undefined;
+  // A guest may plant many false ends, each with a long text: a NUL shows soon that a text is none, without reading it whole.
+  const nul = bytes.indexOf(0, start);
+  const isText = nul < 0 || nul >= end;
+  return isText && isVmdesc(bytes.subarray(start, end)) ? end : undefined;
+}
+
+/** The device state up to the EOF byte at `eof` and the description that follows it. */
+function tailAt(bytes: Uint8Array, eof: number): Tail {
+  const vmdescOffset = eof + VMDESC_HEADER_BYTES;
+  const end = endOfVmdesc(bytes, eof);
+  // Copies: the driver may use its buffer again.
+  const deviceState = new Uint8Array(bytes.subarray(0, eof + 1));
+  return { deviceState, vmdesc: new Uint8Array(bytes.subarray(vmdescOffset, end)) };
 }
 
 /** Whether `bytes` are a JSON object such as QEMU writes: one that lists devices. */

@@ -2,10 +2,20 @@ import fc from 'fast-check';
 import { expect, test } from 'vitest';
 import { ByteWriter } from './byte-writer.ts';
 import { encodeImage } from './encode.ts';
-import { PAGE_BYTES, RAM_SECTION_ID } from './format.ts';
+import { PAGE_BYTES, RAM_SECTION_ID, SECTION } from './format.ts';
 import { layoutImage } from './layout.ts';
-import { bitmapOf, deviceState, fileOf, read, type Sample, sample } from './read.fixture.ts';
+import {
+  bitmapOf,
+  deviceSection,
+  deviceState,
+  fileOf,
+  globalState,
+  read,
+  type Sample,
+  sample,
+} from './read.fixture.ts';
 import { encodeText } from './text.ts';
+import { minimalVmdesc } from './vmdesc.ts';
 
 /** A copy of the sample's file in which `remove` bytes at `offset` give way to `insert`. */
 function spliced(
@@ -78,9 +88,92 @@ test('anything may follow the stream', () => {
   const made = sample();
   const trailing = fileOf({ parts: made.parts, length: made.length + 5000 }).fill(0x7b, made.length);
   expect(read(trailing)).toMatchObject({ end: made.length, trailingBytes: 5000 });
-  const twice = fileOf({ parts: made.parts, length: made.length * 2 });
+  const twice = fileOf({ parts: made.parts, length: made.length * 2 + 1 });
   twice.set(fileOf(made), made.length);
   expect(read(twice)).toMatchObject({ end: made.length, deviceState: deviceState() });
+});
+
+/** Bytes of a device that look like the end of the device state, or nearly so. */
+const plantedEnd = fc
+  .tuple(fc.constantFrom('{"devices":[]}', '{"devices":[]', '{}', '{'), fc.integer({ min: -1, max: 1 }))
+  .map(([json, excess]) => {
+    const length = Math.max(json.length + excess, 0);
+    const end = new ByteWriter().u8(SECTION.FOOTER).be32(9).u8(SECTION.EOF).u8(SECTION.VMDESCRIPTION);
+    return end.be32(length).bytes(encodeText(json)).toBytes();
+  });
+
+const deviceBytes = fc
+  .array(fc.oneof(fc.uint8Array({ maxLength: 40 }), plantedEnd, fc.constant(globalState('running'))), {
+    maxLength: 8,
+  })
+  .map((pieces) => pieces.reduce((writer, piece) => writer.bytes(piece), new ByteWriter()).toBytes());
+
+test('no bytes of a device make an end where there is none', () => {
+  const { layout, bitmaps } = sample();
+  fc.assert(
+    fc.property(deviceBytes, fc.boolean(), (bytes, isDescribed) => {
+      const planted = new ByteWriter()
+        .bytes(deviceSection(9, 'e1000e', bytes))
+        .bytes(deviceState())
+        .toBytes();
+      const vmdesc = isDescribed
+        ? encodeText('{"devices": [{"name": "timer"}], "page_size": 4096}')
+        : undefined;
+      const encoded = encodeImage({ layout, bitmaps, deviceState: planted, vmdesc });
+      const image = read(fileOf(encoded));
+      expect(Buffer.compare(image.deviceState, planted)).toBe(0);
+      expect(image).toMatchObject({ runState: 'paused', end: encoded.length, trailingBytes: 0 });
+    }),
+    { numRuns: 300 },
+  );
+});
+
+test('where more follows the stream, an end in front of the run state is none', () => {
+  const { layout, bitmaps } = sample();
+  const end = new ByteWriter().u8(SECTION.FOOTER).be32(9).u8(SECTION.EOF).u8(SECTION.VMDESCRIPTION);
+  const bytes = end.longText('{"devices":[]}').toBytes();
+  const planted = new ByteWriter()
+    .bytes(deviceSection(9, 'e1000e', bytes))
+    .bytes(deviceState())
+    .toBytes();
+  const { parts, length } = encodeImage({ layout, bitmaps, deviceState: planted });
+  const image = read(fileOf({ parts, length: length + 100 }));
+  expect(image).toMatchObject({ deviceState: planted, end: length, trailingBytes: 100 });
+  const bare = fileOf({ parts, length }).subarray(
+    0,
+    length - minimalVmdesc('pc-q35-10.0', ['mapped-ram']).length - 5,
+  );
+  expect(read(bare)).toMatchObject({ deviceState: planted, vmdesc: undefined });
+});
+
+test('a device state without a run state ends at its first end', () => {
+  const { layout, bitmaps } = sample();
+  const timer = new ByteWriter()
+    .bytes(deviceSection(0, 'timer', new Uint8Array(9)))
+    .u8(0)
+    .toBytes();
+  const { parts, length } = encodeImage({ layout, bitmaps, deviceState: timer });
+  const image = read(fileOf({ parts, length: length + 100 }));
+  expect(image).toMatchObject({ deviceState: timer, end: length, runState: undefined });
+});
+
+test('many false ends are passed over quickly', () => {
+  const { layout, bitmaps } = sample();
+  const one = new ByteWriter().u8(SECTION.FOOTER).be32(9).u8(SECTION.EOF).u8(SECTION.VMDESCRIPTION);
+  const bytes = Buffer.alloc(
+    4_000_000,
+    one.be32(1_000_000).bytes(encodeText('{"devices":[],"a":"')).toBytes(),
+  );
+  const planted = new ByteWriter()
+    .bytes(deviceSection(9, 'gpu', bytes))
+    .bytes(deviceState())
+    .toBytes();
+  const { parts, length } = encodeImage({ layout, bitmaps, deviceState: planted });
+  for (const trailing of [0, 1]) {
+    const started = performance.now();
+    expect(read(fileOf({ parts, length: length + trailing })).deviceState.length).toBe(planted.length);
+    expect(performance.now() - started).toBeLessThan(2000);
+  }
 });
 
 test('a device state larger than the first read is read whole', () => {
@@ -140,6 +233,71 @@ test('bitmaps may stand elsewhere, with or without a copy left behind', () => {
   }
 });
 
+test('a bitmap elsewhere is refused where another one stands in its place, or pages are', () => {
+  const made = sample();
+  const { bitmapOffset, pagesOffset } = made.layout.blocks[0] as {
+    bitmapOffset: number;
+    pagesOffset: number;
+  };
+  const bitmap = made.bitmaps[0] as Uint8Array;
+  const place = headerAt(made, 0) + 12;
+  const moved = (offset: number): Uint8Array => {
+    const file = new ByteWriter().bytes(fileOf(made)).bytes(bitmap).toBytes();
+    viewOf(file).setBigUint64(place, BigInt(offset));
+    return file;
+  };
+  const otherCopy = moved(made.length);
+  otherCopy[bitmapOffset] = 0x55;
+  expect(() => read(otherCopy)).toThrow(refusal('bitmap_offset', place));
+  for (const offset of [pagesOffset + 2 * PAGE_BYTES, made.layout.blocks[1]?.pagesOffset as number]) {
+    const inPages = moved(offset);
+    inPages.set(bitmap, offset);
+    inPages.fill(0, bitmapOffset, bitmapOffset + bitmap.length);
+    expect(() => read(inPages)).toThrow(refusal('bitmap_offset', place));
+  }
+  const shifted = moved(bitmapOffset + 8);
+  shifted.fill(0, bitmapOffset, bitmapOffset + bitmap.length);
+  shifted.set(bitmap, bitmapOffset + 8);
+  expect(() => read(shifted)).toThrow(refusal('bitmap_offset', place));
+});
+
+test('no flip in the fields of a header gives a block another bitmap, other pages or another length', () => {
+  const blocks = [
+    { name: 'full', usedLength: 0x100000 },
+    { name: 'empty', usedLength: 0x80000 },
+    { name: 'sparse', usedLength: 0x200000 },
+    { name: 'tiny', usedLength: 0x1000 },
+  ];
+  const layout = layoutImage({ machine: 'pc-q35-10.0', blocks });
+  const pages = [Array.from({ length: 256 }, (_, page) => page), [], [200, 511], [0]];
+  const bitmaps = blocks.map(({ usedLength }, index) => bitmapOf(usedLength, pages[index] as number[]));
+  const file = fileOf(encodeImage({ layout, bitmaps, deviceState: deviceState() }));
+  // Pages full of ones make a bitmap of which every bit would count.
+  for (const { pagesOffset } of layout.blocks) file.fill(0xff, pagesOffset, pagesOffset + PAGE_BYTES);
+  const facts = () =>
+    read(file).blocks.map(({ usedLength, bitmap, pagesOffset, setPages }) => [
+      usedLength,
+      setPages === 0 ? 0 : pagesOffset,
+      Buffer.from(bitmap).toString('hex'),
+    ]);
+  const expected = facts();
+  for (const { bitmapOffset } of layout.blocks) {
+    for (let at = bitmapOffset - 36; at < bitmapOffset; at += 1) {
+      for (let bit = 0; bit < 8; bit += 1) {
+        file[at] = (file[at] as number) ^ (1 << bit);
+        let found: unknown;
+        try {
+          found = facts();
+        } catch (error) {
+          expect(error).toMatchObject({ code: 'E_IMAGE_INVALID' });
+        }
+        if (found !== undefined) expect(found, `bit ${bit} of byte ${at}`).toEqual(expected);
+        file[at] = (file[at] as number) ^ (1 << bit);
+      }
+    }
+  }
+});
+
 test('pages may lie at any page boundary', () => {
   const made = sample();
   const [first, second] = made.layout.blocks as unknown as [
@@ -157,6 +315,15 @@ test('pages may lie at any page boundary', () => {
     0x1000,
     second.pagesOffset - moved,
   ]);
+});
+
+test('an image that was copied to another offset is refused with the offset that it was made for', () => {
+  const file = fileOf(sample());
+  const pasted = spliced(file, 0, 0, new Uint8Array(8192));
+  expect(() => read(pasted, 8192)).toThrow(/would fit an image at 0: was this one copied/);
+  const cutOut = fileOf(sample({ base: 8192 })).subarray(8192);
+  expect(() => read(cutOut)).toThrow(/would fit an image at 8192: was this one copied/);
+  expect(() => read(file.with(0x7b, 1))).not.toThrow(/copied/);
 });
 
 test('subsections for page bits and UUID are read', () => {
@@ -265,6 +432,8 @@ test('two blocks of one name are refused', () => {
   // Shorten the second name in place to "pc.ram" by moving the rest of the record down.
   const record = file.slice(second.headerOffset + 21, second.headerOffset + 21 + 36);
   file.set(new ByteWriter().shortText('pc.ram').bytes(record).toBytes(), second.headerOffset);
+  viewOf(file).setBigUint64(second.headerOffset + 27, BigInt(second.headerOffset + 43));
+  file.fill(0, second.headerOffset + 43, second.headerOffset + 51);
   expect(() => read(file)).toThrow(refusal('block name', second.headerOffset));
 });
 

@@ -1,6 +1,5 @@
 import { MapramError } from '../errors.ts';
-
-const PAGE_BYTES = 4096;
+import { PAGE_BYTES } from '../image/index.ts';
 
 /**
  * Refuses extents that are not whole pages, not ascending and disjoint, or not inside their block.

@@ -1,1 +1,1 @@
-export { MAX_CHANNELS, MIN_CHUNK_BYTES, type PlanOptions, planTransfer, type TransferPlan } from './plan.ts';
+export { MAX_CHANNELS, planTransfer, type TransferPlan } from './plan.ts';

@@ -4,7 +4,7 @@ import { checkExtents } from './extents.ts';
 /** Most channels of a transfer. */
 export const MAX_CHANNELS = 128;
 /** Smallest chunk; smaller requests cost more than they move (bench/ measures it). */
-export const MIN_CHUNK_BYTES: number = 1024 * 1024;
+const MIN_CHUNK_BYTES: number = 1024 * 1024;
 
 /** What is to be transferred. */
 export interface PlanOptions {
@@ -24,15 +24,10 @@ export interface TransferPlan {
   channels: Float64Array[];
   /** Bytes of data in all extents. */
   dataBytes: number;
-  /** Bytes of data in each channel. */
-  channelBytes: number[];
 }
 
 /** The ranges of one channel while they are put together. */
-interface Channel {
-  ranges: number[];
-  bytes: number;
-}
+type Channel = number[];
 
 /**
  * Divides data among channels: each gets a contiguous part of the image, balanced by bytes of data, and no grid cell is divided.
@@ -46,7 +41,7 @@ export function planTransfer(options: PlanOptions): TransferPlan {
   const { blocks, extents, channels: count, chunkBytes } = options;
   checkSizes(count, chunkBytes);
   const dataBytes = checkExtents(blocks, extents);
-  const channels = Array.from({ length: count }, (): Channel => ({ ranges: [], bytes: 0 }));
+  const channels = Array.from({ length: count }, (): Channel => []);
   let before = 0;
   extents.forEach((blockExtents, block) => {
     before = divideBlock(block, blockExtents, chunkBytes, before, (middle) => {
@@ -55,11 +50,7 @@ export function planTransfer(options: PlanOptions): TransferPlan {
       return channels[index] as Channel;
     });
   });
-  return {
-    channels: channels.map(({ ranges }) => Float64Array.from(ranges)),
-    dataBytes,
-    channelBytes: channels.map(({ bytes }) => bytes),
-  };
+  return { channels: channels.map((ranges) => Float64Array.from(ranges)), dataBytes };
 }
 
 /**
@@ -122,8 +113,7 @@ function* cutAtGrid(extents: Float64Array, chunkBytes: number): Generator<Piece,
 }
 
 /** Adds a piece to a channel; one that goes on where the last range ends, in the same source, makes that range longer. */
-function append(channel: Channel, block: number, { offset, length, source }: Piece): void {
-  const { ranges } = channel;
+function append(ranges: Channel, block: number, { offset, length, source }: Piece): void {
   const last = ranges.length - 4;
   const lastLength = ranges[last + 2] as number;
   const continues =
@@ -133,7 +123,6 @@ function append(channel: Channel, block: number, { offset, length, source }: Pie
     ranges[last + 3] === source;
   if (continues) ranges[last + 2] = lastLength + length;
   else ranges.push(block, offset, length, source);
-  channel.bytes += length;
 }
 
 function checkSizes(channels: number, chunkBytes: number): void {

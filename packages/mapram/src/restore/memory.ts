@@ -5,6 +5,7 @@ import type { MemoryRestore, Transfer } from '../options.ts';
 import { type MemoryRestoreReport, transferReport } from '../report.ts';
 import { mismatch, requireSameNames } from './compare.ts';
 import { fillMemory } from './fill.ts';
+import { incomplete } from './restoring.ts';
 
 /** Restores an image into memory that the program names. */
 export async function restoreIntoMemory(
@@ -18,12 +19,19 @@ export async function restoreIntoMemory(
     throw mismatch(`it is of a ${machine}, not of a ${settings.machine}`, 'machine');
   }
   const memory = GuestMemory.ofNamed(matchBlocks(opened, settings), true);
-  let since = 0;
+  let since: number | undefined;
   const noteStart = (): void => {
     since = performance.now();
   };
-  await fillMemory(opened, memory, how, job, noteStart).finally(() => memory.close());
-  const durationMs = performance.now() - since;
+  try {
+    await fillMemory(opened, memory, how, job, noteStart);
+  } catch (error) {
+    const isCancel = job.signal.aborted && error === job.signal.reason;
+    throw since === undefined || isCancel ? error : incomplete('memory', error);
+  } finally {
+    memory.close();
+  }
+  const durationMs = performance.now() - (since ?? 0);
   const bitmaps = blocks.map(({ bitmap }) => bitmap);
   const facts = { ...how, image: opened.path, blocks, bitmaps, durationMs, pauseMs: 0 };
   return { ...transferReport(facts, job), machine, deviceState };

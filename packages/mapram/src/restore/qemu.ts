@@ -4,9 +4,10 @@ import { withFdSet } from '../guest/fdset.ts';
 import { loadIncoming, type MigrationSettings, type WaitingGuest, withSettings } from '../guest/incoming.ts';
 import type { GuestLink } from '../guest/link.ts';
 import { listProperties } from '../guest/queries.ts';
-import { PAGE_BYTES } from '../image/index.ts';
+import { type Image, PAGE_BYTES } from '../image/index.ts';
 import { clearMemory, type GuestMemory, openForReading } from '../native.ts';
 import type { Restoring } from './restoring.ts';
+import type { RunStatePlan } from './run-state.ts';
 
 /** Capabilities that mapped-ram excludes (QEMU 10.0.2, migrate_caps_check in migration/options.c). */
 const EXCLUDED = ['xbzrle', 'compress', 'postcopy-ram'];
@@ -18,11 +19,11 @@ const EXCLUDED = ['xbzrle', 'compress', 'postcopy-ram'];
  * @throws {MapramError} E_GUEST_UNSUPPORTED, E_GUEST_MISMATCH, E_USAGE, or why the memory is out of reach.
  */
 export async function requireLoadable(
-  { link, waiting }: Restoring,
+  { link, waiting, opened, runState }: Restoring,
   resized: readonly string[],
   memory: GuestMemory | MapramError,
 ): Promise<void> {
-  const obstacles = findObstacles(waiting);
+  const obstacles = [...findObstacles(waiting), ...findUnloadable(opened.image, runState)];
   if (obstacles.length > 0) {
     const reason = `QEMU cannot load this image by itself: ${obstacles.join('; ')}`;
     throw new MapramError('E_GUEST_UNSUPPORTED', reason);
@@ -63,12 +64,12 @@ export async function loadByQemu(restoring: Restoring, memory: GuestMemory | Map
   });
 }
 
-function loaderSettings({ how, opened }: Restoring): MigrationSettings {
+function loaderSettings({ how }: Restoring): MigrationSettings {
   return {
     capabilities: {
       'mapped-ram': true,
       multifd: true,
-      'x-ignore-shared': opened.image.capabilities.includes('x-ignore-shared'),
+      'x-ignore-shared': false,
     },
     parameters: { 'multifd-channels': how.channels, 'direct-io': how.direct, 'max-bandwidth': 0 },
   };
@@ -89,6 +90,19 @@ async function withImageFds<T>(fd: number, direct: boolean, use: (fds: number[])
   } finally {
     closeSync(forHeaders);
   }
+}
+
+/** What in the image only method fill gets past. */
+function findUnloadable({ capabilities }: Image, { unloadable }: RunStatePlan): string[] {
+  const obstacles: string[] = [];
+  // Whether QEMU reads the addresses in such an image cannot be asked, and one up to 10.2 takes them for headers.
+  if (capabilities.includes('x-ignore-shared')) {
+    obstacles.push('it was saved with x-ignore-shared; use method fill');
+  }
+  if (unloadable !== undefined) {
+    obstacles.push(`it records the run state ${unloadable}, which QEMU does not take up; use method fill`);
+  }
+  return obstacles;
 }
 
 function findObstacles({ capabilities, parameters }: WaitingGuest): string[] {

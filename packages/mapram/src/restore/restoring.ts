@@ -1,6 +1,8 @@
-import { MapramError } from '../errors.ts';
+import { type GuestState, MapramError } from '../errors.ts';
+import { hasEnded } from '../guest/has-ended.ts';
 import type { WaitingGuest } from '../guest/incoming.ts';
 import type { GuestLink } from '../guest/link.ts';
+import type { Monitor } from '../guest/monitor.ts';
 import { queryStatus } from '../guest/queries.ts';
 import { isLive } from '../guest/run-state.ts';
 import type { OpenImage } from '../image-file.ts';
@@ -29,6 +31,12 @@ export interface Restoring {
 export class Course {
   #begunAt: number | undefined;
   #isLoaded = false;
+  #process: number | undefined;
+
+  /** To be called when QEMU's process is known. */
+  noteProcess(pid: number): void {
+    this.#process = pid;
+  }
 
   /** To be called right before the first write: from then on QEMU cannot be used for anything else. */
   begin(): void {
@@ -52,25 +60,33 @@ export class Course {
   async explain(error: unknown, { monitor }: GuestLink, signal: AbortSignal): Promise<unknown> {
     const isCancel = signal.aborted && error === signal.reason;
     const isHalf = this.#begunAt !== undefined && !this.#isLoaded;
-    const result = isHalf && !isCancel ? incomplete(error) : error;
+    const result = isHalf && !isCancel ? incomplete('guest', error) : error;
     if (!(result instanceof MapramError)) return result;
-    if (isHalf) result.guestState = 'unusable';
-    else if (!this.#isLoaded) result.guestState = result.code === 'E_GUEST_GONE' ? 'gone' : 'untouched';
-    else {
-      const found = await queryStatus(monitor).catch(() => undefined);
-      if (found === undefined) result.guestState = 'gone';
-      else result.guestState = isLive(found.status) ? 'running' : 'paused';
-    }
+    if (this.#isLoaded) result.guestState = await stateOf(monitor);
+    else if (await this.#isGone(error)) result.guestState = 'gone';
+    else result.guestState = isHalf ? 'unusable' : 'untouched';
     return result;
+  }
+
+  async #isGone(error: unknown): Promise<boolean> {
+    if (error instanceof MapramError && error.code === 'E_GUEST_GONE') return true;
+    return this.#process !== undefined && (await hasEnded(this.#process));
   }
 }
 
-function incomplete(cause: unknown): MapramError {
+async function stateOf(monitor: Monitor): Promise<GuestState> {
+  const found = await queryStatus(monitor).catch(() => undefined);
+  if (found === undefined) return 'gone';
+  return isLive(found.status) ? 'running' : 'paused';
+}
+
+/** The error for a restore that failed after its first write. */
+export function incomplete(what: 'guest' | 'memory', cause: unknown): MapramError {
   const { path, offset, field } = cause instanceof MapramError ? cause : {};
   const reason = cause instanceof Error ? cause.message : String(cause);
-  return new MapramError(
-    'E_RESTORE_INCOMPLETE',
-    `The guest was restored in part only, so its QEMU must be started anew: ${reason}`,
-    { path, offset, field, cause },
-  );
+  const message =
+    what === 'guest'
+      ? `The guest was restored in part only, so its QEMU must be started anew: ${reason}`
+      : `The memory was restored in part only: ${reason}`;
+  return new MapramError('E_RESTORE_INCOMPLETE', message, { path, offset, field, cause });
 }

@@ -1,0 +1,44 @@
+import { describe, expect, it, vi } from 'vitest';
+import { MapramError } from '../errors.ts';
+import type { OpenImage } from '../image-file.ts';
+import { JobContext } from '../job.ts';
+import type { MemoryRestore, Transfer } from '../options.ts';
+import { fillMemory } from './fill.ts';
+import { restoreIntoMemory } from './memory.ts';
+
+const close = vi.hoisted(() => vi.fn());
+vi.mock('../native.ts', () => ({ GuestMemory: { ofNamed: () => ({ close }) } }));
+vi.mock('./fill.ts', () => ({ fillMemory: vi.fn() }));
+
+const opened = { image: { machine: 'm', blocks: [{ name: 'a', usedLength: 4096 }] } } as unknown as OpenImage;
+const settings = { memory: [{ name: 'a', length: 4096 }] } as unknown as MemoryRestore;
+
+/** A restore whose filling fails with `error`, before or after its first write. */
+function failing(error: unknown, hasBegun: boolean, signal?: AbortSignal): Promise<unknown> {
+  vi.mocked(fillMemory).mockImplementation(async (_image, _memory, _how, _job, begin) => {
+    if (hasBegun) begin();
+    throw error;
+  });
+  return restoreIntoMemory(opened, settings, {} as Transfer, new JobContext(signal));
+}
+
+describe('a restore into memory that fails', () => {
+  const failure = new MapramError('E_IO', 'the image cannot be read', { path: '/i', offset: 4096 });
+
+  it('says that the memory holds a part only, once it has begun', async () => {
+    await expect(failing(failure, true)).rejects.toMatchObject({
+      code: 'E_RESTORE_INCOMPLETE',
+      message: 'The memory was restored in part only: the image cannot be read',
+      path: '/i',
+      offset: 4096,
+      cause: failure,
+    });
+    await expect(failing(failure, false)).rejects.toBe(failure);
+    expect(close).toHaveBeenCalledTimes(2);
+  });
+
+  it('passes a cancel on as it is', async () => {
+    const reason = new Error('enough');
+    await expect(failing(reason, true, AbortSignal.abort(reason))).rejects.toBe(reason);
+  });
+});
