@@ -239,10 +239,16 @@ export function chooseTransfer(options: {
 }): Transfer {
   const { channels, queueDepth, direct } = options;
   const threads = threadsFor(channels);
-  const engine = options.engine === 'auto' ? autoEngine({ queueDepth, threads }) : options.engine;
-  const failure = probeEngine(engine, { queueDepth, threads });
-  if (failure !== null) throw failure;
+  const engine = chooseEngine(options.engine, { queueDepth, threads });
   return { channels, queueDepth, direct, engine, threads, chunkBytes: CHUNK_BYTES };
+}
+
+/** An engine that works here: the best one, or the one that was named. */
+function chooseEngine(engine: Engine, load: EngineLoad): string {
+  if (engine === 'auto') return autoEngine(load);
+  const failure = probeEngine(engine, load);
+  if (failure !== null) throw failure;
+  return engine;
 }
 
 function threadsFor(channels: number): number {

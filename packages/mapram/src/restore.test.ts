@@ -1,11 +1,9 @@
 import { createHash } from 'node:crypto';
 import { copyFileSync, existsSync, readFileSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { describe, expect, it, onTestFinished } from 'vitest';
+import { describe, expect, it } from 'vitest';
 import { MapramError } from './errors.ts';
-import type { Monitor } from './guest/monitor.ts';
-import { type SmallQemu, startQemu, stateOf, tell } from './guest/qemu.fixture.ts';
-import { QmpClient } from './guest/qmp.ts';
+import { connect, interpose, type SmallQemu, startQemu, stateOf, tell } from './guest/qemu.fixture.ts';
 import type { GuestRestoreOptions } from './options.ts';
 import { restore } from './restore.ts';
 import { save } from './save.ts';
@@ -44,22 +42,6 @@ function waiting(...extra: string[]): Promise<SmallQemu> {
 
 function restoreInto(qemu: SmallQemu, image: string, options: Partial<GuestRestoreOptions> = {}) {
   return restore({ guest: { qmp: qemu.socket }, image, ...options });
-}
-
-async function connect(qemu: SmallQemu): Promise<QmpClient> {
-  const client = await QmpClient.connect(qemu.socket);
-  onTestFinished(() => client.close());
-  return client;
-}
-
-function interpose(monitor: Monitor, at: string, act: () => unknown): Monitor {
-  return {
-    events: monitor.events,
-    execute: async (command, args, options) => {
-      if (command === at) await act();
-      return monitor.execute(command, args, options);
-    },
-  };
 }
 
 async function settingsOf(qemu: SmallQemu): Promise<unknown> {

@@ -5,7 +5,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { describe, expect, it, onTestFinished } from 'vitest';
 import { MapramError } from './errors.ts';
 import type { Monitor } from './guest/monitor.ts';
-import { type SmallQemu, startQemu, stateOf, tell } from './guest/qemu.fixture.ts';
+import { connect, interpose, type SmallQemu, startQemu, stateOf, tell } from './guest/qemu.fixture.ts';
 import { QmpClient } from './guest/qmp.ts';
 import { inspect } from './inspect.ts';
 import type { Progress } from './job.ts';
@@ -18,23 +18,6 @@ function guestOf(qemu: SmallQemu): { guest: { qmp: string }; image: string } {
 /** Files of the image's name, whole or partial. */
 function imagesOf(qemu: SmallQemu): string[] {
   return readdirSync(qemu.directory).filter((name) => name.startsWith('image'));
-}
-
-async function connect(qemu: SmallQemu): Promise<QmpClient> {
-  const client = await QmpClient.connect(qemu.socket);
-  onTestFinished(() => client.close());
-  return client;
-}
-
-/** A monitor that does something when a command is given, before QEMU gets it. */
-function interpose(monitor: Monitor, at: string, act: () => unknown): Monitor {
-  return {
-    events: monitor.events,
-    execute: async (command, args, options) => {
-      if (command === at) await act();
-      return monitor.execute(command, args, options);
-    },
-  };
 }
 
 /** Where the process has mapped a file. */

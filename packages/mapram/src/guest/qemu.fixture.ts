@@ -3,6 +3,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { onTestFinished } from 'vitest';
+import type { Monitor } from './monitor.ts';
 import { QmpClient } from './qmp.ts';
 
 /** A real QEMU of a few MiB with two QMP sockets; killed when the test ends. */
@@ -71,4 +72,22 @@ export async function tell(
 /** The state of the guest as the second socket says. */
 export async function stateOf(qemu: SmallQemu): Promise<string> {
   return ((await tell(qemu, ['query-status'])) as { status: string }).status;
+}
+
+/** A connection of the test's own to QEMU, closed when the test has finished. */
+export async function connect(qemu: SmallQemu): Promise<QmpClient> {
+  const client = await QmpClient.connect(qemu.socket);
+  onTestFinished(() => client.close());
+  return client;
+}
+
+/** A monitor that does something when a command is given, before QEMU gets it. */
+export function interpose(monitor: Monitor, at: string, act: () => unknown): Monitor {
+  return {
+    events: monitor.events,
+    execute: async (command, args, options) => {
+      if (command === at) await act();
+      return monitor.execute(command, args, options);
+    },
+  };
 }
