@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::plan::{Chunk, ChunkQueue};
+use super::plan::{Chunk, ChunkQueue, Seat};
 use super::read::read_data;
 use super::{Control, Plan, Range, threads, to_usize};
 use crate::bitmap::{PageBitmap, PageRun};
@@ -58,7 +58,8 @@ impl<'a> Clearing<'a> {
     pub fn work(&self, control: &Control) -> Result<()> {
         let pool = Pool::new(1, to_usize(CHUNK_BYTES))?;
         let zeros = vec![0; to_usize(CHUNK_BYTES)];
-        while let Some(chunk) = self.chunks.next() {
+        let mut seat = Seat::default();
+        while let Some(chunk) = self.chunks.next(&mut seat) {
             control.check()?;
             self.clear_chunk(&chunk, &pool, &zeros)?;
         }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::plan::{ChunkQueue, Sources};
+use super::plan::{ChunkQueue, Seat, Sources};
 use super::read::read_data;
 use super::save::join;
 use super::{Control, Place, Plan, threads, to_usize};
@@ -24,7 +24,8 @@ pub fn measure(memory: &Memory, plan: Plan, threads: usize, control: &Control) -
     let written_bytes = AtomicU64::new(0);
     threads::run(threads, control, &|_| {
         let pool = Pool::new(1, chunk_bytes)?;
-        while let Some(chunk) = chunks.next() {
+        let mut seat = Seat::default();
+        while let Some(chunk) = chunks.next(&mut seat) {
             control.check()?;
             // SAFETY: the slot holds a whole chunk and belongs to this thread alone.
             let runs = unsafe { read_data(memory, &chunk, pool.slot(0)) }?;

@@ -1,7 +1,7 @@
 //! Planned page ranges on their way between guest memory and an image file.
 //!
-//! A transfer runs on a few threads. Each owns one I/O queue and one pool of chunk buffers, takes the next chunk
-//! of whichever channel is next in line, and keeps several chunks in flight. All engines' short results and
+//! A transfer runs on a few threads. Each owns one I/O queue and one pool of chunk buffers, takes the chunks of one
+//! channel after the other, and keeps several chunks in flight. All engines' short results and
 //! transient errors are handled in one place, the `driver`.
 
 mod clear;
@@ -17,7 +17,7 @@ mod threads;
 pub use clear::clear;
 pub use control::{Control, Progress};
 pub use measure::measure;
-pub use plan::{Place, Plan, Range, Sources};
+pub use plan::{Chunk, ChunkQueue, Place, Plan, Range, Seat, Sources};
 pub use restore::{RestoreJob, Restored};
 pub use save::{SaveJob, Saved};
 

@@ -1,6 +1,5 @@
 //! What a transfer is told to do, and how its channels are cut into chunks.
 
-use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 
 use super::CHUNK_BYTES;
@@ -107,7 +106,7 @@ fn aligned(value: u64) -> bool {
 
 /// The ranges of one cell of the chunk grid: what one buffer holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Chunk {
+pub struct Chunk {
     /// Index of the RAM block.
     pub block: usize,
     /// First byte of the first range, from the start of the block.
@@ -118,17 +117,31 @@ pub(super) struct Chunk {
 
 impl Chunk {
     /// Bytes in its ranges.
+    #[must_use]
     pub fn data_bytes(&self) -> u64 {
         self.ranges.iter().map(|range| range.length).sum()
     }
 }
 
-/// The channels in line for their next chunk. Threads take turns, so that no thread runs out of work early.
+/// What is left to do of every channel. A thread stays with a channel, whose chunks lie next to each other in memory and
+/// in the file: taking turns among many channels tears both into pieces. Threads without a channel of their own help others,
+/// so that none runs out of work early.
 #[derive(Debug)]
-pub(super) struct ChunkQueue {
+pub struct ChunkQueue {
     chunk_bytes: u64,
-    line: Mutex<VecDeque<Cursor>>,
+    channels: Mutex<Channels>,
 }
+
+#[derive(Debug)]
+struct Channels {
+    cursors: Vec<Cursor>,
+    /// The first channel that no thread has begun with.
+    untouched: usize,
+}
+
+/// The channel that a thread is at; none at first.
+#[derive(Debug, Default)]
+pub struct Seat(Option<usize>);
 
 /// What is left of a channel.
 #[derive(Debug)]
@@ -138,25 +151,32 @@ struct Cursor {
 }
 
 impl ChunkQueue {
+    /// All channels of `plan`, which has been validated.
+    #[must_use]
     pub fn new(plan: Plan) -> Self {
         let cursors = plan.channels.into_iter().map(|ranges| {
             let mut ranges = ranges.into_iter();
             let rest = ranges.next();
             Cursor { ranges, rest }
         });
-        Self { chunk_bytes: plan.chunk_bytes, line: Mutex::new(cursors.collect()) }
+        let channels = Channels { cursors: cursors.collect(), untouched: 0 };
+        Self { chunk_bytes: plan.chunk_bytes, channels: Mutex::new(channels) }
     }
 
-    /// The next chunk of the channel that is first in line, or `None` when all are done.
-    pub fn next(&self) -> Option<Chunk> {
-        let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
-        while let Some(mut cursor) = line.pop_front() {
-            if let Some(chunk) = cursor.next_chunk(self.chunk_bytes) {
-                line.push_back(cursor);
-                return Some(chunk);
+    /// The next chunk for the thread in `seat`, or `None` when all are done.
+    pub fn next(&self, seat: &mut Seat) -> Option<Chunk> {
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let own = seat.0.and_then(|channel| channels.cursors[channel].next_chunk(self.chunk_bytes));
+            if own.is_some() {
+                return own;
             }
+            if channels.untouched == channels.cursors.len() {
+                return channels.cursors.iter_mut().find_map(|cursor| cursor.next_chunk(self.chunk_bytes));
+            }
+            seat.0 = Some(channels.untouched);
+            channels.untouched += 1;
         }
-        None
     }
 }
 
@@ -213,7 +233,10 @@ mod tests {
             let mut wanted: Vec<u64> = pages(channels.iter().flatten());
             let queue = ChunkQueue::new(Plan { chunk_bytes: CHUNK, channels });
             let mut found = Vec::new();
-            while let Some(chunk) = queue.next() {
+            let mut seats = [Seat::default(), Seat::default(), Seat::default()];
+            let mut turn = 0;
+            while let Some(chunk) = queue.next(&mut seats[turn % 3]) {
+                turn += 1;
                 let cell = chunk.offset / CHUNK;
                 for range in &chunk.ranges {
                     prop_assert!(range.offset / CHUNK == cell && (range.offset + range.length - 1) / CHUNK == cell);

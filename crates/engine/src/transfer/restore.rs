@@ -2,7 +2,7 @@
 
 use super::clear::Clearing;
 use super::driver::{Driver, Part};
-use super::plan::{Chunk, ChunkQueue, Sources};
+use super::plan::{Chunk, ChunkQueue, Seat, Sources};
 use super::save::join;
 use super::{Control, Options, Place, Plan, threads, to_usize};
 use crate::bitmap::{PageBitmap, PageRun};
@@ -102,7 +102,8 @@ impl Shared<'_> {
             Driver::new(queue, &pool, self.image.as_raw_fd(), Direction::Read, requests as usize);
         let mut pending: Vec<Option<Pending>> = (0..slots).map(|_| None).collect();
         let mut free: Vec<usize> = (0..slots).collect();
-        while let Some(chunk) = self.chunks.next() {
+        let mut seat = Seat::default();
+        while let Some(chunk) = self.chunks.next(&mut seat) {
             self.control.check()?;
             let slot = loop {
                 if let Some(slot) = free.pop() {

@@ -1,7 +1,7 @@
 //! Guest memory to image: read a chunk, find its zero pages, write the rest.
 
 use super::driver::{Driver, Part};
-use super::plan::{Chunk, ChunkQueue, Sources};
+use super::plan::{Chunk, ChunkQueue, Seat, Sources};
 use super::read::read_data;
 use super::{Control, JOINED_ZERO_PAGES, Options, Place, Plan, threads, to_usize};
 use crate::bitmap::{PageBitmap, PageRun};
@@ -88,7 +88,8 @@ impl Shared<'_> {
         let fd = self.image.fd().as_raw_fd();
         let mut driver = Driver::new(queue, &pool, fd, Direction::Write, requests as usize);
         let mut free: Vec<usize> = (0..slots).collect();
-        while let Some(chunk) = self.chunks.next() {
+        let mut seat = Seat::default();
+        while let Some(chunk) = self.chunks.next(&mut seat) {
             self.control.check()?;
             let slot = loop {
                 match free.pop().or_else(|| driver.take_finished()) {

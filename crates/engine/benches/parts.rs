@@ -1,0 +1,135 @@
+//! What the engine's parts cost by themselves: `cargo bench -p mapram-engine`.
+//!
+//! The engines write to /dev/null, which takes everything at once: what is left is the cost of the requests.
+
+use std::fs::{File, OpenOptions};
+use std::hint::black_box;
+use std::os::fd::AsRawFd;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use mapram_engine::PAGE_BYTES;
+use mapram_engine::bitmap::{PageBitmap, PageRun};
+use mapram_engine::io::{self, Direction, Io, Request};
+use mapram_engine::pool::Pool;
+use mapram_engine::scan::nonzero_runs;
+use mapram_engine::transfer::{ChunkQueue, Plan, Range, Seat};
+
+const CHUNK_BYTES: usize = 4 << 20;
+const PAGE: usize = 4096;
+const GIB: u64 = 1 << 30;
+
+/// Every `period`th page of a chunk holds data, a byte in its middle; 0 for none.
+fn chunk_with_data(period: usize) -> Vec<u8> {
+    let mut chunk = vec![0; CHUNK_BYTES];
+    for page in (0..CHUNK_BYTES / PAGE).filter(|page| period > 0 && page % period == 0) {
+        chunk[page * PAGE + PAGE / 2] = 1;
+    }
+    chunk
+}
+
+fn zero_scan(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("zero scan of 4 MiB");
+    group.throughput(Throughput::Bytes(CHUNK_BYTES as u64));
+    for (name, period) in [("all zero", 0), ("all data", 1), ("every second page", 2)] {
+        let chunk = chunk_with_data(period);
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                nonzero_runs(black_box(&chunk), 0, |run| {
+                    black_box(run);
+                })
+            });
+        });
+    }
+    group.finish();
+}
+
+/// A channel of `length`-byte ranges with gaps as long as themselves, in 1 GiB of one block.
+fn plan_of_ranges(length: u64) -> Plan {
+    let range = |index: u64| Range { block: 0, offset: 2 * index * length, length, source: 0 };
+    let ranges = (0..GIB / (2 * length)).map(range).collect();
+    Plan { chunk_bytes: CHUNK_BYTES as u64, channels: vec![ranges] }
+}
+
+fn plan(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("chunks of a plan of 1 GiB");
+    for (name, length) in [("64 KiB ranges", 64 << 10), ("16 MiB ranges", 16 << 20)] {
+        let plan = plan_of_ranges(length);
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                let chunks = ChunkQueue::new(plan.clone());
+                let mut seat = Seat::default();
+                std::iter::from_fn(|| chunks.next(&mut seat)).count()
+            });
+        });
+    }
+    group.finish();
+}
+
+fn bitmap(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("page bitmap of 1 GiB");
+    let pages = GIB / PAGE_BYTES;
+    for count in [1, 64] {
+        let runs = || (0..pages).step_by(128).map(|first| PageRun { first, count });
+        group.bench_function(BenchmarkId::new("set runs of", count), |bencher| {
+            let bitmap = PageBitmap::new(pages);
+            bencher.iter(|| runs().for_each(|run| bitmap.set(run)));
+        });
+        group.bench_function(BenchmarkId::new("find runs of", count), |bencher| {
+            let bitmap = PageBitmap::new(pages);
+            runs().for_each(|run| bitmap.set(run));
+            bencher.iter(|| bitmap.runs(PageRun { first: 0, count: pages }, true).count());
+        });
+    }
+    group.finish();
+}
+
+/// Writes every slot of the pool to /dev/null, all in flight at once.
+fn write_all(io: &dyn Io, pool: &Pool, target: &File, bytes: u32, bencher: &mut criterion::Bencher<'_>) {
+    let depth = u32::try_from(pool.slots()).unwrap_or(u32::MAX);
+    let mut queue = match io.queue(depth, pool) {
+        Ok(queue) => queue,
+        Err(cause) => return eprintln!("left out: {} does not work here: {cause}", io.name()),
+    };
+    let mut completions = Vec::new();
+    bencher.iter(|| {
+        for slot in 0..pool.slots() {
+            let request = Request {
+                token: slot as u64,
+                direction: Direction::Write,
+                fd: target.as_raw_fd(),
+                offset: 0,
+                buffer: pool.slot(slot),
+                length: bytes,
+            };
+            // SAFETY: the slot has that many bytes, nobody writes to it, and the pool and the file outlive the queue.
+            let pushed = unsafe { queue.push(request) };
+            assert!(pushed.is_ok(), "{pushed:?}");
+        }
+        while queue.in_flight() > 0 {
+            let waited = queue.wait(&mut completions);
+            assert!(waited.is_ok(), "{waited:?}");
+        }
+        assert!(completions.drain(..).all(|done| done.result.is_ok_and(|moved| moved == bytes)));
+    });
+}
+
+fn engines(criterion: &mut Criterion) {
+    const DEPTH: usize = 32;
+    let mut group = criterion.benchmark_group("32 writes to /dev/null");
+    group.throughput(Throughput::Elements(DEPTH as u64));
+    let opened = OpenOptions::new().write(true).open("/dev/null");
+    let (Ok(target), Ok(pool)) = (opened, Pool::new(DEPTH, CHUNK_BYTES)) else {
+        return eprintln!("left out: there is no /dev/null, or no memory");
+    };
+    for io in io::NAMES.into_iter().filter_map(io::by_name) {
+        for bytes in [4096, 4 << 20] {
+            group.bench_function(BenchmarkId::new(io.name(), bytes), |bencher| {
+                write_all(io.as_ref(), &pool, &target, bytes, bencher);
+            });
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(parts, zero_scan, plan, bitmap, engines);
+criterion_main!(parts);
