@@ -15,7 +15,7 @@ describe('options of save', () => {
     expect(checkSaveOptions(GUEST)).toEqual({
       ...GUEST,
       channels: 8,
-      queueDepth: 8,
+      queueDepth: 3,
       engine: 'auto',
       direct: true,
       force: false,
@@ -133,7 +133,9 @@ describe('chooseTransfer', () => {
 
   it('takes no more threads than channels, and no more than 8', () => {
     expect(chooseTransfer({ ...how, channels: 1 })).toMatchObject({ threads: 1, engine: 'blocking' });
-    expect(chooseTransfer({ ...how, channels: 128 }).threads).toBeLessThanOrEqual(8);
+    const { threads, threadsForFreshMemory } = chooseTransfer({ ...how, channels: 128 });
+    expect(threads).toBeLessThanOrEqual(threadsForFreshMemory);
+    expect(threadsForFreshMemory).toBeLessThanOrEqual(8);
   });
 
   it('names the engine that auto stands for', () => {

@@ -16,7 +16,7 @@ export interface TransferOptions {
   image: string;
   /** Parallel streams of the image, 1 to 128. @default 8 */
   channels?: number | undefined;
-  /** Requests in flight on each thread, 1 to 256. @default 8 */
+  /** Requests in flight on each thread, 1 to 256. @default 3 */
   queueDepth?: number | undefined;
   /** A named engine never falls back to another one. @default 'auto' */
   engine?: Engine | undefined;
@@ -86,17 +86,18 @@ export type RestoreOptions = GuestRestoreOptions | MemoryRestoreOptions;
 
 /** The smallest device state: no section at all, then EOF. */
 const NO_DEVICES: Uint8Array = Uint8Array.of(0);
-/** What most disks take best in one request (bench/ measures it). */
+/** What most disks take best in one request (docs/performance.md). */
 const CHUNK_BYTES: number = 4 * 1024 * 1024;
 /** More threads than this do not make a disk faster. */
 const MAX_THREADS = 8;
 const DEFAULT_CHANNELS = 8;
-const DEFAULT_QUEUE_DEPTH = 8;
+/** Enough to keep a disk busy, and few enough that what one request leaves in the processor's cache is there for the next. */
+const DEFAULT_QUEUE_DEPTH = 3;
 
 /** What a transfer with the default options asks of its engine. */
 export const DEFAULT_LOAD: EngineLoad = {
   queueDepth: DEFAULT_QUEUE_DEPTH,
-  threads: threadsFor(DEFAULT_CHANNELS),
+  threads: threadsFor(DEFAULT_CHANNELS, availableParallelism()),
 };
 
 const Text = v.pipe(v.string('it is no text'), v.minLength(1, 'it is empty'));
@@ -228,6 +229,8 @@ export interface Transfer extends EngineOptions {
   engine: string;
   /** Whether the image is accessed by direct I/O. */
   direct: boolean;
+  /** Threads where the kernel has to find pages for what is written to memory. */
+  threadsForFreshMemory: number;
 }
 
 /** @throws {MapramError} E_HOST_UNSUPPORTED if the engine that was asked for does not work here. */
@@ -238,9 +241,12 @@ export function chooseTransfer(options: {
   direct: boolean;
 }): Transfer {
   const { channels, queueDepth, direct } = options;
-  const threads = threadsFor(channels);
-  const engine = chooseEngine(options.engine, { queueDepth, threads });
-  return { channels, queueDepth, direct, engine, threads, chunkBytes: CHUNK_BYTES };
+  const processors = availableParallelism();
+  // The other half is for the kernel, which carries out what these ask for.
+  const threads = threadsFor(channels, Math.ceil(processors / 2));
+  const threadsForFreshMemory = threadsFor(channels, processors);
+  const engine = chooseEngine(options.engine, { queueDepth, threads: threadsForFreshMemory });
+  return { channels, queueDepth, direct, engine, threads, threadsForFreshMemory, chunkBytes: CHUNK_BYTES };
 }
 
 /** An engine that works here: the best one, or the one that was named. */
@@ -251,8 +257,8 @@ function chooseEngine(engine: Engine, load: EngineLoad): string {
   return engine;
 }
 
-function threadsFor(channels: number): number {
-  return Math.min(channels, availableParallelism(), MAX_THREADS);
+function threadsFor(channels: number, processors: number): number {
+  return Math.min(channels, processors, MAX_THREADS);
 }
 
 function hasOneSource(block: NamedMemory): boolean {

@@ -53,6 +53,7 @@ export async function fillMemory(
   begin: () => void,
 ): Promise<void> {
   const plan = planRestore(image, how);
+  const threads = await threadsToFill(memory, plan.dataBytes, how);
   // Reopened by its descriptor, so that it is the file that was checked whatever stands under its name by now.
   const imageFd = openForReading(`/proc/self/fd/${fd}`, how.direct);
   try {
@@ -64,10 +65,32 @@ export async function fillMemory(
     };
     job.enter('transfer', plan.dataBytes);
     begin();
-    await job.transfer(restoreMemory(source, memory, how.engine, how));
+    await job.transfer(restoreMemory(source, memory, how.engine, { ...how, threads }));
   } finally {
     closeSync(imageFd);
   }
+}
+
+/**
+ * How many threads fill the memory. Where a shared file has no pages yet, finding them is most of the work and all processors
+ * do it together; private memory is guarded by one lock of QEMU's process, and more threads only wait for it.
+ */
+export async function threadsToFill(
+  memory: GuestMemory,
+  dataBytes: number,
+  { threads, threadsForFreshMemory }: Transfer,
+): Promise<number> {
+  let shared = 0;
+  let all = 0;
+  for (const { kind, length } of memory.regions()) {
+    all += length;
+    if (kind === 'shared-file') shared += length;
+  }
+  if (shared < all / 2) return threads;
+  let present = 0;
+  for (const extents of await memory.scan())
+    for (let index = 1; index < extents.length; index += 3) present += extents[index] as number;
+  return present < dataBytes / 2 ? threadsForFreshMemory : threads;
 }
 
 function planRestore({ blocks }: Image, { channels, chunkBytes }: Transfer): TransferPlan {
