@@ -114,9 +114,9 @@ function dataBytes({ size }: BenchArguments): number {
   return size ?? 4 * 2 ** 30;
 }
 
-/** QEMU's best is among these; more channels never helped it. */
+/** Every second of the channel counts, up to 64: both sides' best is among these or next to one, and some runs take half a minute. */
 function fewChannels({ channels }: BenchArguments): number[] {
-  const few = channels.filter((count) => count <= 16);
+  const few = channels.filter((count, index) => index % 2 === 0 && count <= 64);
   return few.length === 0 ? channels : few;
 }
 

@@ -58,6 +58,8 @@ export function runTimed(command: string[]): Promise<Finished> {
   const began = performance.now();
   const child = spawn('bash', ['-c', `TIMEFORMAT='%3U %3S'; time "$@"`, 'bash', ...command], {
     stdio: ['ignore', 'pipe', 'pipe'],
+    // On machines behind a proxy this makes every start of Node read a file of certificates, for 0.05 CPU-seconds.
+    env: { ...process.env, NODE_EXTRA_CA_CERTS: undefined },
     // A process group of its own, so that a signal ends bash and the command together.
     detached: true,
   });

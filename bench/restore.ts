@@ -7,6 +7,7 @@ import type { Qemu } from '../test/support/qemu.ts';
 import { checkImage } from './check-image.ts';
 import { checkMemory } from './check-memory.ts';
 import { emptyFile, mainBlock, startGuest, startSourceGuest } from './guests.ts';
+import { warmHostMemory } from './host-memory.ts';
 import { type Contender, type Measurement, withKernelTime } from './measurement.ts';
 import { mapramType, measureMapram, measureStock } from './save.ts';
 import { configureStock, migrate, STOCK_METHODS, type StockMethod, stockSaveDurably } from './stock-save.ts';
@@ -20,16 +21,22 @@ export type MemoryState = (typeof MEMORY_STATES)[number];
 /** What restores are measured with. */
 export interface RestoreStage {
   workload: Workload;
-  /** An image in the mapped-ram format, and one as QEMU's plain `file:` writes it. */
+  /** An image in the mapped-ram format, and one as QEMU's plain `file:` writes it, if anybody restores that. */
   images: { mappedRam: string; stream: string };
   /** The shared memory file of all waiting QEMUs where its pages shall be there. */
   warmFile?: string;
 }
 
-/** Saves a guest with the workload twice, once in each format, and gets ready the memory for restores. */
+/** True if any of the methods restores a plain stream. */
+export function needsStream(methods: StockMethod[]): boolean {
+  return methods.some(({ mappedRam }) => !mappedRam);
+}
+
+/** Saves a guest with the workload, in each format that is needed, and gets ready the memory for restores. */
 export async function prepareRestores(
   workload: Workload,
   memoryState: MemoryState | undefined,
+  methods: StockMethod[],
   directory: string,
   cleanup: Cleanup,
 ): Promise<RestoreStage> {
@@ -38,6 +45,7 @@ export async function prepareRestores(
     const { qemu } = await startSourceGuest(workload, own);
     await succeed(['save', '--qmp', qemu.socket, images.mappedRam], { timeoutMs: 600_000 });
     await checkImage(workload, qemu, images.mappedRam);
+    if (!needsStream(methods)) return;
     await configureStock(qemu, STOCK_METHODS[0] as StockMethod, 1);
     await stockSaveDurably(qemu, images.stream);
   });
@@ -92,6 +100,7 @@ function intoWaitingGuest(
     if (warmFile !== undefined) writeStale(workload, warmFile);
     const guest = await startGuest(workload, memoryFile, true, cleanup);
     await guest.qmp.waitForStatus('inmigrate');
+    if (warmFile === undefined) await warmHostMemory(workload.dataBytes);
     // dd's way of saying posix_fadvise(POSIX_FADV_DONTNEED) for a whole file.
     execFileSync('dd', [`of=${image}`, 'oflag=nocache', 'conv=notrunc,fdatasync', 'count=0', 'status=none']);
     const measurement = await withKernelTime(() => measure(guest));

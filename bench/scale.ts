@@ -6,6 +6,7 @@ import { type CliReport, report, start } from '../test/support/cli.ts';
 import { checkImage } from './check-image.ts';
 import { checkMemory } from './check-memory.ts';
 import { emptyFile, type SourceGuest, startGuest, startSourceGuest } from './guests.ts';
+import { warmHostMemory } from './host-memory.ts';
 import { interruption } from './interruption.ts';
 import { median } from './statistics.ts';
 import { withCleanup } from './with-cleanup.ts';
@@ -75,6 +76,7 @@ function measureOne(workload: Workload, { qemu }: SourceGuest, directory: string
     const memoryFile = emptyFile(workload, cleanup);
     const waiting = await startGuest(workload, memoryFile, true, cleanup);
     await waiting.qmp.waitForStatus('inmigrate');
+    await warmHostMemory(workload.dataBytes);
     const restored = await runWithPeak(['restore', '--then', 'pause', '--qmp', waiting.socket, image]);
     checkMemory(workload, memoryFile, 0);
     return {

@@ -4,7 +4,7 @@ import type { Operation, Rival } from './arguments.ts';
 import { ddFloor, fioCeilings } from './disk.ts';
 import { startSourceGuests } from './guests.ts';
 import type { Contender, Run } from './measurement.ts';
-import { type MemoryState, mapramRestore, prepareRestores, stockRestores } from './restore.ts';
+import { type MemoryState, mapramRestore, needsStream, prepareRestores, stockRestores } from './restore.ts';
 import { runRounds } from './rounds.ts';
 import { mapramSave, stockSaves } from './save.ts';
 import { BEST_STOCK_TYPE, STOCK_METHODS, type StockMethod } from './stock-save.ts';
@@ -40,6 +40,13 @@ export function sessionName({ operation, workload, memory }: SessionPlan): strin
   return [operation, workload, ...(memory === undefined ? [] : [memory])].join('-');
 }
 
+/** How many files as large as the guest's RAM a session has on the disk at once. */
+export function filesAtOnce(plan: SessionPlan): number {
+  if (plan.operation === 'save') return 1;
+  const disk = plan.against.some((rival) => rival !== 'qemu');
+  return 1 + Number(needsStream(stockMethods(plan))) + Number(disk);
+}
+
 /** Measures what `plan` says, with images below `parent`. Everything it needed is gone when it returns. */
 export function runSession(plan: SessionPlan, parent: string, say: (text: string) => void): Promise<Session> {
   return withCleanup(async (cleanup) => {
@@ -52,7 +59,10 @@ export function runSession(plan: SessionPlan, parent: string, say: (text: string
     const movers =
       plan.operation === 'save'
         ? saveContenders(plan, { workload, directory, guests: await startSourceGuests(workload, cleanup) })
-        : restoreContenders(plan, await prepareRestores(workload, plan.memory, directory, cleanup));
+        : restoreContenders(
+            plan,
+            await prepareRestores(workload, plan.memory, stockMethods(plan), directory, cleanup),
+          );
     const runs = await runRounds(
       [...movers, ...diskContenders(plan, workload, directory)],
       plan.rounds,
@@ -66,18 +76,19 @@ export function runSession(plan: SessionPlan, parent: string, say: (text: string
 function saveContenders(plan: SessionPlan, stage: Parameters<typeof mapramSave>[0]): Contender[] {
   return [
     ...plan.engines.flatMap((engine) => plan.channels.map((count) => mapramSave(stage, engine, count))),
-    ...(plan.against.includes('qemu') ? stockSaves(stage, stockMethods(plan), plan.channels) : []),
+    ...stockSaves(stage, stockMethods(plan), plan.channels),
   ];
 }
 
 function restoreContenders(plan: SessionPlan, stage: Parameters<typeof mapramRestore>[0]): Contender[] {
   return [
     ...plan.engines.flatMap((engine) => plan.channels.map((count) => mapramRestore(stage, engine, count))),
-    ...(plan.against.includes('qemu') ? stockRestores(stage, stockMethods(plan), plan.channels) : []),
+    ...stockRestores(stage, stockMethods(plan), plan.channels),
   ];
 }
 
-function stockMethods({ onlyBestStock }: SessionPlan): StockMethod[] {
+function stockMethods({ against, onlyBestStock }: SessionPlan): StockMethod[] {
+  if (!against.includes('qemu')) return [];
   return onlyBestStock ? STOCK_METHODS.filter(({ type }) => type === BEST_STOCK_TYPE) : STOCK_METHODS;
 }
 
