@@ -15,7 +15,7 @@ describe('options of save', () => {
     expect(checkSaveOptions(GUEST)).toEqual({
       ...GUEST,
       channels: 8,
-      queueDepth: 3,
+      queueDepth: 4,
       engine: 'auto',
       direct: true,
       force: false,

@@ -16,7 +16,7 @@ export interface TransferOptions {
   image: string;
   /** Parallel streams of the image, 1 to 128. @default 8 */
   channels?: number | undefined;
-  /** Requests in flight on each thread, 1 to 256. @default 3 */
+  /** Requests in flight on each thread, 1 to 256. @default 4 */
   queueDepth?: number | undefined;
   /** A named engine never falls back to another one. @default 'auto' */
   engine?: Engine | undefined;
@@ -92,7 +92,7 @@ const CHUNK_BYTES: number = 4 * 1024 * 1024;
 const MAX_THREADS = 8;
 const DEFAULT_CHANNELS = 8;
 /** Enough to keep a disk busy, and few enough that what one request leaves in the processor's cache is there for the next. */
-const DEFAULT_QUEUE_DEPTH = 3;
+const DEFAULT_QUEUE_DEPTH = 4;
 
 /** What a transfer with the default options asks of its engine. */
 export const DEFAULT_LOAD: EngineLoad = {

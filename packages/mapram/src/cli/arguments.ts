@@ -165,7 +165,7 @@ function addTransferOptions(command: Command): Command {
     .option('--channels <number>', 'parallel streams of the image, 1 to 128 (default: 8)', parseChannels)
     .option(
       '--queue-depth <number>',
-      'requests in flight on each thread, 1 to 256 (default: 3)',
+      'requests in flight on each thread, 1 to 256 (default: 4)',
       parseQueueDepth,
     )
     .addOption(
