@@ -1,4 +1,6 @@
 import { execFileSync } from 'node:child_process';
+import { statfsSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { interruption } from './interruption.ts';
 import type { Contender, Run } from './measurement.ts';
 
@@ -15,6 +17,7 @@ export async function runRounds(
   say: (text: string) => void,
 ): Promise<Run[]> {
   const runs: Run[] = [];
+  const free = freeBytes(directory);
   const warmup = contenders.filter(
     (contender, index) => contenders.findIndex(({ type }) => type === contender.type) === index,
   );
@@ -23,7 +26,7 @@ export async function runRounds(
     // Every other round runs backwards, so that nobody always follows the same neighbour.
     for (const contender of round % 2 === 1 ? order : order.toReversed()) {
       interruption.throwIfAborted();
-      execFileSync('sync', ['--file-system', directory]);
+      await settle(directory, free);
       const run = await runOnce(contender, round);
       runs.push(run);
       say(describe(run, rounds));
@@ -31,6 +34,26 @@ export async function runRounds(
   }
   interruption.throwIfAborted();
   return runs;
+}
+
+/**
+ * Writes out what the run before left behind, and waits for the space of its image: XFS gives that back in the background, which
+ * takes seconds where QEMU has torn a file into a hundred thousand extents.
+ */
+async function settle(directory: string, free: number): Promise<void> {
+  for (let tries = 0; tries < 300; tries++) {
+    execFileSync('sync', ['--file-system', directory]);
+    if (freeBytes(directory) >= free - SPARE_BYTES) return;
+    await sleep(100);
+  }
+}
+
+/** What others may take of the disk meanwhile without being waited for. */
+const SPARE_BYTES = 64 << 20;
+
+function freeBytes(directory: string): number {
+  const { bavail, bsize } = statfsSync(directory);
+  return bavail * bsize;
 }
 
 /** Those with the same channel count next to each other. */
