@@ -17,7 +17,7 @@ export async function runRounds(
   say: (text: string) => void,
 ): Promise<Run[]> {
   const runs: Run[] = [];
-  const free = freeBytes(directory);
+  let free = freeBytes(directory);
   const warmup = contenders.filter(
     (contender, index) => contenders.findIndex(({ type }) => type === contender.type) === index,
   );
@@ -26,7 +26,7 @@ export async function runRounds(
     // Every other round runs backwards, so that nobody always follows the same neighbour.
     for (const contender of round % 2 === 1 ? order : order.toReversed()) {
       interruption.throwIfAborted();
-      await settle(directory, free);
+      free = await settle(directory, free);
       const run = await runOnce(contender, round);
       runs.push(run);
       say(describe(run, rounds));
@@ -39,13 +39,17 @@ export async function runRounds(
 /**
  * Writes out what the run before left behind, and waits for the space of its image: XFS gives that back in the background, which
  * takes seconds where QEMU has torn a file into a hundred thousand extents.
+ *
+ * @param free bytes that were free before the run.
+ * @returns bytes that are free now: what did not come back in half a minute, somebody else has taken.
  */
-async function settle(directory: string, free: number): Promise<void> {
+async function settle(directory: string, free: number): Promise<number> {
   for (let tries = 0; tries < 300; tries++) {
     execFileSync('sync', ['--file-system', directory]);
-    if (freeBytes(directory) >= free - SPARE_BYTES) return;
+    if (freeBytes(directory) >= free - SPARE_BYTES) return free;
     await sleep(100);
   }
+  return freeBytes(directory);
 }
 
 /** What others may take of the disk meanwhile without being waited for. */

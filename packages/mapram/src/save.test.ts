@@ -32,14 +32,14 @@ describe('save of a guest', () => {
     const report = await save({
       ...guestOf(qemu),
       channels: 2,
-      queueDepth: 4,
+      queueDepth: 3,
       engine: 'blocking',
       direct: false,
     });
     const inspected = await inspect(report.image);
     expect(report).toMatchObject({
       channels: 2,
-      queueDepth: 4,
+      queueDepth: 3,
       engine: 'blocking',
       direct: false,
       guestBytes: inspected.guestBytes,

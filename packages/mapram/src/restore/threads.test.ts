@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { afterEach, describe, expect, it } from 'vitest';
 import { GuestMemory } from '../native.ts';
 import { chooseTransfer } from '../options.ts';
-import { threadsToFill } from './fill.ts';
+import { threadsToFill } from './threads.ts';
 
 const LENGTH = 1 << 20;
 const how = {
@@ -14,7 +14,7 @@ const how = {
 };
 
 describe('threadsToFill', () => {
-  const directory = mkdtempSync(join(tmpdir(), 'mapram-fill-'));
+  const directory = mkdtempSync(join(tmpdir(), 'mapram-threads-'));
   const file = join(directory, 'memory');
 
   afterEach(() => rmSync(directory, { recursive: true, force: true }));
