@@ -6,21 +6,19 @@ import { type Contender, type Measurement, withKernelTime } from './measurement.
 import { withCleanup } from './with-cleanup.ts';
 import type { Workload } from './workload.ts';
 
-/** How fio is told to write or read: bytes of a request, requests in flight in a job, jobs, and how the file gets its blocks. */
+/** How fio is told to write or read: bytes of a request, requests in flight in a job, jobs. */
 interface Shape {
   requestMiB: number;
   depth: number;
   jobs: number;
-  allocate: 'holes' | 'fallocate';
 }
 
-// A ceiling is the best that the disk can do, so shapes are tried that suit virtual disks, NVMe drives and arrays.
+// A ceiling is the best that the disk can do, so shapes are tried that suit virtual disks, NVMe drives and arrays. The file gets its
+// blocks beforehand; writing into holes was within 3 % of that on the disks here.
 const SHAPES: Shape[] = [
-  { requestMiB: 1, depth: 16, jobs: 1, allocate: 'fallocate' },
-  { requestMiB: 1, depth: 16, jobs: 2, allocate: 'fallocate' },
-  { requestMiB: 4, depth: 8, jobs: 1, allocate: 'fallocate' },
-  { requestMiB: 4, depth: 8, jobs: 1, allocate: 'holes' },
-  { requestMiB: 4, depth: 8, jobs: 2, allocate: 'fallocate' },
+  { requestMiB: 1, depth: 16, jobs: 1 },
+  { requestMiB: 4, depth: 8, jobs: 1 },
+  { requestMiB: 4, depth: 8, jobs: 2 },
 ];
 
 /** True for types that measure the disk alone. */
@@ -36,8 +34,8 @@ export function fioCeilings(
 ): Contender[] {
   const file = join(directory, 'fio.data');
   const direction = operation === 'save' ? 'write' : 'read';
-  return SHAPES.filter(({ allocate }) => operation === 'save' || allocate === 'fallocate').map((shape) => ({
-    type: `fio ${shape.requestMiB} MiB x ${shape.depth} x ${shape.jobs}${operation === 'save' ? `, ${shape.allocate}` : ''}`,
+  return SHAPES.map((shape) => ({
+    type: `fio ${shape.requestMiB} MiB x ${shape.depth} x ${shape.jobs}`,
     run: () =>
       withoutFile(file, () =>
         withCleanup(async (cleanup) => {
@@ -65,9 +63,8 @@ function fioCommand(
 ): string[] {
   const request = shape.requestMiB << 20;
   const jobBytes = Math.ceil(dataBytes / shape.jobs / request) * request;
-  const allocate = shape.allocate === 'holes' ? 'truncate' : 'posix';
   const where = `--filename=${file} --size=${jobBytes} --offset_increment=${jobBytes} --filesize=${jobBytes * shape.jobs}`;
-  const how = `--rw=${direction} --bs=${request} --iodepth=${shape.depth} --numjobs=${shape.jobs} --fallocate=${allocate}`;
+  const how = `--rw=${direction} --bs=${request} --iodepth=${shape.depth} --numjobs=${shape.jobs} --fallocate=posix`;
   const memory = inHugePages ? '--iomem=shmhuge --hugepage-size=2M' : '--iomem=malloc';
   const always =
     '--name=ceiling --ioengine=io_uring --direct=1 --registerfiles=1 --fixedbufs=1 --end_fsync=1 --thread --group_reporting';

@@ -215,6 +215,7 @@ function parseOffset(value: string): number {
 }
 
 function readVersion(): string {
+  // Two folders up from here as well as from the bundle.
   const manifest = readFileSync(new URL('../../package.json', import.meta.url), 'utf8');
   return (JSON.parse(manifest) as { version: string }).version;
 }
