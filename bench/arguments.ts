@@ -61,10 +61,20 @@ export function parseArguments(argv: readonly string[]): BenchArguments {
     .option('--results <directory>', 'where the report goes', 'bench/results')
     .option('--json', 'print the results as JSON instead of tables')
     .addOption(
-      new Option('--bars', 'run what the bars of speed need, and say which are met').conflicts(['json']),
+      new Option('--bars', 'run what the bars of speed need, and say which are met').conflicts([
+        'json',
+        'workload',
+        'operation',
+        'memory',
+        'engine',
+        'against',
+      ]),
     );
   program.allowExcessArguments(false).parse(argv, { from: 'user' });
-  return program.opts<BenchArguments>();
+  const options = program.opts<BenchArguments>();
+  if (options.bars && options.dir === FAST_STANDIN)
+    program.error(`error: --bars needs a directory on a real disk; it makes the ${FAST_STANDIN} itself`);
+  return options;
 }
 
 function parseEngines(text: string): string[] {

@@ -2,15 +2,16 @@ import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type BenchArguments, FAST_STANDIN, type Rival } from './arguments.ts';
 import { isCeiling } from './disk.ts';
+import { describeHost, type Host } from './host.ts';
 import { interruption } from './interruption.ts';
 import { diskFor, measure, say } from './measure.ts';
-import type { Results } from './report.ts';
+import { hostFacts, type Results } from './report.ts';
 import type { MemoryState } from './restore.ts';
 import { measureScale } from './scale.ts';
 import type { SessionPlan } from './session.ts';
 import { ratioWithinRounds } from './statistics.ts';
-import { BEST_STOCK_TYPE } from './stock-save.ts';
-import { bestOf, cpuRatio, figures, type Series, speedRatio } from './summary.ts';
+import { DIRECT_STOCK_TYPE } from './stock-save.ts';
+import { bestOf, cpuRatio, cpuRatioWithKernel, figures, speedRatio } from './summary.ts';
 import { markdownTable, plainTable } from './table.ts';
 import { withCleanup } from './with-cleanup.ts';
 import type { WorkloadName } from './workload.ts';
@@ -28,14 +29,20 @@ interface Bar {
 /** Measures all that the bars need, prints them with their figures, and writes them beside the reports. Returns the exit status. */
 export async function measureBars(options: BenchArguments): Promise<number> {
   const bars: Bar[] = [];
+  const [host, began] = [describeHost(), new Date().toISOString()];
   for (const group of GROUPS) {
     bars.push(...(await barsOf(group, options)));
     // The whole takes more than an hour; what is known shall not be lost with the rest.
     mkdirSync(resultsDirectory(options), { recursive: true });
-    writeFileSync(join(resultsDirectory(options), 'bars.md'), `# Bars\n\n${markdownTable(tableOf(bars))}\n`);
+    writeFileSync(join(resultsDirectory(options), 'bars.md'), barsReport(bars, host, began));
   }
   process.stdout.write(`${plainTable(tableOf(bars))}\n`);
   return bars.every(isMet) ? 0 : 1;
+}
+
+function barsReport(bars: Bar[], host: Host, began: string): string {
+  const table = markdownTable(tableOf(bars));
+  return `# Bars\n\n${table}\n\n${hostFacts(host)}\n- begun ${began}; each session's report is in a folder of this one\n`;
 }
 
 /** The group's bars; one that is missed and says why if they cannot be measured, so that the others still are. */
@@ -88,7 +95,8 @@ const GROUPS: Group[] = [
   channelCounts,
   (options) => against(options, save('scattered'), options.dir, { speed: 6, cpu: 0.2 }),
   (options) => against(options, save('scattered'), FAST_STANDIN, { speed: 6, cpu: 0.2 }),
-  idleSave,
+  (options) => idleSave(options, options.dir),
+  (options) => idleSave(options, FAST_STANDIN),
   (options) => against(options, save('fragmented'), FAST_STANDIN, { speed: 2 }),
   (options) => against(options, save('private'), options.dir, { speed: 1, cpu: 1.1 }),
   (options) => against(options, save('private'), FAST_STANDIN, { speed: 1, cpu: 1.1 }),
@@ -113,31 +121,31 @@ function measureBar(
   options: BenchArguments,
   what: What,
   dir: string,
-  channels: number[],
-  rivals: Rival[],
+  how: Pick<SessionPlan, 'channels' | 'stockChannels' | 'against' | 'rounds'>,
   place = resultsDirectory(options),
 ): Promise<Results> {
   const guestBytes = what.workload === 'idle' ? 3 * dataBytes(options) : dataBytes(options);
-  const plan: SessionPlan = {
-    ...what,
-    guestBytes,
-    channels,
-    engines: ['auto'],
-    against: rivals,
-    onlyBestStock: true,
-    rounds: options.runs,
-  };
-  return measure(plan, dir, place);
+  return measure({ ...what, ...how, guestBytes, engines: ['auto'], onlyDirectStock: true }, dir, place);
 }
 
 function dataBytes({ size }: BenchArguments): number {
   return size ?? 4 * 2 ** 30;
 }
 
-/** Every second of the channel counts, up to 64: both sides' best is among these or next to one, and some runs take half a minute. */
-function fewChannels({ channels }: BenchArguments): number[] {
-  const few = channels.filter((count, index) => index % 2 === 0 && count <= 64);
-  return few.length === 0 ? channels : few;
+/** Those of `counts` that the options have, or all that they have. */
+function someOf({ channels }: BenchArguments, counts: number[]): number[] {
+  const some = channels.filter((count) => counts.includes(count));
+  return some.length === 0 ? channels : some;
+}
+
+/** mapram's channel counts differ less than its runs do ({@link channelCounts} shows it), so that a few stand for all. */
+function ourChannels(options: BenchArguments): number[] {
+  return someOf(options, [1, 4, 16]);
+}
+
+/** QEMU's have more choice: its best may be any of them, and some runs take half a minute. */
+function theirChannels(options: BenchArguments): number[] {
+  return someOf(options, [1, 2, 4, 16]);
 }
 
 /** Our best channel count against QEMU's best. */
@@ -147,7 +155,12 @@ async function against(
   dir: string,
   needed: { speed: number; cpu?: number },
 ): Promise<Bar[]> {
-  const results = await measureBar(options, what, dir, fewChannels(options), ['qemu']);
+  const results = await measureBar(options, what, dir, {
+    channels: ourChannels(options),
+    stockChannels: theirChannels(options),
+    against: ['qemu'],
+    rounds: options.runs,
+  });
   return againstBars(nameOf(what, dir, results), results, needed);
 }
 
@@ -157,27 +170,30 @@ function nameOf({ operation, workload, memory }: What, dir: string, { disk }: Re
   return `${operation} ${workload}${memory === undefined ? '' : ` into ${memory} memory`}, ${where}`;
 }
 
-function againstBars(
-  name: string,
-  { session: { runs }, series }: Results,
-  needed: { speed: number; cpu?: number },
-): Bar[] {
-  const [ours, theirs] = [bestOf(series, 'mapram'), bestOf(series, BEST_STOCK_TYPE)];
-  const both = <T>(ratio: (a: Series, b: Series) => T) => (ours && theirs ? ratio(ours, theirs) : undefined);
-  const voided = runs.filter((run) => run.voided !== undefined).length;
+function againstBars(name: string, results: Results, needed: { speed: number; cpu?: number }): Bar[] {
+  const { session, series } = results;
+  const [ours, theirs] = [bestOf(series, 'mapram'), bestOf(series, DIRECT_STOCK_TYPE)];
+  const both = (ratio: typeof speedRatio) => (ours && theirs ? ratio(session.runs, ours, theirs) : undefined);
   return [
-    ...(voided === 0 ? [] : [{ name: `${name}: void runs`, most: 0, figure: voided }]),
-    { name: `${name}: x QEMU`, least: needed.speed, figure: both((a, b) => speedRatio(runs, a, b)) },
+    ...voidRuns(name, results),
+    { name: `${name}: x QEMU`, least: needed.speed, figure: both(speedRatio) },
     ...(needed.cpu === undefined
       ? []
       : [
+          { name: `${name}: CPU, whole command, x QEMU`, most: needed.cpu, figure: both(cpuRatio) },
           {
-            name: `${name}: CPU, whole command, x QEMU`,
+            name: `${name}: CPU with kernel threads, x QEMU`,
             most: needed.cpu,
-            figure: both((a, b) => cpuRatio(runs, a, b)),
+            figure: both(cpuRatioWithKernel),
           },
         ]),
   ];
+}
+
+/** A bar that is missed if there was a void run; none otherwise. */
+function voidRuns(name: string, { session }: Results): Bar[] {
+  const count = session.runs.filter(({ voided }) => voided !== undefined).length;
+  return count === 0 ? [] : [{ name: `${name}: void runs`, most: 0, figure: count }];
 }
 
 async function denseSave(
@@ -190,11 +206,16 @@ async function denseSave(
   }: { dir: string; speed: number; cpu: number; oneChannel: number; ceiling?: number },
 ): Promise<Bar[]> {
   const rivals: Rival[] = ceiling === undefined ? ['qemu'] : ['qemu', 'fio'];
-  const results = await measureBar(options, save('dense'), dir, options.channels, rivals);
+  const results = await measureBar(options, save('dense'), dir, {
+    channels: ourChannels(options),
+    stockChannels: options.channels,
+    against: rivals,
+    rounds: options.runs,
+  });
   const { series } = results;
   const { runs } = results.session;
   const name = nameOf(save('dense'), dir, results);
-  const [ours, theirs] = ['mapram', BEST_STOCK_TYPE].map((type) =>
+  const [ours, theirs] = ['mapram', DIRECT_STOCK_TYPE].map((type) =>
     series.find((one) => one.type === type && one.channels === 1),
   );
   return [
@@ -215,18 +236,23 @@ async function denseSave(
  * differ by twice what runs do, and the fast disk, for there the engine is measured.
  */
 async function channelCounts(options: BenchArguments): Promise<Bar[]> {
-  const more = { ...options, runs: 3 * options.runs };
+  const { channels } = options;
+  const how = { channels, against: [], rounds: 3 * options.runs };
   const place = join(resultsDirectory(options), 'channel-counts');
-  const results = await measureBar(more, save('dense'), FAST_STANDIN, options.channels, [], place);
-  const ranked = results.series.toSorted((a, b) => a.milliseconds - b.milliseconds);
-  const [best, worst] = [ranked[0], ranked.at(-1)];
+  const results = await measureBar(options, save('dense'), FAST_STANDIN, how, place);
+  const name = nameOf(save('dense'), FAST_STANDIN, results);
   return [
-    {
-      name: `${nameOf(save('dense'), FAST_STANDIN, results)}: worst channel count x best`,
-      least: 0.9,
-      figure: best && worst && speedRatio(results.session.runs, worst, best),
-    },
+    ...voidRuns(name, results),
+    { name: `${name}: worst channel count x best`, least: 0.9, figure: worstToBest(results) },
   ];
+}
+
+/** How fast the slowest channel count is, measured by the fastest; nothing if one of them has no valid run or there is nothing to compare. */
+export function worstToBest({ session, series }: Pick<Results, 'session' | 'series'>): number | undefined {
+  const ranked = series.toSorted((a, b) => a.milliseconds - b.milliseconds);
+  const [best, worst] = [ranked[0], ranked.at(-1)];
+  if (best === undefined || worst === undefined || best === worst) return undefined;
+  return ranked.length < session.channels.length ? undefined : speedRatio(session.runs, worst, best);
 }
 
 /** Our rate of data over that of the best fio shape, within rounds. */
@@ -237,19 +263,24 @@ function ceilingRatio({ session, series }: Results): number | undefined {
     .toSorted((a, b) => b.dataBytesPerSecond - a.dataBytesPerSecond)[0];
   if (ours === undefined || fio === undefined) return undefined;
   const time = ratioWithinRounds(
-    figures(session.runs, fio, 'milliseconds'),
-    figures(session.runs, ours, 'milliseconds'),
+    figures(session.runs, fio, ({ milliseconds }) => milliseconds),
+    figures(session.runs, ours, ({ milliseconds }) => milliseconds),
   );
   // fio rounds the bytes up to whole requests.
   return time && (time * session.dataBytes) / ((fio.dataBytesPerSecond * fio.milliseconds) / 1000);
 }
 
-async function idleSave(options: BenchArguments): Promise<Bar[]> {
-  const results = await measureBar(options, save('idle'), options.dir, fewChannels(options), ['qemu']);
+async function idleSave(options: BenchArguments, dir: string): Promise<Bar[]> {
+  const results = await measureBar(options, save('idle'), dir, {
+    channels: ourChannels(options),
+    stockChannels: theirChannels(options),
+    against: ['qemu'],
+    rounds: options.runs,
+  });
   const grown = results.session.runs.flatMap(({ type, round, measurement }) =>
     type === 'mapram' && round > 0 ? (measurement?.memoryGrownBytes ?? []) : [],
   );
-  const name = nameOf(save('idle'), options.dir, results);
+  const name = nameOf(save('idle'), dir, results);
   return [
     ...againstBars(name, results, { speed: 50 }),
     {
@@ -274,6 +305,11 @@ function hugeGuest(options: BenchArguments): Promise<Bar[]> {
         name: `${name}: restore, x time of a dense guest of its data`,
         most: 1.3,
         figure: scale.restoreRatio,
+      },
+      {
+        name: `${name}: inspect, x time of a dense guest of its data`,
+        most: 1.3,
+        figure: scale.inspectRatio,
       },
       { name: `${name}: our RSS, MiB`, most: 300, figure: scale.peakBytes / 2 ** 20 },
     ];

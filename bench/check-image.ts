@@ -41,29 +41,41 @@ async function compareMain(workload: Workload, { bitmap, header }: ImageBlock, p
     throw new Error("the image's page bitmap is not that of the guest's memory");
   const file = await open(path, 'r');
   try {
-    const [wanted, ...buffers] = [Buffer.alloc(PIECE), Buffer.alloc(PIECE), Buffer.alloc(PIECE)];
+    const [wanted, ...buffers] = Array.from({ length: 2 + READS_AHEAD }, () => Buffer.alloc(PIECE)) as [
+      Buffer,
+      ...Buffer[],
+    ];
     const offsets = Array.from(
       { length: Math.ceil(workload.bytes / PIECE) },
       (_, index) => index * PIECE,
     ).filter((offset) => hasData(workload, offset));
-    // One piece is read while another one is made and compared.
+    // Some pieces are read while another one is made and compared.
     const readAt = (turn: number): Promise<Buffer> | undefined => {
       const offset = offsets[turn];
-      const buffer = buffers[turn % 2];
-      return offset === undefined || buffer === undefined
-        ? undefined
-        : readPiece(file, buffer, header[3] + offset, workload.bytes - offset);
+      const buffer = buffers[turn % buffers.length];
+      if (offset === undefined || buffer === undefined) return undefined;
+      const reading = readPiece(file, buffer, header[3] + offset, workload.bytes - offset);
+      // A failure is met when its turn comes, or never if an earlier piece is wrong already.
+      reading.catch(() => {});
+      return reading;
     };
-    let reading = readAt(0);
-    for (const [turn, offset] of offsets.entries()) {
-      const found = await reading;
-      reading = readAt(turn + 1);
-      expectEqualPages(MAIN_BLOCK, offset, found as Buffer, contents(workload, offset, wanted as Buffer));
+    const reading = Array.from({ length: READS_AHEAD }, (_, turn) => readAt(turn));
+    try {
+      for (const [turn, offset] of offsets.entries()) {
+        reading.push(readAt(turn + READS_AHEAD));
+        const found = await reading.shift();
+        expectEqualPages(MAIN_BLOCK, offset, found as Buffer, contents(workload, offset, wanted));
+      }
+    } finally {
+      await Promise.allSettled(reading);
     }
   } finally {
     await file.close();
   }
 }
+
+/** Pieces that are read at once: as many as Node has threads for files. */
+const READS_AHEAD = 4;
 
 /** Reads up to a piece; behind the end of the file there are zeros, as a loader takes them. */
 async function readPiece(file: FileHandle, buffer: Buffer, at: number, most: number): Promise<Buffer> {
@@ -95,4 +107,5 @@ export function expectEqualPages(block: string, offset: number, found: Buffer, w
   for (let at = 0; at < wanted.length; at += PAGE)
     if (found.compare(wanted, at, at + PAGE, at, at + PAGE) !== 0)
       throw new Error(`${block}: page ${(offset + at) / PAGE} is not what the guest has`);
+  throw new Error(`${block}: ${found.length} bytes at ${offset} instead of ${wanted.length}`);
 }

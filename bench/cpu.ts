@@ -55,6 +55,7 @@ export interface Finished {
 
 /** Runs a command to its end and tells its CPU time to the millisecond: Node has no wait4(2), but bash's `time` does. */
 export function runTimed(command: string[]): Promise<Finished> {
+  interruption.throwIfAborted();
   const began = performance.now();
   const child = spawn('bash', ['-c', `TIMEFORMAT='%3U %3S'; time "$@"`, 'bash', ...command], {
     stdio: ['ignore', 'pipe', 'pipe'],
@@ -63,7 +64,13 @@ export function runTimed(command: string[]): Promise<Finished> {
     // A process group of its own, so that a signal ends bash and the command together.
     detached: true,
   });
-  const kill = () => child.pid !== undefined && process.kill(-child.pid, 'SIGTERM');
+  const kill = () => {
+    try {
+      if (child.pid !== undefined) process.kill(-child.pid, 'SIGTERM');
+    } catch {
+      // It ended by itself a moment ago.
+    }
+  };
   interruption.addEventListener('abort', kill, { once: true });
   return new Promise((resolve, reject) => {
     let stdout = '';

@@ -5,7 +5,7 @@ import { fastStandin } from './fast-standin.ts';
 import { describeDisk, describeHost } from './host.ts';
 import { collectResults, type Results } from './report.ts';
 import { writeResults } from './results.ts';
-import { filesAtOnce, runSession, type SessionPlan } from './session.ts';
+import { bytesOnDisk, runSession, type SessionPlan } from './session.ts';
 import { withCleanup } from './with-cleanup.ts';
 
 /** Tells how the bench goes on, beside its results on stdout. */
@@ -16,7 +16,7 @@ export function say(text: string): void {
 /** Runs a session on the disk that `dir` names, and writes its report. */
 export function measure(plan: SessionPlan, dir: string, resultsDirectory: string): Promise<Results> {
   return withCleanup(async (cleanup) => {
-    const directory = diskFor(dir, filesAtOnce(plan) * plan.guestBytes, cleanup);
+    const directory = diskFor(dir, bytesOnDisk(plan), cleanup);
     const disk = describeDisk(directory);
     const results = collectResults(describeHost(), disk, await runSession(plan, directory, say));
     const label = dir === FAST_STANDIN ? FAST_STANDIN : disk.fileSystem;

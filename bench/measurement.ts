@@ -2,7 +2,10 @@ import { kernelCpuSecondsSince, kernelThreadTimes } from './cpu.ts';
 
 /** What one save or restore cost. */
 export interface Measurement {
-  /** From `stop` (of a guest that is stopped already: from the command) to durable, or from the command to done. */
+  /**
+   * A save's: from `stop` (of a guest that is stopped already: from when memory and disk were found fit, or from QEMU's command) to
+   * durable. A restore's: from the command to done, without the start of Node.
+   */
   milliseconds: number;
   /** For how long the guest stood still for it: of a save of a stopped guest, all the time. */
   pauseMilliseconds?: number;

@@ -91,8 +91,7 @@ function stockSave(stage: SaveStage, method: StockMethod, channels: number | und
           await configureStock(guest.qemu, method, channels ?? 1);
           const measurement = await measureSave(guest, () =>
             measureStock(guest.qemu, stage.workload, () => stockSaveDurably(guest.qemu, image)),
-          );
-          await readyAgain(guest.qemu);
+          ).finally(() => readyAgain(guest.qemu));
           if (method.mappedRam) await checkImage(stage.workload, guest.qemu, image);
           else checkStream(stage.workload, image);
           return measurement;
@@ -116,17 +115,17 @@ async function measureSave(
   };
 }
 
-/** Measures QEMU's own save or restore, done by `work`. */
+/** Measures QEMU's own save or restore, done by `work`, which returns the CPU seconds that others spent on it. */
 export async function measureStock(
   guest: Qemu,
   workload: Workload,
-  work: () => Promise<void>,
+  work: () => Promise<number>,
 ): Promise<Omit<Measurement, 'kernelCpuSeconds'>> {
   const cpu = processCpuSeconds(guest.pid);
   const began = performance.now();
-  await work();
+  const others = await work();
   const milliseconds = performance.now() - began;
-  const cpuSeconds = processCpuSeconds(guest.pid) - cpu;
+  const cpuSeconds = processCpuSeconds(guest.pid) - cpu + others;
   return { milliseconds, cpuSeconds, dataBytes: workload.dataBytes, details: {} };
 }
 

@@ -7,7 +7,7 @@ import type { Contender, Run } from './measurement.ts';
 import { type MemoryState, mapramRestore, needsStream, prepareRestores, stockRestores } from './restore.ts';
 import { runRounds } from './rounds.ts';
 import { mapramSave, stockSaves } from './save.ts';
-import { BEST_STOCK_TYPE, STOCK_METHODS, type StockMethod } from './stock-save.ts';
+import { DIRECT_STOCK_TYPE, STOCK_METHODS, type StockMethod } from './stock-save.ts';
 import { needTools } from './tools.ts';
 import { withCleanup } from './with-cleanup.ts';
 import { makeWorkload, type Workload, type WorkloadName } from './workload.ts';
@@ -20,10 +20,12 @@ export interface SessionPlan {
   /** Only restores into shared memory have one. */
   memory?: MemoryState;
   channels: number[];
+  /** QEMU's, where they are others than mapram's. */
+  stockChannels?: number[];
   engines: string[];
   against: Rival[];
   /** Measure QEMU's way with multifd and direct I/O alone. */
-  onlyBestStock?: true;
+  onlyDirectStock?: true;
   rounds: number;
 }
 
@@ -32,6 +34,8 @@ export interface Session extends SessionPlan {
   dataBytes: number;
   /** When it began, as ISO 8601 has it. */
   began: string;
+  /** How long it took, with preparations and checks. */
+  seconds: number;
   runs: Run[];
 }
 
@@ -40,8 +44,14 @@ export function sessionName({ operation, workload, memory }: SessionPlan): strin
   return [operation, workload, ...(memory === undefined ? [] : [memory])].join('-');
 }
 
-/** How many files as large as the guest's RAM a session has on the disk at once. */
-export function filesAtOnce(plan: SessionPlan): number {
+/** Bytes that a session has on the disk at most. */
+export function bytesOnDisk(plan: SessionPlan): number {
+  const { isSparse, dataBytes, bytes } = makeWorkload(plan.workload, plan.guestBytes);
+  return filesAtOnce(plan) * (isSparse ? 2 * dataBytes : bytes);
+}
+
+/** How many files that hold the workload there are at once. */
+function filesAtOnce(plan: SessionPlan): number {
   if (plan.operation === 'save') return 1;
   const disk = plan.against.some((rival) => rival !== 'qemu');
   return 1 + Number(needsStream(stockMethods(plan))) + Number(disk);
@@ -51,7 +61,7 @@ export function filesAtOnce(plan: SessionPlan): number {
 export function runSession(plan: SessionPlan, parent: string, say: (text: string) => void): Promise<Session> {
   return withCleanup(async (cleanup) => {
     if (plan.against.includes('fio')) needTools(['fio'], say);
-    const began = new Date().toISOString();
+    const began = new Date();
     const directory = mkdtempSync(join(parent, 'mapram-bench-'));
     cleanup.add(() => rmSync(directory, { recursive: true, force: true }));
     const workload = makeWorkload(plan.workload, plan.guestBytes);
@@ -69,27 +79,28 @@ export function runSession(plan: SessionPlan, parent: string, say: (text: string
       directory,
       say,
     );
-    return { ...plan, dataBytes: workload.dataBytes, began, runs };
+    const seconds = (Date.now() - began.getTime()) / 1000;
+    return { ...plan, dataBytes: workload.dataBytes, began: began.toISOString(), seconds, runs };
   });
 }
 
 function saveContenders(plan: SessionPlan, stage: Parameters<typeof mapramSave>[0]): Contender[] {
   return [
     ...plan.engines.flatMap((engine) => plan.channels.map((count) => mapramSave(stage, engine, count))),
-    ...stockSaves(stage, stockMethods(plan), plan.channels),
+    ...stockSaves(stage, stockMethods(plan), plan.stockChannels ?? plan.channels),
   ];
 }
 
 function restoreContenders(plan: SessionPlan, stage: Parameters<typeof mapramRestore>[0]): Contender[] {
   return [
     ...plan.engines.flatMap((engine) => plan.channels.map((count) => mapramRestore(stage, engine, count))),
-    ...stockRestores(stage, stockMethods(plan), plan.channels),
+    ...stockRestores(stage, stockMethods(plan), plan.stockChannels ?? plan.channels),
   ];
 }
 
-function stockMethods({ against, onlyBestStock }: SessionPlan): StockMethod[] {
+function stockMethods({ against, onlyDirectStock }: SessionPlan): StockMethod[] {
   if (!against.includes('qemu')) return [];
-  return onlyBestStock ? STOCK_METHODS.filter(({ type }) => type === BEST_STOCK_TYPE) : STOCK_METHODS;
+  return onlyDirectStock ? STOCK_METHODS.filter(({ type }) => type === DIRECT_STOCK_TYPE) : STOCK_METHODS;
 }
 
 function diskContenders(

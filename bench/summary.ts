@@ -1,4 +1,4 @@
-import type { Run } from './measurement.ts';
+import type { Measurement, Run } from './measurement.ts';
 import { type InRound, median, ratioWithinRounds } from './statistics.ts';
 import { PAGE } from './workload.ts';
 
@@ -75,20 +75,33 @@ export function bestOf(series: Series[], type: string): Series | undefined {
 }
 
 /** A figure of every valid, counted run of a series. */
-export function figures(runs: Run[], series: Series, figure: 'milliseconds' | 'cpuSeconds'): InRound[] {
+export function figures(
+  runs: Run[],
+  series: Series,
+  figure: (measurement: Measurement) => number,
+): InRound[] {
   return runs.flatMap(({ type, channels, round, measurement }) =>
     round > 0 && type === series.type && channels === series.channels && measurement !== undefined
-      ? [{ round, value: measurement[figure] }]
+      ? [{ round, value: figure(measurement) }]
       : [],
   );
 }
 
+const time = ({ milliseconds }: Measurement) => milliseconds;
+const processesCpu = ({ cpuSeconds }: Measurement) => cpuSeconds;
+const allCpu = ({ cpuSeconds, kernelCpuSeconds }: Measurement) => cpuSeconds + kernelCpuSeconds;
+
 /** How many times as fast `ours` is as `theirs`, formed within rounds. */
 export function speedRatio(runs: Run[], ours: Series, theirs: Series): number | undefined {
-  return ratioWithinRounds(figures(runs, theirs, 'milliseconds'), figures(runs, ours, 'milliseconds'));
+  return ratioWithinRounds(figures(runs, theirs, time), figures(runs, ours, time));
 }
 
-/** What part of the CPU time of `theirs` is used by `ours`, formed within rounds. */
+/** What part of the CPU time of `theirs` is used by `ours`, processes alone, formed within rounds. */
 export function cpuRatio(runs: Run[], ours: Series, theirs: Series): number | undefined {
-  return ratioWithinRounds(figures(runs, ours, 'cpuSeconds'), figures(runs, theirs, 'cpuSeconds'));
+  return ratioWithinRounds(figures(runs, ours, processesCpu), figures(runs, theirs, processesCpu));
+}
+
+/** The same with the kernel threads that worked meanwhile. */
+export function cpuRatioWithKernel(runs: Run[], ours: Series, theirs: Series): number | undefined {
+  return ratioWithinRounds(figures(runs, ours, allCpu), figures(runs, theirs, allCpu));
 }

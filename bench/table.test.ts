@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import type { Measurement, Run } from './measurement.ts';
-import { BEST_STOCK_TYPE } from './stock-save.ts';
+import { DIRECT_STOCK_TYPE } from './stock-save.ts';
 import { summarize } from './summary.ts';
 import { markdownTable, plainTable, seriesTable } from './table.ts';
 
@@ -18,7 +18,7 @@ function run(type: string, milliseconds: number, channels?: number): Run {
 }
 
 describe('the table of series', () => {
-  const runs = [run('mapram', 500, 4), run(BEST_STOCK_TYPE, 1000, 4), run('fio 4 MiB', 400)];
+  const runs = [run('mapram', 500, 4), run(DIRECT_STOCK_TYPE, 1000, 4), run('fio 4 MiB', 400)];
   const [head = [], ours = [], theirs = [], fio = []] = seriesTable(summarize(runs, GIB), runs, GIB);
   const cell = (row: string[], name: string) => row[head.indexOf(name)];
 

@@ -1,6 +1,6 @@
 import { isCeiling } from './disk.ts';
 import type { Run } from './measurement.ts';
-import { BEST_STOCK_TYPE } from './stock-save.ts';
+import { DIRECT_STOCK_TYPE } from './stock-save.ts';
 import { type Series, speedRatio } from './summary.ts';
 
 /** A table: the first row is the head; all columns but the first are numbers. */
@@ -58,7 +58,7 @@ export function isDiskOnly(type: string): boolean {
 /** How many times as fast as QEMU's best way with the same number of channels. */
 function ratioCell(one: Series, series: Series[], runs: Run[]): string {
   if (!one.type.startsWith('mapram')) return '';
-  const theirs = series.find(({ type, channels }) => type === BEST_STOCK_TYPE && channels === one.channels);
+  const theirs = series.find(({ type, channels }) => type === DIRECT_STOCK_TYPE && channels === one.channels);
   return theirs === undefined ? '' : (speedRatio(runs, one, theirs)?.toFixed(2) ?? '');
 }
 

@@ -19,6 +19,7 @@ interface Reply {
 export class Qmp {
   /** Every event since the connection was made. */
   readonly events: QmpEvent[] = [];
+  #tellOfArrival: (() => void)[] = [];
   readonly #socket: Socket;
   readonly #waiting = new Map<
     number,
@@ -69,6 +70,17 @@ export class Qmp {
     });
   }
 
+  /** Resolves when the next event arrives, or after `atMostMs`. */
+  arrival(atMostMs: number): Promise<void> {
+    return new Promise((resolve) => {
+      const timer = setTimeout(resolve, atMostMs);
+      this.#tellOfArrival.push(() => {
+        clearTimeout(timer);
+        resolve();
+      });
+    });
+  }
+
   /** Frees the socket for the next client. */
   async close(): Promise<void> {
     if (this.#socket.destroyed) return;
@@ -80,6 +92,7 @@ export class Qmp {
   #take(reply: Reply): void {
     if (reply.event !== undefined) {
       this.events.push(reply as QmpEvent);
+      for (const tell of this.#tellOfArrival.splice(0)) tell();
       return;
     }
     const waiting = reply.id === undefined ? undefined : this.#waiting.get(reply.id);
