@@ -170,7 +170,8 @@ function nameOf({ operation, workload, memory }: What, dir: string, { disk }: Re
   return `${operation} ${workload}${memory === undefined ? '' : ` into ${memory} memory`}, ${where}`;
 }
 
-function againstBars(name: string, results: Results, needed: { speed: number; cpu?: number }): Bar[] {
+/** The bars that set our best channel count against QEMU's best. */
+export function againstBars(name: string, results: Results, needed: { speed: number; cpu?: number }): Bar[] {
   const { session, series } = results;
   const [ours, theirs] = [bestOf(series, 'mapram'), bestOf(series, DIRECT_STOCK_TYPE)];
   const both = (ratio: typeof speedRatio) => (ours && theirs ? ratio(session.runs, ours, theirs) : undefined);

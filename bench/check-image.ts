@@ -33,10 +33,16 @@ export async function checkImage(workload: Workload, guest: Qemu, path: string):
 }
 
 /**
+ * Compares the workload's block in the image at `path`: its bitmap and its pages.
+ *
  * Pages whose bits are clear must be holes or zeros, so whole pieces are compared, zero pages included. Pieces without any data are
  * not read: no loader looks where all bits are clear, and an idle guest of 12 GiB has little else.
  */
-async function compareMain(workload: Workload, { bitmap, header }: ImageBlock, path: string): Promise<void> {
+export async function compareMain(
+  workload: Workload,
+  { bitmap, header }: Pick<ImageBlock, 'bitmap' | 'header'>,
+  path: string,
+): Promise<void> {
   if (!bitmap.equals(workload.bitmap))
     throw new Error("the image's page bitmap is not that of the guest's memory");
   const file = await open(path, 'r');

@@ -1,11 +1,13 @@
 // Compares whole commands, start-up of Node included, by hyperfine: `mapram save` against a script that does QEMU's save by QMP.
-import { spawnSync } from 'node:child_process';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { mkdirSync, mkdtempSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { Command, InvalidArgumentError } from 'commander';
 import { CLI, ROOT } from '../test/support/paths.ts';
-import { startSourceGuests } from './guests.ts';
-import { runToEnd } from './interruption.ts';
+import { checkImage } from './check-image.ts';
+import { type Side, startSourceGuests } from './guests.ts';
+import { interruption, runToEnd } from './interruption.ts';
 import { parseChannels, parseSize } from './lists.ts';
 import { needTools } from './tools.ts';
 import { withCleanup } from './with-cleanup.ts';
@@ -16,10 +18,11 @@ interface Options {
   size: number;
   dir: string;
   runs: number;
+  results: string;
 }
 
 function parseOptions(argv: string[]): Options {
-  const program = new Command('tsx bench/hyperfine.ts')
+  const program = new Command('npm run bench:commands --')
     .description("Compare `mapram save` with a script that does QEMU's save by QMP, as whole commands.")
     .option(
       '--channels <number>',
@@ -29,7 +32,8 @@ function parseOptions(argv: string[]): Options {
     )
     .option('--size <bytes>', 'RAM of the guest, such as 512M', strictly(parseSize), 2 * 2 ** 30)
     .option('--dir <directory>', 'where images go', '/var/tmp')
-    .option('--runs <number>', 'counted runs of each', strictly(parseRuns), 5);
+    .option('--runs <number>', 'counted runs of each', strictly(parseRuns), 5)
+    .option('--results <directory>', 'where hyperfine.json goes', 'bench/results');
   return program.allowExcessArguments(false).parse(argv, { from: 'user' }).opts<Options>();
 }
 
@@ -55,7 +59,7 @@ function quoted(...words: string[]): string {
     .join(' ');
 }
 
-/** QEMU's best way of saving, and the fdatasync that it leaves out. */
+/** QEMU's own save with direct I/O, and the fdatasync that it leaves out. */
 function stockCommand(socket: string, image: string, channels: number): string {
   const commands = [
     {
@@ -82,31 +86,51 @@ function stockCommand(socket: string, image: string, channels: number): string {
 async function main(options: Options): Promise<number> {
   needTools(['hyperfine'], (text) => process.stderr.write(`bench: ${text}\n`));
   return withCleanup(async (cleanup) => {
-    mkdirSync(options.dir, { recursive: true });
+    for (const path of [options.dir, options.results]) mkdirSync(path, { recursive: true });
     const directory = mkdtempSync(join(options.dir, 'mapram-bench-'));
     cleanup.add(() => rmSync(directory, { recursive: true, force: true }));
-    const guests = await startSourceGuests(makeWorkload('dense', options.size), cleanup);
-    const sockets = await Promise.all(
-      (['ours', 'theirs'] as const).map((side) => guests.withGuest(side, async ({ qemu }) => qemu.socket)),
+    const workload = makeWorkload('dense', options.size);
+    const guests = await startSourceGuests(workload, cleanup);
+    const of = (side: Side) =>
+      guests.withGuest(side, async ({ qemu }) => ({ qemu, image: join(directory, side) }));
+    const [ours, theirs] = [await of('ours'), await of('theirs')];
+    const { channels } = options;
+    const reset = quoted(
+      'node',
+      join(ROOT, 'bench/qmp.js'),
+      theirs.qemu.socket,
+      '{"execute":"system_reset"}',
     );
-    const [ours, theirs] = sockets as [string, string];
-    const image = join(directory, 'image');
-    const reset = quoted('node', join(ROOT, 'bench/qmp.js'), theirs, '{"execute":"system_reset"}');
-    const words = [
+    const status = await hyperfine([
       ...['--warmup', '1', '--runs', String(options.runs)],
-      ...['--prepare', `rm -f ${image}`, '--command-name', `mapram save, ${options.channels} channels`],
-      quoted('node', CLI, 'save', '--quiet', '--channels', String(options.channels), '--qmp', ours, image),
-      ...[
-        '--prepare',
-        `rm -f ${image}; ${reset}`,
-        '--command-name',
-        `QEMU by QMP, ${options.channels} channels, direct-io`,
-      ],
-      stockCommand(theirs, image, options.channels),
-    ];
-    // Not spawnSync's own pipes: hyperfine shows its progress and results itself.
-    return spawnSync('hyperfine', words, { stdio: 'inherit' }).status ?? 1;
+      ...['--export-json', join(options.results, 'hyperfine.json')],
+      ...['--prepare', `rm -f ${ours.image}`, '--command-name', `mapram save, ${channels} channels`],
+      quoted(
+        ...['node', CLI, 'save', '--quiet', '--channels', String(channels)],
+        ...['--qmp', ours.qemu.socket, ours.image],
+      ),
+      ...['--prepare', `rm -f ${theirs.image}; ${reset}`],
+      ...['--command-name', `QEMU by QMP, ${channels} channels, direct-io`],
+      stockCommand(theirs.qemu.socket, theirs.image, channels),
+    ]);
+    // hyperfine's --prepare removes an image before the next one is made; those of the last runs are left.
+    if (status === 0) for (const { qemu, image } of [ours, theirs]) await checkImage(workload, qemu, image);
+    return status;
   });
+}
+
+/** Runs hyperfine, which shows its progress and results itself, and returns its exit status. */
+async function hyperfine(words: string[]): Promise<number> {
+  interruption.throwIfAborted();
+  const child = spawn('hyperfine', words, { stdio: 'inherit' });
+  const kill = () => child.kill('SIGTERM');
+  interruption.addEventListener('abort', kill);
+  try {
+    const [status] = (await once(child, 'close')) as [number | null];
+    return status ?? 1;
+  } finally {
+    interruption.removeEventListener('abort', kill);
+  }
 }
 
 await runToEnd(() => main(parseOptions(process.argv.slice(2))));

@@ -1,0 +1,73 @@
+import { describe, expect, it } from 'vitest';
+import { againstBars, isMet, worstToBest } from './bars.ts';
+import type { Run } from './measurement.ts';
+import type { Results } from './report.ts';
+import { DIRECT_STOCK_TYPE } from './stock-save.ts';
+import { summarize } from './summary.ts';
+
+const GIB = 2 ** 30;
+
+function run(type: string, channels: number, milliseconds: number, cpuSeconds = 1, kernel = 1): Run {
+  const measurement = { milliseconds, cpuSeconds, kernelCpuSeconds: kernel, dataBytes: GIB, details: {} };
+  return { type, channels, round: 1, measurement };
+}
+
+function results(channels: number[], runs: Run[]): Results {
+  return { session: { channels, runs }, series: summarize(runs, GIB) } as unknown as Results;
+}
+
+describe('a bar', () => {
+  it('is met by its very limit, and missed by anything worse', () => {
+    expect(isMet({ name: 'x', least: 1.6, figure: 1.6 })).toBe(true);
+    expect(isMet({ name: 'x', least: 1.6, figure: 1.59 })).toBe(false);
+    expect(isMet({ name: 'x', most: 0.6, figure: 0.6 })).toBe(true);
+    expect(isMet({ name: 'x', most: 0.6, figure: 0.61 })).toBe(false);
+  });
+
+  it('is missed if nothing was measured', () => {
+    expect(isMet({ name: 'x', most: 0.6, figure: undefined })).toBe(false);
+    expect(isMet({ name: 'x', least: 1, figure: Number.NaN })).toBe(false);
+  });
+});
+
+describe('the bars against QEMU', () => {
+  const needed = { speed: 2, cpu: 0.5 };
+  const theirs = [run(DIRECT_STOCK_TYPE, 1, 900, 9), run(DIRECT_STOCK_TYPE, 2, 600, 4)];
+
+  it("set our best channel count against QEMU's best", () => {
+    const bars = againstBars(
+      'save',
+      results([1, 4], [run('mapram', 1, 300), run('mapram', 4, 200), ...theirs]),
+      needed,
+    );
+    expect(bars).toEqual([
+      { name: 'save: x QEMU', least: 2, figure: 3 },
+      { name: 'save: CPU, whole command, x QEMU', most: 0.5, figure: 0.25 },
+      { name: 'save: CPU with kernel threads, x QEMU', most: 0.5, figure: 0.4 },
+    ]);
+  });
+
+  it('are missed if any run was void', () => {
+    const voided: Run = { type: 'mapram', channels: 4, round: 1, voided: 'page 7 differs' };
+    const [first] = againstBars('save', results([1, 4], [run('mapram', 1, 300), voided, ...theirs]), needed);
+    expect(first).toEqual({ name: 'save: void runs', most: 0, figure: 1 });
+    expect(first && isMet(first)).toBe(false);
+  });
+
+  it('have no figure if one side has no valid run', () => {
+    const bars = againstBars('save', results([1], theirs), needed);
+    expect(bars.map(({ figure }) => figure)).toEqual([undefined, undefined, undefined]);
+  });
+});
+
+describe('our channel counts against each other', () => {
+  it('are judged by the slowest and the fastest', () =>
+    expect(
+      worstToBest(results([1, 2, 4], [run('mapram', 1, 100), run('mapram', 2, 125), run('mapram', 4, 110)])),
+    ).toBe(0.8));
+
+  it('give nothing if one of them never worked, or if there is only one', () => {
+    expect(worstToBest(results([1, 2], [run('mapram', 1, 100)]))).toBeUndefined();
+    expect(worstToBest(results([1], [run('mapram', 1, 100)]))).toBeUndefined();
+  });
+});
