@@ -31,6 +31,7 @@ export interface BenchArguments {
   results: string;
   json?: true;
   bars?: true;
+  resume?: true;
 }
 
 /** Parses the words behind the program's name; prints help and ends the process where that is asked for or a word is not understood. */
@@ -70,6 +71,7 @@ export function parseArguments(argv: readonly string[]): BenchArguments {
         'against',
       ]),
     );
+  program.option('--resume', 'with --bars: go on where an interrupted run of the same code stopped');
   program.allowExcessArguments(false).parse(argv, { from: 'user' });
   const options = program.opts<BenchArguments>();
   if (options.bars && options.dir === FAST_STANDIN)

@@ -1,4 +1,4 @@
-import { mkdirSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type BenchArguments, FAST_STANDIN, type Rival } from './arguments.ts';
 import { isCeiling } from './disk.ts';
@@ -26,23 +26,56 @@ interface Bar {
   figure: number | undefined;
 }
 
+/** What is known of the bars: kept beside their report, so that an interrupted run can be gone on with. */
+interface Progress {
+  host: Host;
+  began: string;
+  /** Channel counts, sizes and whatever else the figures depend on. */
+  options: Pick<BenchArguments, 'channels' | 'size' | 'dir' | 'runs'>;
+  /** The bars of each group that was measured, in the order of {@link GROUPS}. */
+  groups: Bar[][];
+}
+
 /** Measures all that the bars need, prints them with their figures, and writes them beside the reports. Returns the exit status. */
 export async function measureBars(options: BenchArguments): Promise<number> {
-  const bars: Bar[] = [];
-  const [host, began] = [describeHost(), new Date().toISOString()];
-  for (const group of GROUPS) {
-    bars.push(...(await barsOf(group, options)));
-    // The whole takes more than an hour; what is known shall not be lost with the rest.
+  const { channels, size, dir, runs } = options;
+  const began = new Date().toISOString();
+  const fresh: Progress = {
+    host: describeHost(),
+    began,
+    options: { channels, dir, runs, ...(size === undefined ? {} : { size }) },
+    groups: [],
+  };
+  const progress = (options.resume && earlierProgress(fresh, resultsDirectory(options))) || fresh;
+  for (const group of GROUPS.slice(progress.groups.length)) {
+    progress.groups.push(await barsOf(group, options));
+    // The whole takes two hours; what is known shall not be lost with the rest.
     mkdirSync(resultsDirectory(options), { recursive: true });
-    writeFileSync(join(resultsDirectory(options), 'bars.md'), barsReport(bars, host, began));
+    const path = (name: string) => join(resultsDirectory(options), name);
+    writeFileSync(path('bars.md'), barsReport(progress));
+    writeFileSync(path('bars.json'), `${JSON.stringify(progress, undefined, 1)}\n`);
   }
+  const bars = progress.groups.flat();
   process.stdout.write(`${plainTable(tableOf(bars))}\n`);
   return bars.every(isMet) ? 0 : 1;
 }
 
-function barsReport(bars: Bar[], host: Host, began: string): string {
-  const table = markdownTable(tableOf(bars));
-  return `# Bars\n\n${table}\n\n${hostFacts(host)}\n- begun ${began}; each session's report is in a folder of this one\n`;
+/** What an earlier run in `directory` has measured, if it was one of the same code on the same machine with the same options. */
+function earlierProgress(wanted: Progress, directory: string): Progress | undefined {
+  const path = join(directory, 'bars.json');
+  if (!existsSync(path)) return undefined;
+  const found = JSON.parse(readFileSync(path, 'utf8')) as Progress;
+  const what = ({ host, options }: Progress) => JSON.stringify([host, options]);
+  if (what(found) === what(wanted)) return found;
+  say('the earlier bars are of other code, another machine or other options: all are measured anew');
+  return undefined;
+}
+
+function barsReport({ groups, host, began }: Progress): string {
+  const table = markdownTable(tableOf(groups.flat()));
+  const isWhole = groups.length === GROUPS.length;
+  const rest = isWhole ? '' : `- ${GROUPS.length - groups.length} groups of bars are still to be measured\n`;
+  return `# Bars\n\n${table}\n\n${hostFacts(host)}\n- begun ${began}; each session's report is in a folder of this one\n${rest}`;
 }
 
 /** The group's bars; one that is missed and says why if they cannot be measured, so that the others still are. */
@@ -140,7 +173,7 @@ function someOf({ channels }: BenchArguments, counts: number[]): number[] {
 
 /** mapram's channel counts differ less than its runs do ({@link channelCounts} shows it), so that a few stand for all. */
 function ourChannels(options: BenchArguments): number[] {
-  return someOf(options, [1, 4, 16]);
+  return someOf(options, [1, 4]);
 }
 
 /** QEMU's have more choice: its best may be any of them, and some runs take half a minute. */

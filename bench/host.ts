@@ -15,7 +15,7 @@ export interface Host {
   /** Mode of transparent huge pages, for private memory and for tmpfs. */
   hugePages: { private: string; shared: string };
   versions: Record<string, string>;
-  /** Commit of the working tree; `-dirty` if files differ from it. */
+  /** Commit of the working tree; `-dirty` if files differ from it, reports aside. */
   commit: string;
 }
 
@@ -45,8 +45,14 @@ export function describeHost(): Host {
       fio: output('fio', '--version'),
       rust: firstMatch(/rustc (\S+)/, output('rustc', '--version')),
     },
-    commit: output('git', '-C', ROOT, 'describe', '--always', '--dirty', '--abbrev=12'),
+    commit: describeCommit(),
   };
+}
+
+function describeCommit(): string {
+  const commit = output('git', '-C', ROOT, 'describe', '--always', '--abbrev=12');
+  const changed = output('git', '-C', ROOT, 'status', '--porcelain', '--', '.', ':!bench/results');
+  return changed === '' ? commit : `${commit}-dirty`;
 }
 
 /** Collects the facts about the file system of `directory` and its device. */
