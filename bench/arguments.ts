@@ -70,8 +70,12 @@ export function parseArguments(argv: readonly string[]): BenchArguments {
         'engine',
         'against',
       ]),
+    )
+    .addOption(
+      new Option('--resume', 'go on with the bars where a run of the same code was interrupted').implies({
+        bars: true,
+      }),
     );
-  program.option('--resume', 'with --bars: go on where an interrupted run of the same code stopped');
   program.allowExcessArguments(false).parse(argv, { from: 'user' });
   const options = program.opts<BenchArguments>();
   if (options.bars && options.dir === FAST_STANDIN)

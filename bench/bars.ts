@@ -1,6 +1,6 @@
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { type BenchArguments, FAST_STANDIN, type Rival } from './arguments.ts';
+import { type BenchArguments, FAST_STANDIN } from './arguments.ts';
 import { isCeiling } from './disk.ts';
 import { describeHost, type Host } from './host.ts';
 import { interruption } from './interruption.ts';
@@ -150,11 +150,13 @@ function restore(workload: WorkloadName, memory?: MemoryState): What {
   return { operation: 'restore', workload, ...(memory === undefined ? {} : { memory }) };
 }
 
+type How = Pick<SessionPlan, 'channels' | 'stockChannels' | 'against' | 'rounds'>;
+
 function measureBar(
   options: BenchArguments,
   what: What,
   dir: string,
-  how: Pick<SessionPlan, 'channels' | 'stockChannels' | 'against' | 'rounds'>,
+  how: How,
   place = resultsDirectory(options),
 ): Promise<Results> {
   const guestBytes = what.workload === 'idle' ? 3 * dataBytes(options) : dataBytes(options);
@@ -181,6 +183,15 @@ function theirChannels(options: BenchArguments): number[] {
   return someOf(options, [1, 2, 4, 16]);
 }
 
+function bestAgainstBest(options: BenchArguments): How {
+  return {
+    channels: ourChannels(options),
+    stockChannels: theirChannels(options),
+    against: ['qemu'],
+    rounds: options.runs,
+  };
+}
+
 /** Our best channel count against QEMU's best. */
 async function against(
   options: BenchArguments,
@@ -188,12 +199,7 @@ async function against(
   dir: string,
   needed: { speed: number; cpu?: number },
 ): Promise<Bar[]> {
-  const results = await measureBar(options, what, dir, {
-    channels: ourChannels(options),
-    stockChannels: theirChannels(options),
-    against: ['qemu'],
-    rounds: options.runs,
-  });
+  const results = await measureBar(options, what, dir, bestAgainstBest(options));
   return againstBars(nameOf(what, dir, results), results, needed);
 }
 
@@ -239,12 +245,10 @@ async function denseSave(
     ...needed
   }: { dir: string; speed: number; cpu: number; oneChannel: number; ceiling?: number },
 ): Promise<Bar[]> {
-  const rivals: Rival[] = ceiling === undefined ? ['qemu'] : ['qemu', 'fio'];
   const results = await measureBar(options, save('dense'), dir, {
-    channels: ourChannels(options),
+    ...bestAgainstBest(options),
     stockChannels: options.channels,
-    against: rivals,
-    rounds: options.runs,
+    against: ceiling === undefined ? ['qemu'] : ['qemu', 'fio'],
   });
   const { series } = results;
   const { runs } = results.session;
@@ -305,12 +309,7 @@ function ceilingRatio({ session, series }: Results): number | undefined {
 }
 
 async function idleSave(options: BenchArguments, dir: string): Promise<Bar[]> {
-  const results = await measureBar(options, save('idle'), dir, {
-    channels: ourChannels(options),
-    stockChannels: theirChannels(options),
-    against: ['qemu'],
-    rounds: options.runs,
-  });
+  const results = await measureBar(options, save('idle'), dir, bestAgainstBest(options));
   const grown = results.session.runs.flatMap(({ type, round, measurement }) =>
     type === 'mapram' && round > 0 ? (measurement?.memoryGrownBytes ?? []) : [],
   );
