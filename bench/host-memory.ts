@@ -1,19 +1,16 @@
-import { closeSync, openSync, writeSync } from 'node:fs';
-import { join } from 'node:path';
-import { memoryDirectory } from '../test/support/paths.ts';
+import { Qemu } from '../test/support/qemu.ts';
 import { withCleanup } from './with-cleanup.ts';
 
-const PIECE = Buffer.alloc(4 << 20, 0xff);
-
 /**
- * Uses `bytes` of memory and frees it again. On a virtual machine, memory that was free for a while has gone back to the host,
- * and fetching it costs many times what is measured: whoever fills fresh memory next shall find it here.
+ * Uses `bytes` of memory, rounded up to whole MiB, and frees it again. On a virtual machine, memory that was free for a second has
+ * gone back to the host, and fetching it costs many times what is measured: whoever fills fresh memory next shall find it here.
+ *
+ * A QEMU that ends frees its huge pages at once; the small pages of a file take long to become free.
  */
 export function warmHostMemory(bytes: number): Promise<void> {
+  const mebibytes = Math.ceil(bytes / 2 ** 20);
+  const memory = ['-object', `memory-backend-ram,id=ram0,size=${mebibytes}M,prealloc=on,prealloc-threads=2`];
   return withCleanup(async (cleanup) => {
-    const file = openSync(join(memoryDirectory(cleanup), 'warm'), 'wx');
-    for (let at = 0; at < bytes; at += PIECE.length)
-      writeSync(file, PIECE, 0, Math.min(PIECE.length, bytes - at));
-    closeSync(file);
+    await Qemu.start({ machine: 'q35', mebibytes, memory, paused: true }, cleanup);
   });
 }

@@ -130,9 +130,9 @@ function intoWaitingGuest(
     if (warmFile !== undefined) writeStale(workload, warmFile);
     const guest = await startGuest(workload, memoryFile, true, cleanup);
     await guest.qmp.waitForStatus('inmigrate');
-    if (warmFile === undefined) await warmHostMemory(workload.dataBytes);
     // dd's way of saying posix_fadvise(POSIX_FADV_DONTNEED) for a whole file.
     execFileSync('dd', [`of=${image}`, 'oflag=nocache', 'conv=notrunc,fdatasync', 'count=0', 'status=none']);
+    if (warmFile === undefined) await warmHostMemory(workload.dataBytes);
     const measurement = await withKernelTime(() => measure(guest));
     checkMemory(
       workload,

@@ -19,7 +19,7 @@ describe('threadsToFill', () => {
 
   afterEach(() => rmSync(directory, { recursive: true, force: true }));
 
-  it('takes all processors only for a shared file without pages', async () => {
+  it('takes all processors only for memory without pages', async () => {
     writeFileSync(file, '');
     truncateSync(file, LENGTH);
     const memory = GuestMemory.ofNamed([{ name: 'ram', length: LENGTH, file }], true);
@@ -27,17 +27,27 @@ describe('threadsToFill', () => {
     writeFileSync(file, Buffer.alloc(LENGTH, 1), { flag: 'r+' });
     expect(await threadsToFill(memory, LENGTH, how)).toBe(3);
     memory.close();
-    const own = GuestMemory.ofNamed(
-      [{ name: 'ram', length: 4096, pid: process.pid, address: heapAddress() }],
-      true,
-    );
-    expect(await threadsToFill(own, LENGTH, how)).toBe(3);
-    own.close();
+  });
+
+  it('counts the pages of private memory too', async () => {
+    for (const [{ address, length }, threads] of [
+      [privateMemory((present) => present === 1), 3],
+      [privateMemory((present) => present < 0.1), 7],
+    ] as const) {
+      const memory = GuestMemory.ofNamed([{ name: 'ram', length, pid: process.pid, address }], true);
+      expect(await threadsToFill(memory, length, how)).toBe(threads);
+      memory.close();
+    }
   });
 });
 
-/** Where private memory of this process is. */
-function heapAddress(): number {
-  const [, start] = /^([0-9a-f]+)-.*\[heap\]$/m.exec(readFileSync('/proc/self/maps', 'latin1')) ?? [];
-  return Number.parseInt(start ?? '', 16);
+/** Private memory of this process that has the wanted share of its pages. */
+function privateMemory(isWanted: (present: number) => boolean): { address: number; length: number } {
+  const mappings = readFileSync('/proc/self/smaps', 'latin1').matchAll(
+    /^([0-9a-f]+)-[0-9a-f]+ rw-p 00000000 00:00 0 *\nSize: +(\d+) kB(?:\n.*?)*?\nRss: +(\d+) kB/gm,
+  );
+  for (const [, start = '', size, rss] of mappings)
+    if (isWanted(Number(rss) / Number(size)))
+      return { address: Number.parseInt(start, 16), length: 1024 * Number(size) };
+  throw new Error('this process has no such memory');
 }
