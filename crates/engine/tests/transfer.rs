@@ -6,13 +6,16 @@ mod support;
 
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use mapram_engine::ErrorKind;
 use mapram_engine::bitmap::PageBitmap;
 use mapram_engine::image_file::ImageFile;
 use mapram_engine::io::{self, Io};
+use mapram_engine::memory::{Backing, FileRange, Memory, Region};
 use mapram_engine::transfer::{self, Control, Options, Plan, RestoreJob, SaveJob, Sources};
+use support::huge_pages::{HUGE_PAGE_BYTES, HugePages};
 use support::{CHUNK_BYTES, Guest, MIB, Random, bitmap_of, plan, read, whole_plan};
 
 const OPTIONS: Options = Options { queue_depth: 4, threads: 2 };
@@ -171,6 +174,58 @@ fn stale_bytes_under_clear_bits_are_not_restored() {
     job.run(io::by_name("blocking").unwrap().as_ref(), image.as_fd(), &Control::default()).unwrap();
     let restored = used.bytes(0);
     assert!(restored[stale * 4096..(stale + 1) * 4096].iter().all(|byte| *byte == 0));
+}
+
+/// Memory in huge pages is read into directly, but never a page without a bit: long runs and short ones, near each other
+/// and far apart, across chunks and huge pages, over an image that holds stale bytes everywhere else.
+#[test]
+fn only_set_pages_reach_memory_in_huge_pages() {
+    let Some(_pages) = HugePages::reserve(8) else {
+        return;
+    };
+    let length = 4 * HUGE_PAGE_BYTES;
+    let image = File::from(rustix::fs::memfd_create("image", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+    let content: Vec<u8> = (0..length / 8).flat_map(|word| (word + 1).to_le_bytes()).collect();
+    image.write_all_at(&content, 0).unwrap();
+    let runs = [0..300_usize, 310..400, 500..501, 600..700, 1000..1100, 1500..2048];
+    let mut bitmap = vec![0_u8; 256];
+    for page in runs.clone().into_iter().flatten() {
+        bitmap[page / 8] |= 1 << (page % 8);
+    }
+    let places = [transfer::Place { pages_offset: 0, length }];
+    for io in engines() {
+        let flags = rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::HUGETLB;
+        let file = Arc::new(File::from(rustix::fs::memfd_create("guest", flags).unwrap()));
+        file.set_len(length).unwrap();
+        let region = |offset, length| Region {
+            block: 0,
+            offset,
+            length,
+            backing: Backing::SharedHugetlb {
+                file: FileRange { file: Arc::clone(&file), offset },
+                process: None,
+            },
+            page_bytes: HUGE_PAGE_BYTES,
+        };
+        let regions = vec![region(0, HUGE_PAGE_BYTES), region(HUGE_PAGE_BYTES, length - HUGE_PAGE_BYTES)];
+        let memory = Memory::new(vec![length], regions).unwrap();
+        assert!(memory.direct_address(0, 0, length).unwrap().is_none(), "it is not all in one region");
+        let job = RestoreJob {
+            memory: &memory,
+            places: &places,
+            bitmaps: &[PageBitmap::from_bytes(&bitmap, length / 4096)],
+            plan: whole_plan(&places, 2, MIB),
+            options: OPTIONS,
+        };
+        job.run(io.as_ref(), image.as_fd(), &Control::default()).unwrap();
+        let restored = read(&file, 0, length);
+        for page in 0..2048 {
+            let bytes = page * 4096..(page + 1) * 4096;
+            let wanted =
+                if runs.iter().any(|run| run.contains(&page)) { &content[bytes.clone()] } else { &[0; 4096] };
+            assert!(&restored[bytes] == wanted, "page {page} is wrong by {}", io.name());
+        }
+    }
 }
 
 #[test]

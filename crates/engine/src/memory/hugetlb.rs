@@ -21,10 +21,10 @@ pub(super) struct Mapping {
     page_bytes: usize,
 }
 
-// SAFETY: the mapping is plain memory that belongs to no thread; it is only reached through `write`, which the
-// caller keeps free of overlaps.
+// SAFETY: the mapping is plain memory that belongs to no thread; it is only reached through `write` and by
+// addresses, which callers keep free of overlaps.
 unsafe impl Send for Mapping {}
-// SAFETY: as above; `write` takes no reference to the mapped bytes.
+// SAFETY: as above; nothing takes a reference to the mapped bytes.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
@@ -49,7 +49,10 @@ impl Mapping {
     /// # Safety
     /// Every segment's buffer must be valid for reads of its length, and nobody may write to it meanwhile.
     pub unsafe fn write(&self, segments: Vec<Segment>) -> Result<()> {
-        let places = segments.iter().map(|segment| self.place(segment)).collect::<Result<Vec<_>>>()?;
+        let places = segments
+            .iter()
+            .map(|segment| self.place(segment.at, segment.length))
+            .collect::<Result<Vec<_>>>()?;
         for pages in self.pages(&places) {
             self.populate(&pages)?;
         }
@@ -63,10 +66,23 @@ impl Mapping {
         Ok(())
     }
 
-    fn place(&self, segment: &Segment) -> Result<Range<usize>> {
-        let start = segment.at.checked_sub(self.offset).and_then(|start| usize::try_from(start).ok());
+    /// Makes the pages of the file offsets `span` present; returns the address of the first byte, to be used as long as
+    /// the mapping lives.
+    pub fn populated(&self, span: Range<u64>) -> Result<*mut u8> {
+        let length = usize::try_from(span.end - span.start).unwrap_or(usize::MAX);
+        let place = self.place(span.start, length)?;
+        let start = place.start;
+        for pages in self.pages(&[place]) {
+            self.populate(&pages)?;
+        }
+        // SAFETY: the place was checked to lie within the mapping.
+        Ok(unsafe { self.base.add(start) })
+    }
+
+    fn place(&self, at: u64, length: usize) -> Result<Range<usize>> {
+        let start = at.checked_sub(self.offset).and_then(|start| usize::try_from(start).ok());
         start
-            .and_then(|start| Some(start..start.checked_add(segment.length)?))
+            .and_then(|start| Some(start..start.checked_add(length)?))
             .filter(|place| place.end <= self.length)
             .ok_or_else(|| Error::new(ErrorKind::Usage, "a write lies outside of its hugetlbfs mapping"))
     }

@@ -205,17 +205,38 @@ impl Memory {
         Ok(())
     }
 
+    /// Where the kernel can put bytes of a block without a copy of ours: the address of `offset` in shared hugetlbfs memory,
+    /// with the pages of all `length` bytes there. `None` for other memory: to map and pin pages of 4 KiB costs as much as
+    /// to copy them (docs/performance.md).
+    ///
+    /// The address is valid as long as this memory is. Only the kernel may write there, for which a page that is gone is an
+    /// error; a plain write would end the process by SIGBUS.
+    ///
+    /// # Errors
+    /// `NoSpace` where the host's huge pages run out, or whatever the kernel said.
+    pub fn direct_address(&self, block: usize, offset: u64, length: u64) -> Result<Option<*mut u8>> {
+        let Some(index) = self.region_at(block, offset) else {
+            return Ok(None);
+        };
+        let region = &self.regions[index];
+        match &region.backing {
+            Backing::SharedHugetlb { file, .. } if offset + length <= region.offset + region.length => {
+                let start = file.offset + (offset - region.offset);
+                self.mapping(index, file)?.populated(start..start + length).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
     /// The pieces by region, cut where they cross from one into the next.
     fn split(&self, block: usize, pieces: &[Piece]) -> Result<Vec<(usize, Vec<Piece>)>> {
-        let regions = self.regions_of(block);
         let mut groups: Vec<(usize, Vec<Piece>)> = Vec::new();
         for &(mut piece) in pieces {
             while piece.length > 0 {
-                let within = |region: &Region| region.offset + region.length <= piece.offset;
-                let index = regions.start + self.regions[regions.clone()].partition_point(within);
-                let region = self.regions[..regions.end].get(index).ok_or_else(|| {
+                let index = self.region_at(block, piece.offset).ok_or_else(|| {
                     usage(format!("block {block} has no {} bytes at offset {}", piece.length, piece.offset))
                 })?;
+                let region = &self.regions[index];
                 let room = region.offset + region.length - piece.offset;
                 let length = piece.length.min(usize::try_from(room).unwrap_or(usize::MAX));
                 match groups.last_mut() {
@@ -239,6 +260,14 @@ impl Memory {
         let mapping = hugetlb::Mapping::new(file, region.length, region.page_bytes)?;
         // Of two threads that come here at once, one drops its own again.
         Ok(self.mappings[index].get_or_init(|| mapping))
+    }
+
+    /// The region that holds a block's byte at `offset`.
+    fn region_at(&self, block: usize, offset: u64) -> Option<usize> {
+        let regions = self.regions_of(block);
+        let is_before = |region: &Region| region.offset + region.length <= offset;
+        let index = regions.start + self.regions[regions.clone()].partition_point(is_before);
+        (index < regions.end).then_some(index)
     }
 
     fn regions_of(&self, block: usize) -> Range<usize> {

@@ -8,10 +8,14 @@ use proptest::prelude::*;
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, munmap};
 
+#[path = "../../tests/support/huge_pages.rs"]
+mod huge_pages;
+
 use super::*;
 use crate::PAGE_BYTES;
 use crate::bitmap::{PageBitmap, PageRun};
 use crate::transfer::{self, Control};
+use huge_pages::{HUGE_PAGE_BYTES, HugePages};
 
 const PAGES: u64 = 64;
 const PAGE: usize = 4096;
@@ -259,42 +263,10 @@ proptest! {
     }
 }
 
-/// Huge pages of 2 MiB, reserved for as long as it lives.
-struct HugePages {
-    before: String,
-}
-
-const HUGE_PAGE_BYTES: u64 = 2 << 20;
-const HUGE_PAGES_WANTED: u64 = PAGES * 2 + 8;
-
-impl HugePages {
-    const COUNT: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
-    const FREE: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
-
-    fn reserve() -> Option<Self> {
-        let before = std::fs::read_to_string(Self::COUNT).ok()?;
-        let wanted = before.trim().parse::<u64>().ok()? + HUGE_PAGES_WANTED;
-        let pages = Self { before };
-        std::fs::write(Self::COUNT, wanted.to_string()).ok()?;
-        (Self::free() >= HUGE_PAGES_WANTED).then_some(pages)
-    }
-
-    fn free() -> u64 {
-        std::fs::read_to_string(Self::FREE).unwrap().trim().parse().unwrap()
-    }
-}
-
-impl Drop for HugePages {
-    fn drop(&mut self) {
-        std::fs::write(Self::COUNT, &self.before).unwrap();
-    }
-}
-
 /// One test, as all of its parts share the host's huge pages.
 #[test]
 fn hugetlb_memory() {
-    let Some(_pages) = HugePages::reserve() else {
-        eprintln!("SKIPPED: this host reserves no huge pages");
+    let Some(_pages) = HugePages::reserve(PAGES * 2 + 8) else {
         return;
     };
     let file = || memfd(MemfdFlags::HUGETLB);
@@ -342,6 +314,8 @@ fn too_few_huge_pages_are_an_error() {
         let error = write(memory).unwrap_err();
         assert_eq!(error.kind, ErrorKind::NoSpace, "{error}");
     }
+    let error = memories[0].direct_address(0, 0, PAGE_BYTES).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::NoSpace, "{error}");
     // A file that has become too short is another matter.
     drop(hoard);
     guests[0].file.as_ref().unwrap().set_len(0).unwrap();

@@ -5,7 +5,6 @@ use std::os::fd::{BorrowedFd, RawFd};
 
 use super::to_usize;
 use crate::io::{Completion, Direction, Queue, Request};
-use crate::pool::Pool;
 use crate::{Error, ErrorKind, PAGE_BYTES, Result};
 
 /// How often a request may come back without progress (EAGAIN, EINTR, a short result of less than a page).
@@ -13,23 +12,22 @@ const MAX_STALLS: u32 = 64;
 /// From this many stalls on, the thread sleeps a millisecond before the request is tried again.
 const STALLS_BEFORE_SLEEP: u32 = 8;
 
-/// A contiguous part of a pool slot on its way to or from the image.
+/// Contiguous bytes of a chunk on their way to or from the image.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Part {
-    /// The pool slot.
+    /// The slot of the chunk that they belong to.
     pub slot: usize,
-    /// First byte within the slot.
-    pub slot_offset: usize,
+    /// First byte in our memory: of the slot's buffer, or elsewhere.
+    pub buffer: *mut u8,
     /// File offset in bytes.
     pub file_offset: u64,
     /// Bytes.
     pub length: usize,
 }
 
-/// One thread's queue and pool slots.
+/// One thread's queue, and which slots have requests in flight.
 pub(super) struct Driver<'pool> {
     queue: Box<dyn Queue + 'pool>,
-    pool: &'pool Pool,
     fd: RawFd,
     direction: Direction,
     capacity: usize,
@@ -47,23 +45,22 @@ struct Flight {
 }
 
 impl<'pool> Driver<'pool> {
-    /// A driver for `fd` whose parts all go in `direction`, at most `capacity` at once.
+    /// A driver of `slots` slots for `fd`, whose parts all go in `direction`, at most `capacity` at once.
     pub fn new(
         queue: Box<dyn Queue + 'pool>,
-        pool: &'pool Pool,
+        slots: usize,
         fd: RawFd,
         direction: Direction,
         capacity: usize,
     ) -> Self {
         Self {
             queue,
-            pool,
             fd,
             direction,
             capacity,
             flights: vec![None; capacity],
             unused: (0..capacity).rev().collect(),
-            outstanding: vec![0; pool.slots()],
+            outstanding: vec![0; slots],
             finished: Vec::new(),
             completions: Vec::with_capacity(capacity),
         }
@@ -72,8 +69,8 @@ impl<'pool> Driver<'pool> {
     /// Starts the transfer of `part`, waiting for others first while the queue is full.
     ///
     /// # Safety
-    /// The slot's bytes must not be touched by the caller until the slot was returned by [`Self::take_finished`]
-    /// or the driver was dropped.
+    /// The part's bytes must be valid, and not be touched by the caller, until the slot was returned by
+    /// [`Self::take_finished`] or the driver was dropped.
     pub unsafe fn start(&mut self, part: Part) -> Result<()> {
         // Counted before waiting, or the slot's earlier parts, finishing meanwhile, would finish the whole slot.
         self.outstanding[part.slot] += 1;
@@ -109,10 +106,8 @@ impl<'pool> Driver<'pool> {
     }
 
     fn submit(&mut self, token: usize, flight: Flight) -> Result<()> {
-        let Part { slot, slot_offset, file_offset, length } = flight.part;
+        let Part { buffer, file_offset, length, .. } = flight.part;
         self.flights[token] = Some(flight);
-        // SAFETY: the part lies within its slot, so the sum stays inside the pool's mapping.
-        let buffer = unsafe { self.pool.slot(slot).add(slot_offset) };
         let length = u32::try_from(length)
             .map_err(|_| Error::new(ErrorKind::Usage, format!("a request of {length} bytes is too long")))?;
         let request = Request {
@@ -123,8 +118,8 @@ impl<'pool> Driver<'pool> {
             buffer,
             length,
         };
-        // SAFETY: the pool outlives the queue, the caller leaves the slot alone until it has finished, and the file
-        // is open for as long as the driver lives.
+        // SAFETY: the caller leaves the bytes alone until the slot has finished or the driver, and with it the queue, is
+        // gone; the file is open for as long.
         let pushed = unsafe { self.queue.push(request) };
         pushed.map_err(|cause| self.failure(file_offset, cause))
     }
@@ -148,7 +143,7 @@ impl<'pool> Driver<'pool> {
         }
         // Direct I/O can only go on at a page boundary; what lies behind the last one is moved again.
         let whole_pages = moved - moved % to_usize(PAGE_BYTES);
-        flight.part.slot_offset += whole_pages;
+        flight.part.buffer = flight.part.buffer.wrapping_add(whole_pages);
         flight.part.file_offset += whole_pages as u64;
         flight.part.length -= whole_pages;
         flight.stalls = if whole_pages == 0 { flight.stalls + 1 } else { 0 };

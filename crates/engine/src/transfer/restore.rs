@@ -1,4 +1,5 @@
-//! Image to guest memory: clear what must read zero, read each chunk's pages and put them in place.
+//! Image to guest memory: clear what must read zero, read each chunk's pages and put them in place, or read them straight
+//! into their place.
 
 use super::clear::Clearing;
 use super::driver::{Driver, Part};
@@ -27,6 +28,9 @@ pub struct RestoreJob<'a> {
     /// How to run.
     pub options: Options,
 }
+
+/// Shortest run of pages that is read straight into guest memory; shorter ones are cheaper to read together and to copy.
+const MIN_DIRECT_PAGES: u64 = 64;
 
 /// What a finished restore did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,12 +88,16 @@ struct Shared<'a> {
     control: &'a Control,
 }
 
-/// A chunk whose reads are in flight: what to put in place once they have finished.
+/// A chunk whose reads are in flight.
 struct Pending {
     block: usize,
     bytes: u64,
+    /// What to copy to its place once it was read; nothing if the reads go straight there.
     pieces: Vec<Piece>,
 }
+
+/// A run of pages and the address to read it to.
+type Read = (PageRun, *mut u8);
 
 impl Shared<'_> {
     fn work(&self, gate: &threads::Gate, slots: usize, requests: u32) -> Result<()> {
@@ -98,9 +106,9 @@ impl Shared<'_> {
         gate.pass()?;
         // Cleared and filled pages are never the same ones, so that threads may do either at any time.
         self.clearing.work(self.control)?;
-        let mut driver =
-            Driver::new(queue, &pool, self.image.as_raw_fd(), Direction::Read, requests as usize);
         let mut pending: Vec<Option<Pending>> = (0..slots).map(|_| None).collect();
+        let mut driver =
+            Driver::new(queue, slots, self.image.as_raw_fd(), Direction::Read, requests as usize);
         let mut free: Vec<usize> = (0..slots).collect();
         let mut seat = Seat::default();
         while let Some(chunk) = self.chunks.next(&mut seat) {
@@ -111,11 +119,18 @@ impl Shared<'_> {
                 }
                 self.place_finished(&mut driver, &pool, &mut pending, &mut free)?;
             };
-            pending[slot] = self.start_chunk(&chunk, slot, &mut driver)?;
-            if pending[slot].is_none() {
+            let runs = self.runs_of(&chunk);
+            if runs.is_empty() {
                 free.push(slot);
                 self.control.advance(chunk.data_bytes());
+                continue;
             }
+            let (reads, pieces) = match self.direct_reads(chunk.block, &runs)? {
+                Some(reads) => (reads, Vec::new()),
+                None => copied_reads(&chunk, &runs, pool.slot(slot)),
+            };
+            pending[slot] = Some(Pending { block: chunk.block, bytes: chunk.data_bytes(), pieces });
+            self.start(chunk.block, &reads, slot, &mut driver)?;
         }
         while free.len() < slots {
             self.place_finished(&mut driver, &pool, &mut pending, &mut free)?;
@@ -123,35 +138,30 @@ impl Shared<'_> {
         Ok(())
     }
 
-    /// Starts the reads of the chunk's pages; `None` if the image holds none of them.
-    fn start_chunk(&self, chunk: &Chunk, slot: usize, driver: &mut Driver<'_>) -> Result<Option<Pending>> {
-        let runs = self.runs_of(chunk);
-        if runs.is_empty() {
+    /// Reads straight into guest memory, if it is of a kind that allows it and the runs are long and far enough apart:
+    /// what is read along between two runs would overwrite zero pages.
+    fn direct_reads(&self, block: usize, runs: &[PageRun]) -> Result<Option<Vec<Read>>> {
+        if runs.iter().any(|run| run.count < MIN_DIRECT_PAGES) || join(runs).count() < runs.len() {
             return Ok(None);
         }
-        for run in join(&runs) {
-            let offset = run.first * PAGE_BYTES;
+        let read = |run: &PageRun| {
+            let address =
+                self.memory.direct_address(block, run.first * PAGE_BYTES, run.count * PAGE_BYTES)?;
+            Ok(address.map(|address| (*run, address)))
+        };
+        runs.iter().map(read).collect()
+    }
+
+    fn start(&self, block: usize, reads: &[Read], slot: usize, driver: &mut Driver<'_>) -> Result<()> {
+        for &(run, buffer) in reads {
+            let file_offset = self.places[block].pages_offset + run.first * PAGE_BYTES;
             let length = to_usize(run.count * PAGE_BYTES);
-            let part = Part {
-                slot,
-                slot_offset: to_usize(offset - chunk.offset),
-                file_offset: self.places[chunk.block].pages_offset + offset,
-                length,
-            };
             self.read.fetch_add(length as u64, Ordering::Relaxed);
-            // SAFETY: the slot is not touched again before the driver hands it back as finished.
-            unsafe { driver.start(part) }?;
+            // SAFETY: neither the slot nor the run's place in guest memory is touched before the driver hands the slot back
+            // as finished, and both outlive the driver.
+            unsafe { driver.start(Part { slot, buffer, file_offset, length }) }?;
         }
-        // Zero pages that were read along with their neighbours may hold stale bytes: only set bits are put in place.
-        let pieces = runs
-            .iter()
-            .map(|run| Piece {
-                offset: run.first * PAGE_BYTES,
-                length: to_usize(run.count * PAGE_BYTES),
-                buffer_offset: to_usize(run.first * PAGE_BYTES - chunk.offset),
-            })
-            .collect();
-        Ok(Some(Pending { block: chunk.block, bytes: chunk.data_bytes(), pieces }))
+        Ok(())
     }
 
     fn runs_of(&self, chunk: &Chunk) -> Vec<PageRun> {
@@ -187,4 +197,17 @@ impl Shared<'_> {
         }
         Ok(())
     }
+}
+
+/// Reads into the buffer of a slot, and what is to be copied from there: zero pages that are read along with their
+/// neighbours may be stale, so only the runs themselves.
+fn copied_reads(chunk: &Chunk, runs: &[PageRun], buffer: *mut u8) -> (Vec<Read>, Vec<Piece>) {
+    let within = |run: &PageRun| to_usize(run.first * PAGE_BYTES - chunk.offset);
+    let piece = |run: &PageRun| Piece {
+        offset: run.first * PAGE_BYTES,
+        length: to_usize(run.count * PAGE_BYTES),
+        buffer_offset: within(run),
+    };
+    let reads = join(runs).map(|run| (run, buffer.wrapping_add(within(&run)))).collect();
+    (reads, runs.iter().map(piece).collect())
 }

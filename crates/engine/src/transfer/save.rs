@@ -86,7 +86,7 @@ impl Shared<'_> {
         let io = self.image.io();
         let queue = io.queue(requests, &pool).map_err(|cause| set_up_error(io.name(), cause))?;
         let fd = self.image.fd().as_raw_fd();
-        let mut driver = Driver::new(queue, &pool, fd, Direction::Write, requests as usize);
+        let mut driver = Driver::new(queue, slots, fd, Direction::Write, requests as usize);
         let mut free: Vec<usize> = (0..slots).collect();
         let mut seat = Seat::default();
         while let Some(chunk) = self.chunks.next(&mut seat) {
@@ -122,7 +122,7 @@ impl Shared<'_> {
             let offset = run.first * PAGE_BYTES;
             let part = Part {
                 slot,
-                slot_offset: to_usize(offset - chunk.offset),
+                buffer: buffer.wrapping_add(to_usize(offset - chunk.offset)),
                 file_offset: block_offset + offset,
                 length: to_usize(run.count * PAGE_BYTES),
             };

@@ -6,6 +6,8 @@
 )]
 #![allow(clippy::unwrap_used, reason = "helpers of a test fail by panicking")]
 
+pub mod huge_pages;
+
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
