@@ -8,8 +8,11 @@ import { PAGE_BYTES } from './format.ts';
 
 /** Number of set bits. */
 export function countSetPages(bitmap: Uint8Array): number {
+  const words = wordsOf(bitmap);
   let total = 0;
-  for (const word of wordsOf(bitmap)) {
+  // By index: an iterator takes ten times as long, which is a quarter of a second for a block of 1 TiB.
+  for (let index = 0; index < words.length; index += 1) {
+    const word = words[index] as number;
     if (word !== 0) total += popcount(word);
   }
   return total;
@@ -28,10 +31,11 @@ export function highestSetPage(bitmap: Uint8Array): number {
 /** The first page whose bit is set, or -1. */
 export function lowestSetPage(bitmap: Uint8Array): number {
   const words = wordsOf(bitmap);
-  const index = words.findIndex((word) => word !== 0);
-  if (index < 0) return -1;
-  const word = words[index] as number;
-  return index * 32 + 31 - Math.clz32(word & -word);
+  for (let index = 0; index < words.length; index += 1) {
+    const word = words[index] as number;
+    if (word !== 0) return index * 32 + 31 - Math.clz32(word & -word);
+  }
+  return -1;
 }
 
 /**

@@ -169,7 +169,7 @@ function endOfVmdesc(bytes: Uint8Array, eof: number): number | undefined {
 function tailAt(bytes: Uint8Array, eof: number): Tail {
   const vmdescOffset = eof + VMDESC_HEADER_BYTES;
   const end = endOfVmdesc(bytes, eof);
-  // Copies: the driver may use its buffer again.
+  // Copies, for these are views of what was read.
   const deviceState = new Uint8Array(bytes.subarray(0, eof + 1));
   return { deviceState, vmdesc: new Uint8Array(bytes.subarray(vmdescOffset, end)) };
 }

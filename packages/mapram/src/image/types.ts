@@ -1,4 +1,4 @@
-/** Bytes that {@link readImage} wants next; whoever drives it hands back exactly these. */
+/** Bytes that {@link readImage} wants next; whoever drives it hands back exactly these, in an array that nobody changes any more. */
 export interface ReadRequest {
   /** Offset from the file's start. */
   offset: number;
