@@ -62,22 +62,20 @@ export function parseArguments(argv: readonly string[]): BenchArguments {
     .option('--results <directory>', 'where the report goes', 'bench/results')
     .option('--json', 'print the results as JSON instead of tables')
     .addOption(
-      new Option('--bars', 'run what the bars of speed need, and say which are met').conflicts([
-        'json',
-        'workload',
-        'operation',
-        'memory',
-        'engine',
-        'against',
-      ]),
+      new Option(
+        '--bars',
+        'run what the bars of speed need, and say which are met; with --operation, those of the other are kept as they were',
+      ).conflicts(['json', 'workload', 'memory', 'engine', 'against']),
     )
     .addOption(
-      new Option('--resume', 'go on with the bars where a run of the same code was interrupted').implies({
+      new Option('--resume', 'keep the bars that were measured already with the same code').implies({
         bars: true,
       }),
     );
   program.allowExcessArguments(false).parse(argv, { from: 'user' });
   const options = program.opts<BenchArguments>();
+  if (options.bars && program.getOptionValueSource('operation') === 'default')
+    options.operation = [...OPERATIONS];
   if (options.bars && options.dir === FAST_STANDIN)
     program.error(`error: --bars needs a directory on a real disk; it makes the ${FAST_STANDIN} itself`);
   return options;

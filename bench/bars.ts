@@ -1,6 +1,6 @@
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { type BenchArguments, FAST_STANDIN } from './arguments.ts';
+import { type BenchArguments, FAST_STANDIN, OPERATIONS, type Operation } from './arguments.ts';
 import { isCeiling } from './disk.ts';
 import { describeHost, type Host } from './host.ts';
 import { interruption } from './interruption.ts';
@@ -26,78 +26,92 @@ interface Bar {
   figure: number | undefined;
 }
 
-/** What is known of the bars: kept beside their report, so that an interrupted run can be gone on with. */
+/** What is known of the bars: kept beside their report, so that what was measured need not be measured again. */
 interface Progress {
   host: Host;
-  began: string;
   /** Channel counts, sizes and whatever else the figures depend on. */
   options: Pick<BenchArguments, 'channels' | 'size' | 'dir' | 'runs'>;
-  /** The bars of each group that was measured, in the order of {@link GROUPS}. */
-  groups: Bar[][];
+  /** By the names of the groups. */
+  groups: Record<string, Measured>;
 }
 
-/** Measures all that the bars need, prints them with their figures, and writes them beside the reports. Returns the exit status. */
+/** The bars of a group that was measured, when, and of which commit. */
+interface Measured {
+  commit: string;
+  began: string;
+  bars: Bar[];
+}
+
+/**
+ * Measures what the bars need, prints them with their figures, and writes them beside the reports. With one operation only, the
+ * bars of the other are as an earlier run left them. Returns the exit status.
+ */
 export async function measureBars(options: BenchArguments): Promise<number> {
-  const { channels, size, dir, runs } = options;
-  const began = new Date().toISOString();
+  const { channels, size, dir, runs, operation, resume } = options;
+  const host = describeHost();
   const fresh: Progress = {
-    host: describeHost(),
-    began,
+    host,
     options: { channels, dir, runs, ...(size === undefined ? {} : { size }) },
-    groups: [],
+    groups: {},
   };
-  const progress = (options.resume && earlierProgress(fresh, resultsDirectory(options))) || fresh;
-  for (const group of GROUPS.slice(progress.groups.length)) {
-    progress.groups.push(await barsOf(group, options));
+  const isPartial = resume || operation.length < OPERATIONS.length;
+  const groups = isPartial ? earlierGroups(fresh, resultsDirectory(options)) : {};
+  for (const { name, operations, measureGroup } of GROUPS) {
+    if (!operations.some((one) => operation.includes(one))) continue;
+    if (resume && groups[name]?.commit === host.commit) continue;
+    const began = new Date().toISOString();
+    groups[name] = { commit: host.commit, began, bars: await barsOf(measureGroup, options) };
     // The whole takes two hours; what is known shall not be lost with the rest.
     mkdirSync(resultsDirectory(options), { recursive: true });
-    const path = (name: string) => join(resultsDirectory(options), name);
-    writeFileSync(path('bars.md'), barsReport(progress));
-    writeFileSync(path('bars.json'), `${JSON.stringify(progress, undefined, 1)}\n`);
+    const path = (file: string) => join(resultsDirectory(options), file);
+    writeFileSync(path('bars.md'), barsReport({ ...fresh, groups }));
+    writeFileSync(path('bars.json'), `${JSON.stringify({ ...fresh, groups }, undefined, 1)}\n`);
   }
-  const bars = progress.groups.flat();
-  process.stdout.write(`${plainTable(tableOf(bars))}\n`);
-  return bars.every(isMet) ? 0 : 1;
+  process.stdout.write(`${plainTable(tableOf(groups))}\n`);
+  const isComplete = GROUPS.every(({ name }) => name in groups);
+  return isComplete && Object.values(groups).every(({ bars }) => bars.every(isMet)) ? 0 : 1;
 }
 
-/** What an earlier run in `directory` has measured, if it was one of the same code on the same machine with the same options. */
-function earlierProgress(wanted: Progress, directory: string): Progress | undefined {
+/** What an earlier run in `directory` has measured, if it was one on the same machine with the same options. */
+function earlierGroups(wanted: Progress, directory: string): Progress['groups'] {
   const path = join(directory, 'bars.json');
-  if (!existsSync(path)) return undefined;
+  if (!existsSync(path)) return {};
   const found = JSON.parse(readFileSync(path, 'utf8')) as Progress;
-  const what = ({ host, options }: Progress) => JSON.stringify([host, options]);
-  if (what(found) === what(wanted)) return found;
-  say('the earlier bars are of other code, another machine or other options: all are measured anew');
-  return undefined;
+  const what = ({ host, options }: Progress) => JSON.stringify([{ ...host, commit: '' }, options]);
+  if (what(found) === what(wanted)) return found.groups;
+  say('the earlier bars are of another machine or other options: they are not kept');
+  return {};
 }
 
-function barsReport({ groups, host, began }: Progress): string {
-  const table = markdownTable(tableOf(groups.flat()));
-  const isWhole = groups.length === GROUPS.length;
-  const rest = isWhole ? '' : `- ${GROUPS.length - groups.length} groups of bars are still to be measured\n`;
-  return `# Bars\n\n${table}\n\n${hostFacts(host)}\n- begun ${began}; each session's report is in a folder of this one\n${rest}`;
+function barsReport({ groups, host }: Progress): string {
+  const missing = GROUPS.filter(({ name }) => !(name in groups)).map(({ name }) => name);
+  const rest = missing.length === 0 ? '' : `- still to be measured: ${missing.join(', ')}\n`;
+  const sessions = "- each session's report, with its commit and time, is in a folder of this one\n";
+  return `# Bars\n\n${markdownTable(tableOf(groups))}\n\n${hostFacts(host)}\n${sessions}${rest}`;
 }
 
 /** The group's bars; one that is missed and says why if they cannot be measured, so that the others still are. */
-async function barsOf(group: Group, options: BenchArguments): Promise<Bar[]> {
+async function barsOf(measureGroup: Group['measureGroup'], options: BenchArguments): Promise<Bar[]> {
   try {
-    return await group(options);
+    return await measureGroup(options);
   } catch (error) {
     interruption.throwIfAborted();
     return [{ name: `not measured: ${(error as Error).message}`, figure: undefined }];
   }
 }
 
-function tableOf(bars: Bar[]): string[][] {
-  return [
-    ['bar', 'needed', 'measured', 'result'],
-    ...bars.map((bar) => [
+function tableOf(groups: Progress['groups']): string[][] {
+  const rows = GROUPS.flatMap(({ name }) => {
+    const { bars = [], commit = '' } = groups[name] ?? {};
+    return bars.map((bar) => [
       bar.name,
       neededText(bar),
       bar.figure?.toFixed(2) ?? 'no valid run',
       isMet(bar) ? 'pass' : 'FAIL',
-    ]),
-  ];
+      commit,
+    ]);
+  });
+  return [['bar', 'needed', 'measured', 'result', 'commit'], ...rows];
 }
 
 /** True if the bar's figure was measured and is good enough. */
@@ -118,26 +132,49 @@ function resultsDirectory({ results }: BenchArguments): string {
   return join(results, 'bars');
 }
 
-type Group = (options: BenchArguments) => Promise<Bar[]>;
+/** Bars that are measured together. */
+interface Group {
+  name: string;
+  /** What is measured in it. */
+  operations: Operation[];
+  measureGroup: (options: BenchArguments) => Promise<Bar[]>;
+}
 
-/** The bars, by what is measured together. Sizes are what the issue names unless `--size` makes everything smaller for a trial. */
+/** A group that sets our best against QEMU's best, in one workload on one kind of disk. */
+function group(what: What, disk: 'disk' | 'fast', needed: { speed: number; cpu?: number }): Group {
+  const words = [what.operation, what.workload, what.memory, disk];
+  return {
+    name: words.filter((word) => word !== undefined).join('-'),
+    operations: [what.operation],
+    measureGroup: (options) => against(options, what, disk === 'fast' ? FAST_STANDIN : options.dir, needed),
+  };
+}
+
+function groupOfSaves(name: string, measureGroup: Group['measureGroup']): Group {
+  return { name, operations: ['save'], measureGroup };
+}
+
+/** All bars. Sizes are what the issue names unless `--size` makes everything smaller for a trial. */
 const GROUPS: Group[] = [
-  (options) => denseSave(options, { dir: options.dir, speed: 1.6, oneChannel: 1.8, cpu: 0.6 }),
-  (options) =>
+  groupOfSaves('save-dense-disk', (options) =>
+    denseSave(options, { dir: options.dir, speed: 1.6, oneChannel: 1.8, cpu: 0.6 }),
+  ),
+  groupOfSaves('save-dense-fast', (options) =>
     denseSave(options, { dir: FAST_STANDIN, speed: 1.2, oneChannel: 2.2, cpu: 0.75, ceiling: 0.9 }),
-  channelCounts,
-  (options) => against(options, save('scattered'), options.dir, { speed: 6, cpu: 0.2 }),
-  (options) => against(options, save('scattered'), FAST_STANDIN, { speed: 6, cpu: 0.2 }),
-  (options) => idleSave(options, options.dir),
-  (options) => idleSave(options, FAST_STANDIN),
-  (options) => against(options, save('fragmented'), FAST_STANDIN, { speed: 2 }),
-  (options) => against(options, save('private'), options.dir, { speed: 1, cpu: 1.1 }),
-  (options) => against(options, save('private'), FAST_STANDIN, { speed: 1, cpu: 1.1 }),
-  (options) => against(options, restore('dense', 'warm'), FAST_STANDIN, { speed: 1.4, cpu: 0.5 }),
-  (options) => against(options, restore('dense', 'fresh'), FAST_STANDIN, { speed: 1, cpu: 0.8 }),
-  (options) => against(options, restore('private'), FAST_STANDIN, { speed: 1, cpu: 1 }),
-  (options) => against(options, restore('scattered', 'warm'), FAST_STANDIN, { speed: 2 }),
-  hugeGuest,
+  ),
+  groupOfSaves('channel-counts', channelCounts),
+  group(save('scattered'), 'disk', { speed: 6, cpu: 0.2 }),
+  group(save('scattered'), 'fast', { speed: 6, cpu: 0.2 }),
+  groupOfSaves('save-idle-disk', (options) => idleSave(options, options.dir)),
+  groupOfSaves('save-idle-fast', (options) => idleSave(options, FAST_STANDIN)),
+  group(save('fragmented'), 'fast', { speed: 2 }),
+  group(save('private'), 'disk', { speed: 1, cpu: 1.1 }),
+  group(save('private'), 'fast', { speed: 1, cpu: 1.1 }),
+  group(restore('dense', 'warm'), 'fast', { speed: 1.4, cpu: 0.5 }),
+  group(restore('dense', 'fresh'), 'fast', { speed: 1, cpu: 0.8 }),
+  group(restore('private'), 'fast', { speed: 1, cpu: 1 }),
+  group(restore('scattered', 'warm'), 'fast', { speed: 2 }),
+  { name: 'huge-guest', operations: ['save', 'restore'], measureGroup: hugeGuest },
 ];
 
 type What = Pick<SessionPlan, 'operation' | 'workload' | 'memory'>;

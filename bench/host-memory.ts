@@ -1,5 +1,6 @@
 import { Qemu } from '../test/support/qemu.ts';
 import { withCleanup } from './with-cleanup.ts';
+import type { Workload } from './workload.ts';
 
 /**
  * Uses `bytes` of memory, rounded up to whole MiB, and frees it again. On a virtual machine, memory that was free for a second has
@@ -13,4 +14,9 @@ export function warmHostMemory(bytes: number): Promise<void> {
   return withCleanup(async (cleanup) => {
     await Qemu.start({ machine: 'q35', mebibytes, memory, paused: true }, cleanup);
   });
+}
+
+/** The same for what a restore is going to fill: twice as much, for some of it is back with the host before the restore gets there. */
+export function warmMemoryToFill({ dataBytes }: Workload): Promise<void> {
+  return warmHostMemory(2 * dataBytes);
 }

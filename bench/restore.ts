@@ -9,7 +9,7 @@ import { checkImage } from './check-image.ts';
 import { checkMemory } from './check-memory.ts';
 import { runTimed } from './cpu.ts';
 import { emptyFile, mainBlock, startGuest, startSourceGuest } from './guests.ts';
-import { warmHostMemory } from './host-memory.ts';
+import { warmMemoryToFill } from './host-memory.ts';
 import { type Contender, type Measurement, withKernelTime } from './measurement.ts';
 import { mapramType, measureMapram, measureStock } from './save.ts';
 import { median } from './statistics.ts';
@@ -132,7 +132,7 @@ function intoWaitingGuest(
     await guest.qmp.waitForStatus('inmigrate');
     // dd's way of saying posix_fadvise(POSIX_FADV_DONTNEED) for a whole file.
     execFileSync('dd', [`of=${image}`, 'oflag=nocache', 'conv=notrunc,fdatasync', 'count=0', 'status=none']);
-    if (warmFile === undefined) await warmHostMemory(workload.dataBytes);
+    if (warmFile === undefined) await warmMemoryToFill(workload);
     const measurement = await withKernelTime(() => measure(guest));
     checkMemory(
       workload,

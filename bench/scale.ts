@@ -6,7 +6,7 @@ import { start } from '../test/support/cli.ts';
 import { checkImage } from './check-image.ts';
 import { checkMemory } from './check-memory.ts';
 import { emptyFile, type SourceGuest, startGuest, startSourceGuest } from './guests.ts';
-import { warmHostMemory } from './host-memory.ts';
+import { warmMemoryToFill } from './host-memory.ts';
 import { interruption } from './interruption.ts';
 import { median } from './statistics.ts';
 import { withCleanup } from './with-cleanup.ts';
@@ -21,7 +21,7 @@ export interface Scale {
   /** Most memory that mapram had resident for the huge guest, of all its commands. */
   peakBytes: number;
   /** Every round's figures. */
-  rounds: Record<'dense' | 'huge', Figures>[];
+  rounds: Record<GuestName, Figures>[];
 }
 
 /** Whole commands: planning, and reading the image's bitmap, are what the size of a guest could make slow. */
@@ -32,7 +32,10 @@ interface Figures {
   peakBytes: number;
 }
 
-/** Saves, inspects and restores a guest with `dataBytes` in 256 times as much RAM and a dense one of `dataBytes`, in turns. */
+/**
+ * Saves, inspects and restores a guest with `dataBytes` in 256 times as much RAM and a dense one of `dataBytes`, in turns. The saved
+ * guests have ended before the restores, which need the memory.
+ */
 export async function measureScale(
   dataBytes: number,
   rounds: number,
@@ -42,24 +45,24 @@ export async function measureScale(
 ): Promise<Scale> {
   const directory = mkdtempSync(join(parent, 'mapram-bench-'));
   cleanup.add(() => rmSync(directory, { recursive: true, force: true }));
-  const [dense, huge] = [makeWorkload('dense', dataBytes), makeWorkload('huge', 256 * dataBytes)];
-  const guests = {
-    dense: await startSourceGuest(dense, cleanup),
-    huge: await startSourceGuest(huge, cleanup),
-  };
-  const figures: Scale['rounds'] = [];
-  for (let round = 0; round <= rounds; round++) {
-    interruption.throwIfAborted();
-    const measureDense = () => measureOne(dense, guests.dense, directory);
-    const first = round % 2 === 0 ? await measureDense() : undefined;
-    const ofHuge = await measureOne(huge, guests.huge, directory);
-    const pair = { dense: first ?? (await measureDense()), huge: ofHuge };
-    say(`scale, round ${round} of ${rounds}: ${JSON.stringify(pair)}`);
-    // The first round warms up.
-    if (round > 0) figures.push(pair);
-  }
+  const workloads = { dense: makeWorkload('dense', dataBytes), huge: makeWorkload('huge', 256 * dataBytes) };
+  const imageOf = (name: GuestName) => join(directory, name);
+  const saves = await withCleanup(async (own) => {
+    const guests = {
+      dense: await startSourceGuest(workloads.dense, own),
+      huge: await startSourceGuest(workloads.huge, own),
+    };
+    const saveOne = (name: GuestName) => measureSave(workloads[name], guests[name], imageOf(name));
+    return inTurns(rounds, saveOne, (text) => say(`scale, saves, ${text}`));
+  });
+  const restoreOne = (name: GuestName) => measureRestore(workloads[name], imageOf(name));
+  const restores = await inTurns(rounds, restoreOne, (text) => say(`scale, restores, ${text}`));
+  const figures = saves.map((saved, round) => {
+    const restored = restores[round] as Record<GuestName, Run>;
+    return { dense: joined(saved.dense, restored.dense), huge: joined(saved.huge, restored.huge) };
+  });
   const ratio = (figure: keyof Figures) =>
-    median(figures.map(({ huge: ofHuge, dense: ofDense }) => ofHuge[figure] / ofDense[figure]));
+    median(figures.map(({ huge, dense }) => huge[figure] / dense[figure]));
   return {
     saveRatio: ratio('saveMilliseconds'),
     inspectRatio: ratio('inspectMilliseconds'),
@@ -69,30 +72,67 @@ export async function measureScale(
   };
 }
 
-function measureOne(workload: Workload, { qemu }: SourceGuest, directory: string): Promise<Figures> {
+type GuestName = 'dense' | 'huge';
+
+/** Measures both guests once to warm up, and then so many rounds, either guest first in every other one. */
+async function inTurns<T>(
+  rounds: number,
+  measureOne: (name: GuestName) => Promise<T>,
+  say: (text: string) => void,
+): Promise<Record<GuestName, T>[]> {
+  const results: Record<GuestName, T>[] = [];
+  for (let round = 0; round <= rounds; round++) {
+    interruption.throwIfAborted();
+    const first = round % 2 === 0 ? await measureOne('dense') : undefined;
+    const huge = await measureOne('huge');
+    const pair = { dense: first ?? (await measureOne('dense')), huge };
+    say(`round ${round} of ${rounds}: ${JSON.stringify(pair)}`);
+    if (round > 0) results.push(pair);
+  }
+  return results;
+}
+
+interface Saves {
+  save: Run;
+  inspect: Run;
+}
+
+async function measureSave(workload: Workload, { qemu }: SourceGuest, image: string): Promise<Saves> {
+  rmSync(image, { force: true });
+  const save = await runWithPeak(['save', '--qmp', qemu.socket, image]);
+  await checkImage(workload, qemu, image);
+  return { save, inspect: await runWithPeak(['inspect', image]) };
+}
+
+function measureRestore(workload: Workload, image: string): Promise<Run> {
   return withCleanup(async (cleanup) => {
-    const image = join(directory, 'image');
-    cleanup.add(() => rmSync(image, { force: true }));
-    const saved = await runWithPeak(['save', '--qmp', qemu.socket, image]);
-    await checkImage(workload, qemu, image);
-    const inspected = await runWithPeak(['inspect', image]);
     const memoryFile = emptyFile(workload, cleanup);
     const waiting = await startGuest(workload, memoryFile, true, cleanup);
     await waiting.qmp.waitForStatus('inmigrate');
-    await warmHostMemory(workload.dataBytes);
-    const restored = await runWithPeak(['restore', '--then', 'pause', '--qmp', waiting.socket, image]);
+    await warmMemoryToFill(workload);
+    const run = await runWithPeak(['restore', '--then', 'pause', '--qmp', waiting.socket, image]);
     checkMemory(workload, memoryFile, 0);
-    return {
-      saveMilliseconds: saved.milliseconds,
-      restoreMilliseconds: restored.milliseconds,
-      inspectMilliseconds: inspected.milliseconds,
-      peakBytes: Math.max(saved.peakBytes, inspected.peakBytes, restored.peakBytes),
-    };
+    return run;
   });
 }
 
+function joined({ save, inspect }: Saves, restore: Run): Figures {
+  return {
+    saveMilliseconds: save.milliseconds,
+    inspectMilliseconds: inspect.milliseconds,
+    restoreMilliseconds: restore.milliseconds,
+    peakBytes: Math.max(save.peakBytes, inspect.peakBytes, restore.peakBytes),
+  };
+}
+
+/** A command's time, and the most memory that it had resident. */
+interface Run {
+  milliseconds: number;
+  peakBytes: number;
+}
+
 /** Runs mapram and watches the most memory that it ever had resident. */
-async function runWithPeak(args: string[]): Promise<{ milliseconds: number; peakBytes: number }> {
+async function runWithPeak(args: string[]): Promise<Run> {
   const run = start([...args, '--json'], { timeoutMs: 600_000 });
   let peakBytes = 0;
   let hasEnded = false;
