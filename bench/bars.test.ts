@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { againstBars, isMet, worstToBest } from './bars.ts';
+import { againstBars, earlierGroups, isMet, type Progress, worstToBest } from './bars.ts';
 import type { Run } from './measurement.ts';
 import type { Results } from './report.ts';
 import { DIRECT_STOCK_TYPE } from './stock-save.ts';
@@ -69,5 +69,52 @@ describe('our channel counts against each other', () => {
   it('give nothing if one of them never worked, or if there is only one', () => {
     expect(worstToBest(results([1, 2], [run('mapram', 1, 100)]))).toBeUndefined();
     expect(worstToBest(results([1], [run('mapram', 1, 100)]))).toBeUndefined();
+  });
+});
+
+describe('the bars of an earlier run', () => {
+  const bars = [{ name: 'x', least: 1, figure: 2 }];
+  const progress = (commit: string, groups: Progress['groups'], runs = 3): Progress => {
+    const host = { commit, cpus: 2 } as unknown as Progress['host'];
+    return { host, options: { channels: [1], dir: '/var/tmp', runs }, groups };
+  };
+  const found = progress('old', {
+    'save-private-fast': { commit: 'older', began: '', bars },
+    'restore-private-fast': { commit: 'old', began: '', bars },
+    'huge-guest': { commit: 'old', began: '', bars },
+    'a group that is no more': { commit: 'old', began: '', bars },
+  });
+  const both = ['save', 'restore'] as const;
+  const kept = (
+    now: string,
+    how: { operation?: readonly ('save' | 'restore')[]; resume?: true },
+    of = found,
+  ) =>
+    Object.keys(
+      earlierGroups(progress(now, {}), of, { operation: [...(how.operation ?? both)], ...how } as never),
+    );
+
+  it('are kept if they are of the other operation only, whatever their code', () => {
+    expect(kept('new', { operation: ['restore'] })).toEqual(['save-private-fast']);
+    expect(kept('new', { operation: ['save'] })).toEqual(['restore-private-fast']);
+    expect(kept('new', {})).toEqual([]);
+  });
+
+  it('are kept by --resume if they are of the same code', () => {
+    expect(kept('old', { resume: true })).toEqual(['restore-private-fast', 'huge-guest']);
+    expect(kept('new', { resume: true })).toEqual([]);
+  });
+
+  it('are measured again if the code may have changed, or if a figure is missing', () => {
+    const dirty = { commit: 'old-dirty', began: '', bars };
+    expect(kept('old-dirty', { resume: true }, progress('x', { 'huge-guest': dirty }))).toEqual([]);
+    const missing = { commit: 'old', began: '', bars: [{ name: 'not measured', figure: undefined }] };
+    expect(kept('old', { resume: true }, progress('x', { 'huge-guest': missing }))).toEqual([]);
+  });
+
+  it('are refused rather than lost if they are of other options', () => {
+    const other = progress('old', found.groups, 5);
+    expect(() => kept('old', { resume: true }, other)).toThrow('other options');
+    expect(kept('old', {}, other)).toEqual([]);
   });
 });

@@ -17,7 +17,7 @@ import { withCleanup } from './with-cleanup.ts';
 import type { WorkloadName } from './workload.ts';
 
 /** One line of what mapram has to reach. */
-interface Bar {
+export interface Bar {
   name: string;
   /** The figure must be at least, or at most, this. */
   least?: number;
@@ -27,7 +27,7 @@ interface Bar {
 }
 
 /** What is known of the bars: kept beside their report, so that what was measured need not be measured again. */
-interface Progress {
+export interface Progress {
   host: Host;
   /** Channel counts, sizes and whatever else the figures depend on. */
   options: Pick<BenchArguments, 'channels' | 'size' | 'dir' | 'runs'>;
@@ -36,7 +36,7 @@ interface Progress {
 }
 
 /** The bars of a group that was measured, when, and of which commit. */
-interface Measured {
+export interface Measured {
   commit: string;
   began: string;
   bars: Bar[];
@@ -47,47 +47,66 @@ interface Measured {
  * bars of the other are as an earlier run left them. Returns the exit status.
  */
 export async function measureBars(options: BenchArguments): Promise<number> {
-  const { channels, size, dir, runs, operation, resume } = options;
+  const { channels, size, dir, runs } = options;
   const host = describeHost();
-  const fresh: Progress = {
+  const wanted: Progress = {
     host,
     options: { channels, dir, runs, ...(size === undefined ? {} : { size }) },
     groups: {},
   };
-  const isPartial = resume || operation.length < OPERATIONS.length;
-  const groups = isPartial ? earlierGroups(fresh, resultsDirectory(options)) : {};
-  for (const { name, operations, measureGroup } of GROUPS) {
-    if (!operations.some((one) => operation.includes(one))) continue;
-    if (resume && groups[name]?.commit === host.commit) continue;
+  const groups = earlierGroups(wanted, readEarlier(resultsDirectory(options)), options);
+  for (const group of GROUPS) {
+    if (!group.operations.some((one) => options.operation.includes(one))) continue;
+    if (groups[group.name] !== undefined && options.resume) continue;
     const began = new Date().toISOString();
-    groups[name] = { commit: host.commit, began, bars: await barsOf(measureGroup, options) };
+    groups[group.name] = { commit: host.commit, began, bars: await barsOf(group.measureGroup, options) };
     // The whole takes two hours; what is known shall not be lost with the rest.
     mkdirSync(resultsDirectory(options), { recursive: true });
     const path = (file: string) => join(resultsDirectory(options), file);
-    writeFileSync(path('bars.md'), barsReport({ ...fresh, groups }));
-    writeFileSync(path('bars.json'), `${JSON.stringify({ ...fresh, groups }, undefined, 1)}\n`);
+    writeFileSync(path('bars.md'), barsReport({ ...wanted, groups }));
+    writeFileSync(path('bars.json'), `${JSON.stringify({ ...wanted, groups }, undefined, 1)}\n`);
   }
   process.stdout.write(`${plainTable(tableOf(groups))}\n`);
-  const isComplete = GROUPS.every(({ name }) => name in groups);
-  return isComplete && Object.values(groups).every(({ bars }) => bars.every(isMet)) ? 0 : 1;
+  return GROUPS.every(({ name }) => groups[name]?.bars.every(isMet)) ? 0 : 1;
 }
 
-/** What an earlier run in `directory` has measured, if it was one on the same machine with the same options. */
-function earlierGroups(wanted: Progress, directory: string): Progress['groups'] {
+function readEarlier(directory: string): Progress | undefined {
   const path = join(directory, 'bars.json');
-  if (!existsSync(path)) return {};
-  const found = JSON.parse(readFileSync(path, 'utf8')) as Progress;
-  const what = ({ host, options }: Progress) => JSON.stringify([{ ...host, commit: '' }, options]);
-  if (what(found) === what(wanted)) return found.groups;
-  say('the earlier bars are of another machine or other options: they are not kept');
-  return {};
+  return existsSync(path) ? (JSON.parse(readFileSync(path, 'utf8')) as Progress) : undefined;
+}
+
+/**
+ * The groups of an earlier run that are kept: those of the other operation, and with `--resume` those that were measured of the
+ * very code that is measured now.
+ *
+ * @throws {Error} if groups were to be kept that are of another machine or of other options.
+ */
+export function earlierGroups(
+  wanted: Progress,
+  found: Progress | undefined,
+  { operation, resume }: Pick<BenchArguments, 'operation' | 'resume'>,
+): Progress['groups'] {
+  const keepsOthers = OPERATIONS.some((one) => !operation.includes(one));
+  if (found === undefined || !(resume || keepsOthers)) return {};
+  const conditions = ({ host, options }: Progress) => JSON.stringify([{ ...host, commit: '' }, options]);
+  if (conditions(found) !== conditions(wanted))
+    throw new Error('the earlier bars are of another machine or other options; measure all of them anew');
+  const isKept = ({ name, operations }: Group): boolean => {
+    const measured = found.groups[name];
+    if (measured === undefined) return false;
+    if (!operations.some((one) => operation.includes(one))) return true;
+    const isSameCode = measured.commit === wanted.host.commit && !measured.commit.endsWith('-dirty');
+    return resume === true && isSameCode && measured.bars.every(({ figure }) => figure !== undefined);
+  };
+  const kept = GROUPS.filter(isKept).map(({ name }) => [name, found.groups[name]] as const);
+  return Object.fromEntries(kept) as Progress['groups'];
 }
 
 function barsReport({ groups, host }: Progress): string {
   const missing = GROUPS.filter(({ name }) => !(name in groups)).map(({ name }) => name);
   const rest = missing.length === 0 ? '' : `- still to be measured: ${missing.join(', ')}\n`;
   const sessions = "- each session's report, with its commit and time, is in a folder of this one\n";
-  return `# Bars\n\n${markdownTable(tableOf(groups))}\n\n${hostFacts(host)}\n${sessions}${rest}`;
+  return `# Bars\n\n${markdownTable(tableOf(groups))}\n\n${hostFacts({ ...host, commit: 'as the table says' })}\n${sessions}${rest}`;
 }
 
 /** The group's bars; one that is missed and says why if they cannot be measured, so that the others still are. */
@@ -361,7 +380,7 @@ async function idleSave(options: BenchArguments, dir: string): Promise<Bar[]> {
   return [
     ...againstBars(name, results, { speed: 50 }),
     {
-      name: `${name}: bytes of host memory grown`,
+      name: `${name}: growth of the guest's memory file, bytes`,
       most: 0,
       figure: grown.length === 0 ? undefined : Math.max(...grown),
     },

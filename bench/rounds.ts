@@ -22,9 +22,7 @@ export async function runRounds(
     (contender, index) => contenders.findIndex(({ type }) => type === contender.type) === index,
   );
   for (let round = 0; round <= rounds; round++) {
-    const order = round === 0 ? warmup : interleaved(contenders);
-    // Every other round runs backwards, so that nobody always follows the same neighbour.
-    for (const contender of round % 2 === 1 ? order : order.toReversed()) {
+    for (const contender of round === 0 ? warmup : orderOf(contenders, round)) {
       interruption.throwIfAborted();
       free = await settle(directory, free);
       const run = await runOnce(contender, round);
@@ -60,9 +58,15 @@ function freeBytes(directory: string): number {
   return bavail * bsize;
 }
 
-/** Those with the same channel count next to each other. */
-function interleaved(contenders: Contender[]): Contender[] {
-  return contenders.toSorted((a, b) => (a.channels ?? 0) - (b.channels ?? 0));
+/**
+ * Those with the same channel count next to each other. Each round begins with another one, and every other round runs backwards:
+ * what a run leaves behind, above all which memory is at hand, shall not always meet the same neighbour.
+ */
+export function orderOf<T extends { channels?: number }>(contenders: T[], round: number): T[] {
+  const sorted = contenders.toSorted((a, b) => (a.channels ?? 0) - (b.channels ?? 0));
+  const first = (2 * round) % Math.max(sorted.length, 1);
+  const turned = [...sorted.slice(first), ...sorted.slice(0, first)];
+  return round % 2 === 1 ? turned : turned.toReversed();
 }
 
 async function runOnce({ type, channels, run }: Contender, round: number): Promise<Run> {

@@ -7,13 +7,14 @@ mod support;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use mapram_engine::ErrorKind;
 use mapram_engine::bitmap::PageBitmap;
 use mapram_engine::image_file::ImageFile;
-use mapram_engine::io::{self, Io};
+use mapram_engine::io::{self, Completion, Files, Io, Queue, Request};
 use mapram_engine::memory::{Backing, FileRange, Memory, Region};
+use mapram_engine::pool::Pool;
 use mapram_engine::transfer::{self, Control, Options, Plan, RestoreJob, SaveJob, Sources};
 use support::huge_pages::{HUGE_PAGE_BYTES, HugePages};
 use support::{CHUNK_BYTES, Guest, MIB, Random, bitmap_of, plan, read, whole_plan};
@@ -176,8 +177,8 @@ fn stale_bytes_under_clear_bits_are_not_restored() {
     assert!(restored[stale * 4096..(stale + 1) * 4096].iter().all(|byte| *byte == 0));
 }
 
-/// Memory in huge pages is read into directly, but never a page without a bit: long runs and short ones, near each other
-/// and far apart, across chunks and huge pages, over an image that holds stale bytes everywhere else.
+/// Memory in huge pages: long runs are read into it directly and the others through the pool, but never a page without a
+/// bit. Runs are near each other and far apart, cross chunks and a region's end, and the image holds stale bytes elsewhere.
 #[test]
 fn only_set_pages_reach_memory_in_huge_pages() {
     let Some(_pages) = HugePages::reserve(8) else {
@@ -187,16 +188,16 @@ fn only_set_pages_reach_memory_in_huge_pages() {
     let image = File::from(rustix::fs::memfd_create("image", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
     let content: Vec<u8> = (0..length / 8).flat_map(|word| (word + 1).to_le_bytes()).collect();
     image.write_all_at(&content, 0).unwrap();
-    let runs = [0..300_usize, 310..400, 500..501, 600..700, 1000..1100, 1500..2048];
+    // The first region ends in front of page 512, the first chunk in front of page 1024.
+    let runs = [0..64_usize, 72..200, 300..301, 310..330, 400..570, 600..663, 1000..2048];
+    let straight = [0..64, 72..200, 1024..2048];
     let mut bitmap = vec![0_u8; 256];
-    for page in runs.clone().into_iter().flatten() {
+    for page in runs.iter().cloned().flatten() {
         bitmap[page / 8] |= 1 << (page % 8);
     }
     let places = [transfer::Place { pages_offset: 0, length }];
     for io in engines() {
-        let flags = rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::HUGETLB;
-        let file = Arc::new(File::from(rustix::fs::memfd_create("guest", flags).unwrap()));
-        file.set_len(length).unwrap();
+        let file = huge_file(length);
         let region = |offset, length| Region {
             block: 0,
             offset,
@@ -214,17 +215,76 @@ fn only_set_pages_reach_memory_in_huge_pages() {
             memory: &memory,
             places: &places,
             bitmaps: &[PageBitmap::from_bytes(&bitmap, length / 4096)],
-            plan: whole_plan(&places, 2, MIB),
+            plan: whole_plan(&places, 2, 4 * MIB),
             options: OPTIONS,
         };
-        job.run(io.as_ref(), image.as_fd(), &Control::default()).unwrap();
+        let recording = Recording { io: Arc::clone(&io), outside: Arc::default() };
+        job.run(&recording, image.as_fd(), &Control::default()).unwrap();
         let restored = read(&file, 0, length);
         for page in 0..2048 {
             let bytes = page * 4096..(page + 1) * 4096;
-            let wanted =
-                if runs.iter().any(|run| run.contains(&page)) { &content[bytes.clone()] } else { &[0; 4096] };
+            let is_set = runs.iter().any(|run| run.contains(&page));
+            let wanted = if is_set { &content[bytes.clone()] } else { &[0; 4096] };
             assert!(&restored[bytes] == wanted, "page {page} is wrong by {}", io.name());
         }
+        let mut outside = recording.outside.lock().unwrap().clone();
+        outside.sort_by_key(|pages| pages.start);
+        assert_eq!(outside, straight, "{}", io.name());
+    }
+}
+
+fn huge_file(length: u64) -> Arc<File> {
+    let flags = rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::HUGETLB;
+    let file = File::from(rustix::fs::memfd_create("guest", flags).unwrap());
+    file.set_len(length).unwrap();
+    Arc::new(file)
+}
+
+type Log = Arc<Mutex<Vec<std::ops::Range<usize>>>>;
+
+/// An engine that notes which pages of the file are read to addresses outside of the pool.
+#[derive(Debug)]
+struct Recording {
+    io: Arc<dyn Io>,
+    outside: Log,
+}
+
+impl Files for Recording {}
+
+impl Io for Recording {
+    fn name(&self) -> &'static str {
+        self.io.name()
+    }
+
+    fn queue<'pool>(&self, depth: u32, pool: &'pool Pool) -> std::io::Result<Box<dyn Queue + 'pool>> {
+        let queue = self.io.queue(depth, pool)?;
+        Ok(Box::new(RecordingQueue { queue, pool, outside: Arc::clone(&self.outside) }))
+    }
+}
+
+struct RecordingQueue<'pool> {
+    queue: Box<dyn Queue + 'pool>,
+    pool: &'pool Pool,
+    outside: Log,
+}
+
+impl Queue for RecordingQueue<'_> {
+    unsafe fn push(&mut self, request: Request) -> std::io::Result<()> {
+        let length = request.length as usize;
+        if !self.pool.contains(request.buffer, length) {
+            let first = usize::try_from(request.offset).unwrap() / 4096;
+            self.outside.lock().unwrap().push(first..first + length / 4096);
+        }
+        // SAFETY: the caller's promise is passed on.
+        unsafe { self.queue.push(request) }
+    }
+
+    fn wait(&mut self, completions: &mut Vec<Completion>) -> std::io::Result<()> {
+        self.queue.wait(completions)
+    }
+
+    fn in_flight(&self) -> usize {
+        self.queue.in_flight()
     }
 }
 

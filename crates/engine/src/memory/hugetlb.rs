@@ -59,8 +59,8 @@ impl Mapping {
         for (segment, place) in segments.iter().zip(places) {
             // SAFETY: `place` was checked to lie within the mapping.
             let target = unsafe { self.base.add(place.start) };
-            // SAFETY: the buffer is valid by the caller's promise and no part of this mapping, which is known to
-            // nobody else; the pages written to are there.
+            // SAFETY: the buffer is valid by the caller's promise and no part of this mapping, whose addresses are only
+            // given out for the kernel to write other pages; those written to here are there.
             unsafe { std::ptr::copy_nonoverlapping(segment.buffer.cast_const(), target, segment.length) };
         }
         Ok(())
@@ -84,7 +84,7 @@ impl Mapping {
         start
             .and_then(|start| Some(start..start.checked_add(length)?))
             .filter(|place| place.end <= self.length)
-            .ok_or_else(|| Error::new(ErrorKind::Usage, "a write lies outside of its hugetlbfs mapping"))
+            .ok_or_else(|| Error::new(ErrorKind::Usage, "an access lies outside of its hugetlbfs mapping"))
     }
 
     /// The huge pages of `places`, from the start of the mapping; those of successive places that touch are one run, as
@@ -167,7 +167,7 @@ fn free_pages(page_bytes: u64) -> Option<u64> {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: base and length are those of a mapping that nobody else knows.
+        // SAFETY: base and length are those of the mapping, and whoever had an address was told that it lives as long.
         let unmapped = unsafe { munmap(self.base.cast(), self.length) };
         debug_assert!(unmapped.is_ok(), "munmap failed");
     }

@@ -220,7 +220,7 @@ impl Memory {
         };
         let region = &self.regions[index];
         match &region.backing {
-            Backing::SharedHugetlb { file, .. } if offset + length <= region.offset + region.length => {
+            Backing::SharedHugetlb { file, .. } if length <= region.offset + region.length - offset => {
                 let start = file.offset + (offset - region.offset);
                 self.mapping(index, file)?.populated(start..start + length).map(Some)
             }

@@ -92,7 +92,7 @@ struct Shared<'a> {
 struct Pending {
     block: usize,
     bytes: u64,
-    /// What to copy to its place once it was read; nothing if the reads go straight there.
+    /// What to copy to its place once it was read; all else is read there.
     pieces: Vec<Piece>,
 }
 
@@ -125,10 +125,7 @@ impl Shared<'_> {
                 self.control.advance(chunk.data_bytes());
                 continue;
             }
-            let (reads, pieces) = match self.direct_reads(chunk.block, &runs)? {
-                Some(reads) => (reads, Vec::new()),
-                None => copied_reads(&chunk, &runs, pool.slot(slot)),
-            };
+            let (reads, pieces) = self.reads(&chunk, &runs, pool.slot(slot))?;
             pending[slot] = Some(Pending { block: chunk.block, bytes: chunk.data_bytes(), pieces });
             self.start(chunk.block, &reads, slot, &mut driver)?;
         }
@@ -138,18 +135,33 @@ impl Shared<'_> {
         Ok(())
     }
 
-    /// Reads straight into guest memory, if it is of a kind that allows it and the runs are long and far enough apart:
-    /// what is read along between two runs would overwrite zero pages.
-    fn direct_reads(&self, block: usize, runs: &[PageRun]) -> Result<Option<Vec<Read>>> {
-        if runs.iter().any(|run| run.count < MIN_DIRECT_PAGES) || join(runs).count() < runs.len() {
+    /// The reads that the chunk's runs take, and what is to be copied from `buffer`, its slot's, afterwards.
+    fn reads(&self, chunk: &Chunk, runs: &[PageRun], buffer: *mut u8) -> Result<(Vec<Read>, Vec<Piece>)> {
+        let mut reads = Vec::new();
+        let mut copied = Vec::new();
+        for &run in runs {
+            match self.direct_address(chunk.block, run)? {
+                Some(address) => reads.push((run, address)),
+                None => copied.push(run),
+            }
+        }
+        let within = |run: &PageRun| to_usize(run.first * PAGE_BYTES - chunk.offset);
+        reads.extend(join(&copied).map(|run| (run, buffer.wrapping_add(within(&run)))));
+        // Zero pages that were read along with their neighbours may hold stale bytes: only set bits are put in place.
+        let piece = |run: &PageRun| Piece {
+            offset: run.first * PAGE_BYTES,
+            length: to_usize(run.count * PAGE_BYTES),
+            buffer_offset: within(run),
+        };
+        Ok((reads, copied.iter().map(piece).collect()))
+    }
+
+    /// Where the run's bytes can be read to without a copy; `None` if they cannot, or if the run is short.
+    fn direct_address(&self, block: usize, run: PageRun) -> Result<Option<*mut u8>> {
+        if run.count < MIN_DIRECT_PAGES {
             return Ok(None);
         }
-        let read = |run: &PageRun| {
-            let address =
-                self.memory.direct_address(block, run.first * PAGE_BYTES, run.count * PAGE_BYTES)?;
-            Ok(address.map(|address| (*run, address)))
-        };
-        runs.iter().map(read).collect()
+        self.memory.direct_address(block, run.first * PAGE_BYTES, run.count * PAGE_BYTES)
     }
 
     fn start(&self, block: usize, reads: &[Read], slot: usize, driver: &mut Driver<'_>) -> Result<()> {
@@ -197,17 +209,4 @@ impl Shared<'_> {
         }
         Ok(())
     }
-}
-
-/// Reads into the buffer of a slot, and what is to be copied from there: zero pages that are read along with their
-/// neighbours may be stale, so only the runs themselves.
-fn copied_reads(chunk: &Chunk, runs: &[PageRun], buffer: *mut u8) -> (Vec<Read>, Vec<Piece>) {
-    let within = |run: &PageRun| to_usize(run.first * PAGE_BYTES - chunk.offset);
-    let piece = |run: &PageRun| Piece {
-        offset: run.first * PAGE_BYTES,
-        length: to_usize(run.count * PAGE_BYTES),
-        buffer_offset: within(run),
-    };
-    let reads = join(runs).map(|run| (run, buffer.wrapping_add(within(&run)))).collect();
-    (reads, runs.iter().map(piece).collect())
 }
