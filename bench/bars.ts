@@ -234,7 +234,7 @@ function ourChannels(options: BenchArguments): number[] {
   return someOf(options, [1, 4]);
 }
 
-/** QEMU's differ: its best may be one, sixteen or more. Some of its runs take a minute. */
+/** QEMU's differ: its best may be one, sixteen or more. All are tried where the bars are near; some of its runs take a minute. */
 function theirChannels(options: BenchArguments): number[] {
   return someOf(options, [1, 16, 64]);
 }
@@ -260,8 +260,9 @@ async function against(
   dir: string,
   needed: { speed: number; cpu?: number },
 ): Promise<Bar[]> {
-  const rounds = what.operation === 'restore' ? moreRounds(options) : options.runs;
-  const results = await measureBar(options, what, dir, { ...bestAgainstBest(options), rounds });
+  const all = { stockChannels: options.channels, rounds: moreRounds(options) };
+  const how = { ...bestAgainstBest(options), ...(what.operation === 'restore' ? all : {}) };
+  const results = await measureBar(options, what, dir, how);
   return againstBars(nameOf(what, dir, results), results, needed);
 }
 

@@ -40,6 +40,9 @@ async function rust(): Promise<Summary> {
     '--exclude',
     'mapram-binding',
     '--locked',
+    '--',
+    // A test that leaves something out for want of the host says so, and passes.
+    '--show-output',
   ]);
   const summary: Summary = { passed: 0, failed: 0, skipped: [] };
   for (const [, passed, failed] of output.matchAll(/^test result: \w+\. (\d+) passed; (\d+) failed;/gm)) {
@@ -48,7 +51,20 @@ async function rust(): Promise<Summary> {
   }
   for (const [, name, reason] of output.matchAll(/^test (.+) \.\.\. ignored(?:, (.*))?$/gm))
     summary.skipped.push({ name: name ?? '', reason: reason ?? 'no reason given' });
+  summary.skipped.push(...leftOut(output));
   return blame(summary, status);
+}
+
+/** What Rust's tests say that they left out, with the test that said it. */
+function leftOut(output: string): Summary['skipped'] {
+  const skipped: Summary['skipped'] = [];
+  let name = '';
+  for (const line of output.split('\n')) {
+    name = /^---- (.+) stdout ----$/.exec(line)?.[1] ?? name;
+    const reason = /^skipped: (.+)$/i.exec(line)?.[1];
+    if (reason !== undefined) skipped.push({ name, reason });
+  }
+  return skipped;
 }
 
 async function vitest(project: string): Promise<Summary> {

@@ -30,6 +30,8 @@ export declare class GuestMemory {
 export declare class ImageFile {
   /** Creates the partial file beside `path` and locks it. `direct` asks for direct I/O while pages are written. */
   static create(path: string, force: boolean, direct: boolean, engineName: string): ImageFile
+  /** A job that makes the buffers for a save of about `data_bytes`, so that it need not once the guest stands still. */
+  prepare(dataBytes: number, how: TransferOptions): Job
   /**
    * A job that writes the planned ranges' pages and resolves with the bitmaps. Each channel is groups of four
    * numbers: block, offset within the block, length, source.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use mapram_engine::bitmap::PageBitmap;
 use mapram_engine::image_file;
 use mapram_engine::memory::Memory;
-use mapram_engine::transfer::{self, RestoreJob, SaveJob};
+use mapram_engine::transfer::{self, Buffers, RestoreJob, SaveJob};
 use mapram_engine::{Error, ErrorKind, PAGE_BYTES, Result};
 use napi::Env;
 use napi::bindgen_prelude::{Float64Array, Uint8Array};
@@ -31,6 +31,7 @@ pub struct MetadataPart {
 #[napi]
 pub struct ImageFile {
     file: Slot,
+    buffers: Arc<Buffers>,
 }
 
 /// The file while it is open; emptied, and so closed, when it was published or discarded rather than whenever
@@ -50,7 +51,20 @@ impl ImageFile {
     ) -> napi::Result<Self> {
         let created = engine(&engine_name)
             .and_then(|io| image_file::ImageFile::create(io, Path::new(&path), force, direct));
-        or_throw(env, created).map(|file| Self { file: Arc::new(Mutex::new(Some(Arc::new(file)))) })
+        or_throw(env, created)
+            .map(|file| Self { file: Arc::new(Mutex::new(Some(Arc::new(file)))), buffers: Arc::default() })
+    }
+
+    /// A job that makes the buffers for a save of about `data_bytes`, so that it need not once the guest stands still.
+    #[napi(catch_unwind)]
+    pub fn prepare(&self, data_bytes: f64, how: TransferOptions) -> Job {
+        let buffers = Arc::clone(&self.buffers);
+        Job::new(move |_| {
+            let (data_bytes, chunk_bytes) =
+                (integer(data_bytes, "dataBytes")?, integer(how.chunk_bytes, "chunkBytes")?);
+            buffers.prepare(options(&how), data_bytes, chunk_bytes)?;
+            Ok(JobOutcome::default())
+        })
     }
 
     /// A job that writes the planned ranges' pages and resolves with the bitmaps. Each channel is groups of four
@@ -63,13 +77,19 @@ impl ImageFile {
         channels: Vec<Float64Array>,
         how: TransferOptions,
     ) -> Job {
-        let file = Arc::clone(&self.file);
+        let (file, buffers) = (Arc::clone(&self.file), Arc::clone(&self.buffers));
         let memory = memory.open();
         // JavaScript's arrays are read here, on its thread.
         let (plan, places) = (plan(&channels, &how), places(&blocks));
         Job::new(move |control| {
             let (memory, places) = (memory?, places?);
-            let job = SaveJob { memory: &memory, places: &places, plan: plan?, options: options(&how) };
+            let job = SaveJob {
+                memory: &memory,
+                places: &places,
+                plan: plan?,
+                options: options(&how),
+                buffers: &buffers,
+            };
             let saved = job.run(open_file(&file)?.as_ref(), control)?;
             let data_pages: u64 = saved.bitmaps.iter().map(PageBitmap::count).sum();
             Ok(JobOutcome {
@@ -119,8 +139,9 @@ impl ImageFile {
     /// A job that removes the partial file unless it was published; to be run when no other job runs on the file.
     #[napi(catch_unwind)]
     pub fn discard(&self) -> Job {
-        let file = Arc::clone(&self.file);
+        let (file, buffers) = (Arc::clone(&self.file), Arc::clone(&self.buffers));
         Job::new(move |_| {
+            buffers.clear();
             close_file(&file).map_or(Ok(()), |file| file.discard())?;
             Ok(JobOutcome::default())
         })

@@ -54,6 +54,17 @@ impl Pool {
         Ok(Self { mapping, mapping_bytes, base, slots, stride })
     }
 
+    /// Has the kernel give the pool its memory now rather than at its first use.
+    ///
+    /// # Safety
+    /// No slot may hold anything yet.
+    pub unsafe fn touch(&self) {
+        for offset in (0..self.bytes()).step_by(PAGE) {
+            // SAFETY: the byte lies within the mapping, and nobody uses it yet. The write is volatile as nobody reads it.
+            unsafe { ptr::write_volatile(self.base.wrapping_add(offset), 0) };
+        }
+    }
+
     /// Number of slots.
     #[must_use]
     pub fn slots(&self) -> usize {

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use mapram_engine::image_file::ImageFile;
 use mapram_engine::io::{Faults, Simulated};
-use mapram_engine::transfer::{Control, Options, RestoreJob, SaveJob, Saved};
+use mapram_engine::transfer::{Buffers, Control, Options, RestoreJob, SaveJob, Saved};
 use mapram_engine::{Error, ErrorKind};
 use support::{CHUNK_BYTES, Guest, MIB, Random, bitmap_of, plan, read, whole_plan};
 
@@ -55,7 +55,13 @@ fn save(
     let memory = guest.memory();
     let places = guest.places();
     let image = ImageFile::create(io, path, false, true)?;
-    let job = SaveJob { memory: &memory, places: &places, plan: plan(&memory, 3, chunk_bytes), options };
+    let job = SaveJob {
+        memory: &memory,
+        places: &places,
+        plan: plan(&memory, 3, chunk_bytes),
+        options,
+        buffers: &Buffers::default(),
+    };
     let saved = job.run(&image, &Control::default())?;
     image.write_metadata(&[(0, METADATA)])?;
     image.sync()?;

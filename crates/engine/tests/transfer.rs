@@ -15,7 +15,7 @@ use mapram_engine::image_file::ImageFile;
 use mapram_engine::io::{self, Completion, Files, Io, Queue, Request};
 use mapram_engine::memory::{Backing, FileRange, Memory, Region};
 use mapram_engine::pool::Pool;
-use mapram_engine::transfer::{self, Control, Options, Plan, RestoreJob, SaveJob, Sources};
+use mapram_engine::transfer::{self, Buffers, Control, Options, Plan, RestoreJob, SaveJob, Sources};
 use support::huge_pages::{HUGE_PAGE_BYTES, HugePages};
 use support::{CHUNK_BYTES, Guest, MIB, Random, bitmap_of, plan, read, whole_plan};
 
@@ -43,11 +43,16 @@ fn what_is_saved_is_restored_by_every_engine() {
             let image = ImageFile::create(Arc::clone(&io), &path, false, direct).unwrap();
             let memory = guest.memory();
             let places = guest.places();
+            let buffers = Buffers::default();
+            // For fewer bytes, and on fewer threads, than come to be saved, as a guest that runs on may have it.
+            let one_thread = Options { threads: 1, ..OPTIONS };
+            buffers.prepare(one_thread, MIB, CHUNK_BYTES * (1 + channels as u64 % 2)).unwrap();
             let job = SaveJob {
                 memory: &memory,
                 places: &places,
                 plan: plan(&memory, channels, CHUNK_BYTES),
                 options: OPTIONS,
+                buffers: &buffers,
             };
             let saved = job.run(&image, &Control::default()).unwrap();
             image.sync().unwrap();
@@ -90,7 +95,13 @@ fn scattered_pages_survive_a_queue_that_is_always_full() {
             let options = Options { queue_depth, threads: 1 };
             let path = directory.path().join(format!("{}-{queue_depth}-{direct}", io.name()));
             let image = ImageFile::create(Arc::clone(&io), &path, false, direct).unwrap();
-            let job = SaveJob { memory: &memory, places: &places, plan: plan(&memory, 1, 4 * MIB), options };
+            let job = SaveJob {
+                memory: &memory,
+                places: &places,
+                plan: plan(&memory, 1, 4 * MIB),
+                options,
+                buffers: &Buffers::default(),
+            };
             let saved = job.run(&image, &Control::default()).unwrap();
             image.sync().unwrap();
             image.publish().unwrap();
@@ -119,8 +130,13 @@ fn measuring_counts_what_a_save_writes() {
     let measured = transfer::measure(&memory, plan(&memory, 3, CHUNK_BYTES), 2, &Control::default()).unwrap();
     let path = directory.path().join("image");
     let image = ImageFile::create(io::auto(8, 1).unwrap(), &path, false, true).unwrap();
-    let job =
-        SaveJob { memory: &memory, places: &places, plan: plan(&memory, 3, CHUNK_BYTES), options: OPTIONS };
+    let job = SaveJob {
+        memory: &memory,
+        places: &places,
+        plan: plan(&memory, 3, CHUNK_BYTES),
+        options: OPTIONS,
+        buffers: &Buffers::default(),
+    };
     assert_eq!(job.run(&image, &Control::default()).unwrap().written_bytes, measured);
 }
 
@@ -311,6 +327,21 @@ fn an_image_that_ends_too_early_is_invalid() {
 }
 
 #[test]
+fn buffers_are_made_for_possible_transfers_only() {
+    let buffers = Buffers::default();
+    for (options, chunk_bytes) in [
+        (Options { threads: 0, ..OPTIONS }, CHUNK_BYTES),
+        (Options { threads: usize::MAX, ..OPTIONS }, CHUNK_BYTES),
+        (Options { queue_depth: 0, ..OPTIONS }, CHUNK_BYTES),
+        (OPTIONS, 0),
+        (OPTIONS, u64::MAX),
+    ] {
+        let error = buffers.prepare(options, MIB, chunk_bytes).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Usage, "{options:?}, {chunk_bytes}");
+    }
+}
+
+#[test]
 fn a_cancelled_save_leaves_no_file() {
     let directory = tempfile::tempdir().unwrap();
     let guest = Guest::new(&[8 * MIB]);
@@ -321,8 +352,13 @@ fn a_cancelled_save_leaves_no_file() {
     let image = ImageFile::create(io, &directory.path().join("image"), false, true).unwrap();
     let control = Control::default();
     control.cancel();
-    let job =
-        SaveJob { memory: &memory, places: &places, plan: plan(&memory, 2, CHUNK_BYTES), options: OPTIONS };
+    let job = SaveJob {
+        memory: &memory,
+        places: &places,
+        plan: plan(&memory, 2, CHUNK_BYTES),
+        options: OPTIONS,
+        buffers: &Buffers::default(),
+    };
     assert_eq!(job.run(&image, &control).unwrap_err().kind, ErrorKind::Cancelled);
     image.discard().unwrap();
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);

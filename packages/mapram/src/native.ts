@@ -155,6 +155,11 @@ export class ImageFile {
     return new ImageFile(call(() => addon.ImageFile.create(path, force, direct, engine)));
   }
 
+  /** A job that makes the buffers for a save of about `dataBytes`, so that it need not once the guest stands still. */
+  prepare(dataBytes: number, how: EngineOptions): Job {
+    return new Job(call(() => this.#file.prepare(dataBytes, how)));
+  }
+
   /** A job that writes the planned ranges and results in the bitmaps. */
   save(memory: GuestMemory, blocks: addon.BlockPlace[], channels: Float64Array[], how: EngineOptions): Job {
     return new Job(call(() => this.#file.save(memory.handle, blocks, channels, how)));

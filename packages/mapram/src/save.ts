@@ -75,8 +75,11 @@ async function saveTo(file: ImageFile, saving: Saving): Promise<SaveReport> {
   const blocks = await queryRamBlocks(link.monitor, commandOptions);
   await requireTargetApartFromGuest(settings, pid, blocks);
   const memory = await openGuestMemory(link, pid, blocks, READ, commandOptions);
-  await requireSpace(settings.image, { blocks, memory }, how, job).finally(() => memory.close());
+  const touched = await requireSpace(settings.image, { blocks, memory }, how, job).finally(() =>
+    memory.close(),
+  );
   await reserveLength(file, machine, blocks, job);
+  await job.run(file.prepare(touched, how));
   const guest = await stopGuest(link.monitor, commandOptions, guard);
   try {
     return await saveStopped(file, machine, guest, saving);

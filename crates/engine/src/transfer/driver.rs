@@ -188,11 +188,17 @@ impl<'pool> Driver<'pool> {
 
     fn failure(&self, offset: u64, cause: io::Error) -> Error {
         let verb = match self.direction {
+            // No buffer of ours can say so, but guest memory that was taken away after it was found there.
+            Direction::Read if is_of_memory(&cause) => "reading the image into the guest's memory",
             Direction::Read => "reading the image",
             Direction::Write => "writing the image",
         };
         Error::os(format!("{verb} failed at offset {offset}"), cause).at_offset(offset)
     }
+}
+
+fn is_of_memory(cause: &io::Error) -> bool {
+    matches!(cause.raw_os_error(), Some(libc::EFAULT | libc::EHWPOISON))
 }
 
 fn is_transient(cause: &io::Error) -> bool {

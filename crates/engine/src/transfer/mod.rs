@@ -4,6 +4,7 @@
 //! channel after the other, and keeps several chunks in flight. All engines' short results and
 //! transient errors are handled in one place, the `driver`.
 
+mod buffers;
 mod clear;
 mod control;
 mod driver;
@@ -14,6 +15,7 @@ mod restore;
 mod save;
 mod threads;
 
+pub use buffers::Buffers;
 pub use clear::clear;
 pub use control::{Control, Progress};
 pub use measure::measure;

@@ -38,6 +38,15 @@ pub struct Plan {
     pub channels: Vec<Vec<Range>>,
 }
 
+/// # Errors
+/// `Usage` for a size that is no power of two within [`CHUNK_BYTES`].
+pub(super) fn check_chunk_bytes(chunk_bytes: u64) -> Result<()> {
+    if chunk_bytes.is_power_of_two() && CHUNK_BYTES.contains(&chunk_bytes) {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Usage, format!("chunks of {chunk_bytes} bytes are not supported")))
+}
+
 /// Whether a transfer reads a plan's sources.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sources {
@@ -54,9 +63,7 @@ impl Plan {
     /// `Usage`, naming the channel and the number.
     pub fn validate(&self, places: &[Place], memory: &Memory, sources: Sources) -> Result<()> {
         let usage = |message: String| Err(Error::new(ErrorKind::Usage, message));
-        if !self.chunk_bytes.is_power_of_two() || !CHUNK_BYTES.contains(&self.chunk_bytes) {
-            return usage(format!("chunks of {} bytes are not supported", self.chunk_bytes));
-        }
+        check_chunk_bytes(self.chunk_bytes)?;
         if places.len() != memory.blocks().len() {
             return usage(format!("{} places for {} RAM blocks", places.len(), memory.blocks().len()));
         }

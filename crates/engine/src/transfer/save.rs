@@ -3,7 +3,7 @@
 use super::driver::{Driver, Part};
 use super::plan::{Chunk, ChunkQueue, Seat, Sources};
 use super::read::read_data;
-use super::{Control, JOINED_ZERO_PAGES, Options, Place, Plan, threads, to_usize};
+use super::{Buffers, Control, JOINED_ZERO_PAGES, Options, Place, Plan, threads, to_usize};
 use crate::bitmap::{PageBitmap, PageRun};
 use crate::image_file::ImageFile;
 use crate::io::{Direction, set_up_error};
@@ -24,6 +24,8 @@ pub struct SaveJob<'a> {
     pub plan: Plan,
     /// How to run.
     pub options: Options,
+    /// Pools that were made beforehand; those that are missing are made by the save.
+    pub buffers: &'a Buffers,
 }
 
 /// What a finished save found and wrote.
@@ -59,6 +61,7 @@ impl SaveJob<'_> {
             chunks: ChunkQueue::new(self.plan),
             bitmaps,
             written: AtomicU64::new(0),
+            buffers: self.buffers,
             image,
             control,
         };
@@ -76,13 +79,15 @@ struct Shared<'a> {
     chunks: ChunkQueue,
     bitmaps: Vec<PageBitmap>,
     written: AtomicU64,
+    buffers: &'a Buffers,
     image: &'a ImageFile,
     control: &'a Control,
 }
 
 impl Shared<'_> {
     fn work(&self, slots: usize, requests: u32) -> Result<()> {
-        let pool = Pool::new(slots, self.chunk_bytes)?;
+        let pool = self.buffers.take(slots, self.chunk_bytes)?;
+        let slots = pool.slots();
         let io = self.image.io();
         let queue = io.queue(requests, &pool).map_err(|cause| set_up_error(io.name(), cause))?;
         let fd = self.image.fd().as_raw_fd();

@@ -91,6 +91,16 @@ impl Drop for Alarm<'_> {
     }
 }
 
+/// # Errors
+/// `Usage` for a number of threads that is not within 1 to [`MAX_THREADS`].
+pub(super) fn check(threads: usize) -> Result<()> {
+    if (1..=MAX_THREADS).contains(&threads) {
+        return Ok(());
+    }
+    let message = format!("{threads} threads are not within 1 to {MAX_THREADS}");
+    Err(Error::new(ErrorKind::Usage, message))
+}
+
 /// Runs `work` on `threads` threads of their own and waits for all. When one fails, the others stop early.
 ///
 /// # Errors
@@ -100,10 +110,7 @@ pub(super) fn run(
     control: &Control,
     work: &(dyn Fn(&Gate) -> Result<()> + Sync),
 ) -> Result<()> {
-    if !(1..=MAX_THREADS).contains(&threads) {
-        let message = format!("{threads} threads are not within 1 to {MAX_THREADS}");
-        return Err(Error::new(ErrorKind::Usage, message));
-    }
+    check(threads)?;
     let gate = &Gate::new(threads);
     let body = move || {
         let alarm = Alarm { control, gate };

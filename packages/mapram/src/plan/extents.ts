@@ -20,6 +20,14 @@ export function checkExtents(
   );
 }
 
+/** Bytes in all extents, which are what memory was scanned for. */
+export function bytesIn(extents: readonly Float64Array[]): number {
+  let bytes = 0;
+  for (const list of extents)
+    for (let index = 1; index < list.length; index += 3) bytes += list[index] as number;
+  return bytes;
+}
+
 function checkBlock(block: number, blockLength: number, extents: Float64Array): number {
   if (extents.length % 3 !== 0) throw bad(`The extents of block ${block} are not made of three numbers each`);
   let end = 0;

@@ -1,1 +1,2 @@
+export { bytesIn } from './extents.ts';
 export { MAX_CHANNELS, planTransfer, type TransferPlan } from './plan.ts';

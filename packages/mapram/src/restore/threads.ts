@@ -1,5 +1,6 @@
 import type { GuestMemory } from '../native.ts';
 import type { Transfer } from '../options.ts';
+import { bytesIn } from '../plan/index.ts';
 
 /**
  * How many threads fill the memory with `dataBytes`. Where most of its pages are not there yet, finding them (and zeroing them, or
@@ -10,8 +11,6 @@ export async function threadsToFill(
   dataBytes: number,
   { threads, threadsForFreshMemory }: Transfer,
 ): Promise<number> {
-  let present = 0;
-  for (const extents of await memory.scan())
-    for (let index = 1; index < extents.length; index += 3) present += extents[index] as number;
+  const present = bytesIn(await memory.scan());
   return present < dataBytes / 2 ? threadsForFreshMemory : threads;
 }

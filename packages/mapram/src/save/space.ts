@@ -4,7 +4,7 @@ import { bitmapBytes, PAGE_BYTES } from '../image/index.ts';
 import type { JobContext } from '../job.ts';
 import { freeBytes, measureMemory } from '../native.ts';
 import type { Transfer } from '../options.ts';
-import { planTransfer } from '../plan/index.ts';
+import { bytesIn, planTransfer } from '../plan/index.ts';
 import type { SourceMemory } from './write-image.ts';
 
 /** Shorter runs of zero pages between data are written along with it (JOINED_ZERO_PAGES in crates/engine/src/transfer). */
@@ -29,6 +29,7 @@ export function spaceBound(
  * Refuses an image that the target's file system has no room for. Memory that was never touched needs none. Touched pages are
  * read only if they could be too many, for they may hold zeros; a running guest may still come to need more.
  *
+ * @returns bytes that were touched.
  * @throws {MapramError} E_NO_SPACE
  */
 export async function requireSpace(
@@ -36,15 +37,16 @@ export async function requireSpace(
   { blocks, memory }: SourceMemory,
   how: Transfer,
   job: JobContext,
-): Promise<void> {
+): Promise<number> {
   const free = freeBytes(dirname(path));
   const extents = await memory.scan();
-  if (spaceBound(blocks, extents) <= free) return;
+  const touched = bytesIn(extents);
+  if (spaceBound(blocks, extents) <= free) return touched;
   const lengths = blocks.map(({ usedLength }) => ({ length: usedLength }));
   const { channels } = planTransfer({ ...how, blocks: lengths, extents });
   const measured = await job.run(measureMemory(memory, channels, how));
   const needed = measured.transferredBytes + metadataBytes(blocks);
-  if (needed <= free) return;
+  if (needed <= free) return touched;
   const message = `The image needs up to ${needed} bytes, and its file system has ${free} left`;
   throw new MapramError('E_NO_SPACE', message, { path });
 }
