@@ -15,7 +15,9 @@ import { contents, hasData, PAGE, PIECE, type Workload } from './workload.ts';
  * @throws {Error} at the first difference.
  */
 export async function checkImage(workload: Workload, guest: Qemu, path: string): Promise<void> {
-  await succeed(['inspect', path]);
+  // Meanwhile the pages are read, which is waiting for the disk.
+  const inspected = succeed(['inspect', path]);
+  inspected.catch(() => {});
   const image = new Image(path);
   try {
     const live = await liveBlocks(guest);
@@ -31,6 +33,7 @@ export async function checkImage(workload: Workload, guest: Qemu, path: string):
   } finally {
     image.close();
   }
+  await inspected;
 }
 
 /**
