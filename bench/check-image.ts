@@ -12,9 +12,15 @@ import { contents, hasData, PAGE, PIECE, type Workload } from './workload.ts';
  * the workload's block with the bytes as they are made anew (not as the guest's memory has them: that a save left the memory
  * alone is part of the claim), every other block with the guest's memory.
  *
+ * @param cache whether the image was written through the page cache and is still there: reading it from the disk would only take longer.
  * @throws {Error} at the first difference.
  */
-export async function checkImage(workload: Workload, guest: Qemu, path: string): Promise<void> {
+export async function checkImage(
+  workload: Workload,
+  guest: Qemu,
+  path: string,
+  cache: 'cached' | 'direct' = 'direct',
+): Promise<void> {
   // Meanwhile the pages are read, which is waiting for the disk.
   const inspected = succeed(['inspect', path]);
   inspected.catch(() => {});
@@ -25,7 +31,7 @@ export async function checkImage(workload: Workload, guest: Qemu, path: string):
       const saved = image.blocks.find(({ name }) => name === block.name);
       if (saved?.used !== block.used)
         throw new Error(`RAM block ${block.name} is not in the image, or not in full`);
-      if (block.name === MAIN_BLOCK) await compareMain(workload, saved, path);
+      if (block.name === MAIN_BLOCK) await compareMain(workload, saved, path, cache);
       else compareOther(image, saved, guest, block);
     }
     if (image.blocks.length !== live.length)
@@ -46,10 +52,11 @@ export async function compareMain(
   workload: Workload,
   { bitmap, header }: Pick<ImageBlock, 'bitmap' | 'header'>,
   path: string,
+  cache: 'cached' | 'direct' = 'direct',
 ): Promise<void> {
   if (!bitmap.equals(workload.bitmap))
     throw new Error("the image's page bitmap is not that of the guest's memory");
-  const file = await openDirect(path);
+  const file = cache === 'cached' ? await open(path, 'r') : await openDirect(path);
   try {
     const [wanted, ...buffers] = alignedBuffers(2 + READS_AHEAD) as [Buffer, ...Buffer[]];
     const offsets = Array.from(

@@ -1,5 +1,5 @@
 import { expect, it } from 'vitest';
-import { orderOf } from './rounds.ts';
+import { orderOf, warmUpOf } from './rounds.ts';
 
 const CONTENDERS = [
   { type: 'ours', channels: 1 },
@@ -23,4 +23,16 @@ it('gives nobody the same predecessor in all of three rounds', () => {
     });
     expect(new Set(before).size).toBeGreaterThan(1);
   }
+});
+
+it('warms up each type once, and fio once in all', () => {
+  const run = () => Promise.reject(new Error('nobody runs here'));
+  const contenders = [
+    { type: 'ours', channels: 1, run },
+    { type: 'ours', channels: 4, run },
+    { type: 'fio 1 MiB x 16 x 1', run },
+    { type: 'fio 4 MiB x 8 x 1', run },
+    { type: 'dd', run },
+  ];
+  expect(warmUpOf(contenders)).toEqual([0, 2, 4].map((index) => contenders[index]));
 });

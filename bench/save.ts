@@ -92,7 +92,8 @@ function stockSave(stage: SaveStage, method: StockMethod, channels: number | und
           const measurement = await measureSave(guest, () =>
             measureStock(guest.qemu, stage.workload, () => stockSaveDurably(guest.qemu, image)),
           ).finally(() => readyAgain(guest.qemu));
-          if (method.mappedRam) await checkImage(stage.workload, guest.qemu, image);
+          if (method.mappedRam)
+            await checkImage(stage.workload, guest.qemu, image, method.directIo ? 'direct' : 'cached');
           else checkStream(stage.workload, image);
           return measurement;
         }),
