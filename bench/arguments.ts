@@ -30,7 +30,8 @@ export interface BenchArguments {
   runs: number;
   results: string;
   json?: true;
-  bars?: true;
+  /** True: all of them; otherwise those of groups whose names begin like this. */
+  bars?: true | string[];
   resume?: true;
 }
 
@@ -63,9 +64,11 @@ export function parseArguments(argv: readonly string[]): BenchArguments {
     .option('--json', 'print the results as JSON instead of tables')
     .addOption(
       new Option(
-        '--bars',
-        'run what the bars of speed need, and say which are met; with --operation, those of the other are kept as they were',
-      ).conflicts(['json', 'workload', 'memory', 'engine', 'against']),
+        '--bars [groups]',
+        'run what the bars of speed need, and say which are met; of the groups whose names begin with one of these only (save-idle,restore), and keep the others as they were',
+      )
+        .argParser((text) => text.split(','))
+        .conflicts(['json', 'workload', 'operation', 'memory', 'engine', 'against']),
     )
     .addOption(
       new Option('--resume', 'keep the bars that were measured already with the same code').implies({
@@ -74,8 +77,6 @@ export function parseArguments(argv: readonly string[]): BenchArguments {
     );
   program.allowExcessArguments(false).parse(argv, { from: 'user' });
   const options = program.opts<BenchArguments>();
-  if (options.bars && program.getOptionValueSource('operation') === 'default')
-    options.operation = [...OPERATIONS];
   if (options.bars && options.dir === FAST_STANDIN)
     program.error(`error: --bars needs a directory on a real disk; it makes the ${FAST_STANDIN} itself`);
   return options;

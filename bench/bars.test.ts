@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { againstBars, earlierGroups, isMet, type Progress, worstToBest } from './bars.ts';
+import { againstBars, earlierGroups, groupsOf, isMet, type Progress, worstToBest } from './bars.ts';
 import type { Run } from './measurement.ts';
 import type { Results } from './report.ts';
 import { DIRECT_STOCK_TYPE } from './stock-save.ts';
@@ -84,20 +84,22 @@ describe('the bars of an earlier run', () => {
     'huge-guest': { commit: 'old', began: '', bars },
     'a group that is no more': { commit: 'old', began: '', bars },
   });
-  const both = ['save', 'restore'] as const;
-  const kept = (
-    now: string,
-    how: { operation?: readonly ('save' | 'restore')[]; resume?: true },
-    of = found,
-  ) =>
-    Object.keys(
-      earlierGroups(progress(now, {}), of, { operation: [...(how.operation ?? both)], ...how } as never),
-    );
+  const kept = (now: string, how: { bars?: string[]; resume?: true }, of = found) =>
+    Object.keys(earlierGroups(progress(now, {}), of, groupsOf(how.bars ?? true), how.resume));
 
-  it('are kept if they are of the other operation only, whatever their code', () => {
-    expect(kept('new', { operation: ['restore'] })).toEqual(['save-private-fast']);
-    expect(kept('new', { operation: ['save'] })).toEqual(['restore-private-fast']);
+  it('are kept if they are not asked for, whatever their code', () => {
+    expect(kept('new', { bars: ['restore', 'huge'] })).toEqual(['save-private-fast']);
+    expect(kept('new', { bars: ['save'] })).toEqual(['restore-private-fast', 'huge-guest']);
     expect(kept('new', {})).toEqual([]);
+  });
+
+  it('are asked for by how their names begin', () => {
+    expect(groupsOf(['save-idle', 'huge']).map(({ name }) => name)).toEqual([
+      'save-idle-disk',
+      'save-idle-fast',
+      'huge-guest',
+    ]);
+    expect(() => groupsOf(['save', 'idle'])).toThrow("begin with 'idle'");
   });
 
   it('are kept by --resume if they are of the same code', () => {

@@ -1,6 +1,6 @@
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { type BenchArguments, FAST_STANDIN, OPERATIONS, type Operation } from './arguments.ts';
+import { type BenchArguments, FAST_STANDIN } from './arguments.ts';
 import { isCeiling } from './disk.ts';
 import { describeHost, type Host } from './host.ts';
 import { interruption } from './interruption.ts';
@@ -43,8 +43,8 @@ export interface Measured {
 }
 
 /**
- * Measures what the bars need, prints them with their figures, and writes them beside the reports. With one operation only, the
- * bars of the other are as an earlier run left them. Returns the exit status.
+ * Measures what the bars need, prints them with their figures, and writes them beside the reports. Where only some groups are asked
+ * for, the others are as an earlier run left them. Returns the exit status.
  */
 export async function measureBars(options: BenchArguments): Promise<number> {
   const { channels, size, dir, runs } = options;
@@ -54,10 +54,10 @@ export async function measureBars(options: BenchArguments): Promise<number> {
     options: { channels, dir, runs, ...(size === undefined ? {} : { size }) },
     groups: {},
   };
-  const groups = earlierGroups(wanted, readEarlier(resultsDirectory(options)), options);
-  for (const group of GROUPS) {
-    if (!group.operations.some((one) => options.operation.includes(one))) continue;
-    if (groups[group.name] !== undefined && options.resume) continue;
+  const asked = groupsOf(options.bars);
+  const groups = earlierGroups(wanted, readEarlier(resultsDirectory(options)), asked, options.resume);
+  for (const group of asked) {
+    if (groups[group.name] !== undefined) continue;
     const began = new Date().toISOString();
     groups[group.name] = { commit: host.commit, began, bars: await barsOf(group.measureGroup, options) };
     // The whole takes two hours; what is known shall not be lost with the rest.
@@ -76,7 +76,22 @@ function readEarlier(directory: string): Progress | undefined {
 }
 
 /**
- * The groups of an earlier run that are kept: those of the other operation, and with `--resume` those that were measured of the
+ * The groups that `bars` asks for.
+ *
+ * @throws {Error} if no group's name begins with one of its words.
+ */
+export function groupsOf(bars: BenchArguments['bars']): Group[] {
+  if (!Array.isArray(bars)) return GROUPS;
+  const unknown = bars.find((word) => !GROUPS.some(({ name }) => name.startsWith(word)));
+  if (unknown !== undefined)
+    throw new Error(
+      `no bars begin with '${unknown}': there are ${GROUPS.map(({ name }) => name).join(', ')}`,
+    );
+  return GROUPS.filter(({ name }) => bars.some((word) => name.startsWith(word)));
+}
+
+/**
+ * The groups of an earlier run that are kept: those that were not asked for, and with `resume` those that were measured of the
  * very code that is measured now.
  *
  * @throws {Error} if groups were to be kept that are of another machine or of other options.
@@ -84,17 +99,17 @@ function readEarlier(directory: string): Progress | undefined {
 export function earlierGroups(
   wanted: Progress,
   found: Progress | undefined,
-  { operation, resume }: Pick<BenchArguments, 'operation' | 'resume'>,
+  asked: Pick<Group, 'name'>[],
+  resume: true | undefined,
 ): Progress['groups'] {
-  const keepsOthers = OPERATIONS.some((one) => !operation.includes(one));
-  if (found === undefined || !(resume || keepsOthers)) return {};
+  if (found === undefined || !(resume || asked.length < GROUPS.length)) return {};
   const conditions = ({ host, options }: Progress) => JSON.stringify([{ ...host, commit: '' }, options]);
   if (conditions(found) !== conditions(wanted))
     throw new Error('the earlier bars are of another machine or other options; measure all of them anew');
-  const isKept = ({ name, operations }: Group): boolean => {
+  const isKept = ({ name }: Group): boolean => {
     const measured = found.groups[name];
     if (measured === undefined) return false;
-    if (!operations.some((one) => operation.includes(one))) return true;
+    if (!asked.some((one) => one.name === name)) return true;
     const isSameCode = measured.commit === wanted.host.commit && !measured.commit.endsWith('-dirty');
     return resume === true && isSameCode && measured.bars.every(({ figure }) => figure !== undefined);
   };
@@ -154,8 +169,6 @@ function resultsDirectory({ results }: BenchArguments): string {
 /** Bars that are measured together. */
 interface Group {
   name: string;
-  /** What is measured in it. */
-  operations: Operation[];
   measureGroup: (options: BenchArguments) => Promise<Bar[]>;
 }
 
@@ -164,28 +177,27 @@ function group(what: What, disk: 'disk' | 'fast', needed: { speed: number; cpu?:
   const words = [what.operation, what.workload, what.memory, disk];
   return {
     name: words.filter((word) => word !== undefined).join('-'),
-    operations: [what.operation],
     measureGroup: (options) => against(options, what, disk === 'fast' ? FAST_STANDIN : options.dir, needed),
   };
 }
 
-function groupOfSaves(name: string, measureGroup: Group['measureGroup']): Group {
-  return { name, operations: ['save'], measureGroup };
-}
-
 /** All bars. Sizes are what the issue names unless `--size` makes everything smaller for a trial. */
 const GROUPS: Group[] = [
-  groupOfSaves('save-dense-disk', (options) =>
-    denseSave(options, { dir: options.dir, speed: 1.6, oneChannel: 1.8, cpu: 0.6 }),
-  ),
-  groupOfSaves('save-dense-fast', (options) =>
-    denseSave(options, { dir: FAST_STANDIN, speed: 1.2, oneChannel: 2.2, cpu: 0.75, ceiling: 0.9 }),
-  ),
-  groupOfSaves('channel-counts', channelCounts),
+  {
+    name: 'save-dense-disk',
+    measureGroup: (options) =>
+      denseSave(options, { dir: options.dir, speed: 1.6, oneChannel: 1.8, cpu: 0.6 }),
+  },
+  {
+    name: 'save-dense-fast',
+    measureGroup: (options) =>
+      denseSave(options, { dir: FAST_STANDIN, speed: 1.2, oneChannel: 2.2, cpu: 0.75, ceiling: 0.9 }),
+  },
+  { name: 'channel-counts', measureGroup: channelCounts },
   group(save('scattered'), 'disk', { speed: 6, cpu: 0.2 }),
   group(save('scattered'), 'fast', { speed: 6, cpu: 0.2 }),
-  groupOfSaves('save-idle-disk', (options) => idleSave(options, options.dir)),
-  groupOfSaves('save-idle-fast', (options) => idleSave(options, FAST_STANDIN)),
+  { name: 'save-idle-disk', measureGroup: (options) => idleSave(options, options.dir) },
+  { name: 'save-idle-fast', measureGroup: (options) => idleSave(options, FAST_STANDIN) },
   group(save('fragmented'), 'fast', { speed: 2 }),
   group(save('private'), 'disk', { speed: 1, cpu: 1.1 }),
   group(save('private'), 'fast', { speed: 1, cpu: 1.1 }),
@@ -193,7 +205,7 @@ const GROUPS: Group[] = [
   group(restore('dense', 'fresh'), 'fast', { speed: 1, cpu: 0.8 }),
   group(restore('private'), 'fast', { speed: 1, cpu: 1 }),
   group(restore('scattered', 'warm'), 'fast', { speed: 2 }),
-  { name: 'huge-guest', operations: ['save', 'restore'], measureGroup: hugeGuest },
+  { name: 'huge-guest', measureGroup: hugeGuest },
 ];
 
 type What = Pick<SessionPlan, 'operation' | 'workload' | 'memory'>;
