@@ -4,7 +4,7 @@ import type { Cleanup } from '../test/support/cleanup.ts';
 import { memoryDirectory } from '../test/support/paths.ts';
 import { Qemu } from '../test/support/qemu.ts';
 import { type LiveBlock, liveBlocks } from '../test/support/ram.ts';
-import { waitForRest, warmHostMemory } from './host-memory.ts';
+import { warmHostMemory } from './host-memory.ts';
 import { withCleanup } from './with-cleanup.ts';
 import { contents, hasData, PIECE, type Workload } from './workload.ts';
 
@@ -38,8 +38,6 @@ export async function startSourceGuests(workload: Workload, cleanup: Cleanup): P
       withGuest: (side, use) =>
         withCleanup(async (own) => {
           const guest = await startSourceGuest(workload, own);
-          // The run before freed as much memory as it filled.
-          await waitForRest();
           // QEMU's fills the holes: what is measured shall not be how this machine gets memory from its own host.
           if (side === 'theirs') await warmHostMemory(workload.bytes);
           return use(guest);
