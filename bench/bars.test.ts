@@ -100,6 +100,7 @@ describe('the bars of an earlier run', () => {
       'huge-guest',
     ]);
     expect(() => groupsOf(['save', 'idle'])).toThrow("begin with 'idle'");
+    expect(() => groupsOf(['save', ''])).toThrow("begin with ''");
   });
 
   it('are kept by --resume if they are of the same code', () => {

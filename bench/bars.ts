@@ -82,7 +82,7 @@ function readEarlier(directory: string): Progress | undefined {
  */
 export function groupsOf(bars: BenchArguments['bars']): Group[] {
   if (!Array.isArray(bars)) return GROUPS;
-  const unknown = bars.find((word) => !GROUPS.some(({ name }) => name.startsWith(word)));
+  const unknown = bars.find((word) => word === '' || !GROUPS.some(({ name }) => name.startsWith(word)));
   if (unknown !== undefined)
     throw new Error(
       `no bars begin with '${unknown}': there are ${GROUPS.map(({ name }) => name).join(', ')}`,
@@ -99,17 +99,17 @@ export function groupsOf(bars: BenchArguments['bars']): Group[] {
 export function earlierGroups(
   wanted: Progress,
   found: Progress | undefined,
-  asked: Pick<Group, 'name'>[],
+  asked: Group[],
   resume: true | undefined,
 ): Progress['groups'] {
   if (found === undefined || !(resume || asked.length < GROUPS.length)) return {};
   const conditions = ({ host, options }: Progress) => JSON.stringify([{ ...host, commit: '' }, options]);
   if (conditions(found) !== conditions(wanted))
     throw new Error('the earlier bars are of another machine or other options; measure all of them anew');
-  const isKept = ({ name }: Group): boolean => {
-    const measured = found.groups[name];
+  const isKept = (group: Group): boolean => {
+    const measured = found.groups[group.name];
     if (measured === undefined) return false;
-    if (!asked.some((one) => one.name === name)) return true;
+    if (!asked.includes(group)) return true;
     const isSameCode = measured.commit === wanted.host.commit && !measured.commit.endsWith('-dirty');
     return resume === true && isSameCode && measured.bars.every(({ figure }) => figure !== undefined);
   };
