@@ -1,8 +1,9 @@
 import { execFileSync } from 'node:child_process';
-import { mkdirSync } from 'node:fs';
-import { join } from 'node:path';
+import { existsSync, mkdirSync, readFileSync, statfsSync } from 'node:fs';
+import { basename, join } from 'node:path';
 import type { Cleanup } from '../test/support/cleanup.ts';
 import { memoryDirectory } from '../test/support/paths.ts';
+import { describeDisk } from './host.ts';
 import { needTools } from './tools.ts';
 
 /**
@@ -38,3 +39,16 @@ export function fastStandin(bytes: number, cleanup: Cleanup, say: (text: string)
   });
   return mountpoint;
 }
+
+/** Reads all of the memory behind `directory` if that is on a {@link fastStandin}; of any other disk, nothing. */
+export function touchDisk(directory: string): void {
+  const device = basename(describeDisk(directory).device);
+  const link = join('/sys/class/block', device, 'loop/backing_file');
+  if (!existsSync(link)) return;
+  const disk = readFileSync(link, 'utf8').trim();
+  if (statfsSync(disk).type !== TMPFS_MAGIC) return;
+  execFileSync('dd', [`if=${disk}`, 'of=/dev/null', 'bs=2M', 'status=none']);
+}
+
+/** From linux/magic.h. */
+const TMPFS_MAGIC = 0x01021994;

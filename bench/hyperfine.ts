@@ -90,7 +90,7 @@ async function main(options: Options): Promise<number> {
     const directory = mkdtempSync(join(options.dir, 'mapram-bench-'));
     cleanup.add(() => rmSync(directory, { recursive: true, force: true }));
     const workload = makeWorkload('dense', options.size);
-    const guests = await startSourceGuests(workload, cleanup);
+    const guests = await startSourceGuests(workload, directory, cleanup);
     const of = (side: Side) =>
       guests.withGuest(side, async ({ qemu }) => ({ qemu, image: join(directory, side) }));
     const [ours, theirs] = [await of('ours'), await of('theirs')];

@@ -68,7 +68,11 @@ export function runSession(plan: SessionPlan, parent: string, say: (text: string
     say(`${sessionName(plan)}: making a guest of ${plan.guestBytes / 2 ** 20} MiB`);
     const movers =
       plan.operation === 'save'
-        ? saveContenders(plan, { workload, directory, guests: await startSourceGuests(workload, cleanup) })
+        ? saveContenders(plan, {
+            workload,
+            directory,
+            guests: await startSourceGuests(workload, directory, cleanup),
+          })
         : restoreContenders(
             plan,
             await prepareRestores(workload, plan.memory, stockMethods(plan), directory, cleanup),
