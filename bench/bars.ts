@@ -13,6 +13,7 @@ import { ratioWithinRounds } from './statistics.ts';
 import { DIRECT_STOCK_TYPE } from './stock-save.ts';
 import { bestOf, cpuRatio, cpuRatioWithKernel, figures, speedRatio } from './summary.ts';
 import { markdownTable, plainTable } from './table.ts';
+import { needTools } from './tools.ts';
 import { withCleanup } from './with-cleanup.ts';
 import type { WorkloadName } from './workload.ts';
 
@@ -47,6 +48,8 @@ export interface Measured {
  * for, the others are as an earlier run left them. Returns the exit status.
  */
 export async function measureBars(options: BenchArguments): Promise<number> {
+  // What the host is like, versions of tools included, decides which earlier bars count.
+  needTools(['fio', 'mkfs.xfs'], say);
   const { channels, size, dir, runs } = options;
   const host = describeHost();
   const wanted: Progress = {
@@ -105,7 +108,9 @@ export function earlierGroups(
   if (found === undefined || !(resume || asked.length < GROUPS.length)) return {};
   const conditions = ({ host, options }: Progress) => JSON.stringify([{ ...host, commit: '' }, options]);
   if (conditions(found) !== conditions(wanted))
-    throw new Error('the earlier bars are of another machine or other options; measure all of them anew');
+    throw new Error(
+      'the earlier bars are of another machine or other options: measure all of them anew, or some with --results and a directory that has none',
+    );
   const isKept = (group: Group): boolean => {
     const measured = found.groups[group.name];
     if (measured === undefined) return false;

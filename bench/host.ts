@@ -58,7 +58,7 @@ function describeCommit(): string {
 /** Collects the facts about the file system of `directory` and its device. */
 export function describeDisk(directory: string): Disk {
   const column = (name: string) =>
-    output('findmnt', '--noheadings', '--first-only', '--output', name, '--target', directory);
+    output('findmnt', '--noheadings', '--nofsroot', '--first-only', '--output', name, '--target', directory);
   const device = column('SOURCE');
   const queue = join('/sys/class/block', device.replace(/^.*\//, ''), 'queue');
   const names = ['scheduler', 'nr_requests', 'max_sectors_kb', 'max_segments', 'rotational', 'write_cache'];

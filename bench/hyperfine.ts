@@ -5,10 +5,12 @@ import { mkdirSync, mkdtempSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { Command, InvalidArgumentError } from 'commander';
 import { CLI, ROOT } from '../test/support/paths.ts';
+import { FAST_STANDIN } from './arguments.ts';
 import { checkImage } from './check-image.ts';
 import { type Side, startSourceGuests } from './guests.ts';
 import { interruption, runToEnd } from './interruption.ts';
 import { parseChannels, parseSize } from './lists.ts';
+import { diskFor } from './measure.ts';
 import { needTools } from './tools.ts';
 import { withCleanup } from './with-cleanup.ts';
 import { makeWorkload } from './workload.ts';
@@ -24,17 +26,18 @@ interface Options {
 function parseOptions(argv: string[]): Options {
   const program = new Command('npm run bench:commands --')
     .description("Compare `mapram save` with a script that does QEMU's save by QMP, as whole commands.")
-    .option(
-      '--channels <number>',
-      'for both',
-      strictly((text) => parseChannels(text)[0] ?? 1),
-      4,
-    )
+    .option('--channels <number>', 'for both', strictly(parseChannelCount), 4)
     .option('--size <bytes>', 'RAM of the guest, such as 512M', strictly(parseSize), 2 * 2 ** 30)
-    .option('--dir <directory>', 'where images go', '/var/tmp')
+    .option('--dir <directory>', `where images go, or ${FAST_STANDIN}: an XFS in memory`, '/var/tmp')
     .option('--runs <number>', 'counted runs of each', strictly(parseRuns), 5)
     .option('--results <directory>', 'where hyperfine.json goes', 'bench/results');
   return program.allowExcessArguments(false).parse(argv, { from: 'user' }).opts<Options>();
+}
+
+function parseChannelCount(text: string): number {
+  const [count, ...more] = parseChannels(text);
+  if (count === undefined || more.length > 0) throw new Error('whole commands are compared at one count');
+  return count;
 }
 
 function parseRuns(text: string): number {
@@ -86,8 +89,9 @@ function stockCommand(socket: string, image: string, channels: number): string {
 async function main(options: Options): Promise<number> {
   needTools(['hyperfine'], (text) => process.stderr.write(`bench: ${text}\n`));
   return withCleanup(async (cleanup) => {
-    for (const path of [options.dir, options.results]) mkdirSync(path, { recursive: true });
-    const directory = mkdtempSync(join(options.dir, 'mapram-bench-'));
+    mkdirSync(options.results, { recursive: true });
+    // Both images lie there at the same time.
+    const directory = mkdtempSync(join(diskFor(options.dir, 2 * options.size, cleanup), 'mapram-bench-'));
     cleanup.add(() => rmSync(directory, { recursive: true, force: true }));
     const workload = makeWorkload('dense', options.size);
     const guests = await startSourceGuests(workload, directory, cleanup);
@@ -104,12 +108,12 @@ async function main(options: Options): Promise<number> {
     const status = await hyperfine([
       ...['--warmup', '1', '--runs', String(options.runs)],
       ...['--export-json', join(options.results, 'hyperfine.json')],
-      ...['--prepare', `rm -f ${ours.image}`, '--command-name', `mapram save, ${channels} channels`],
+      ...['--prepare', quoted('rm', '-f', ours.image), '--command-name', `mapram save, ${channels} channels`],
       quoted(
         ...['node', CLI, 'save', '--quiet', '--channels', String(channels)],
         ...['--qmp', ours.qemu.socket, ours.image],
       ),
-      ...['--prepare', `rm -f ${theirs.image}; ${reset}`],
+      ...['--prepare', `${quoted('rm', '-f', theirs.image)}; ${reset}`],
       ...['--command-name', `QEMU by QMP, ${channels} channels, direct-io`],
       stockCommand(theirs.qemu.socket, theirs.image, channels),
     ]);

@@ -34,6 +34,7 @@ describe('names', () => {
     expect(parseNames(names, 'restore')).toEqual(['restore']);
     expect(parseNames(names, 'restore,save')).toEqual(['restore', 'save']);
     expect(parseNames(names, 'all')).toEqual(['save', 'restore']);
+    expect(parseNames(names, 'save,save')).toEqual(['save']);
   });
 
   it('says what is not known', () =>

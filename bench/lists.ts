@@ -44,15 +44,16 @@ export function parseSize(text: string): number {
 }
 
 /**
- * Reads a comma-separated choice of `names`, where `all` stands for every one of them.
+ * Reads a comma-separated choice of `names`, each once, where `all` stands for every one of them.
  *
  * @throws {Error} naming what is not among them.
  */
 export function parseNames<Name extends string>(names: readonly Name[], text: string): Name[] {
   if (text === 'all') return [...names];
-  return text.split(',').map((item) => {
+  const chosen = text.split(',').map((item) => {
     const name = names.find((known) => known === item);
     if (name === undefined) throw new Error(`'${item}' is none of ${names.join(', ')}`);
     return name;
   });
+  return [...new Set(chosen)];
 }

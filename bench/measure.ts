@@ -6,6 +6,7 @@ import { describeDisk, describeHost } from './host.ts';
 import { collectResults, type Results } from './report.ts';
 import { writeResults } from './results.ts';
 import { bytesOnDisk, runSession, type SessionPlan } from './session.ts';
+import { needTools } from './tools.ts';
 import { withCleanup } from './with-cleanup.ts';
 
 /** Tells how the bench goes on, beside its results on stdout. */
@@ -16,6 +17,8 @@ export function say(text: string): void {
 /** Runs a session on the disk that `dir` names, and writes its report. */
 export function measure(plan: SessionPlan, dir: string, resultsDirectory: string): Promise<Results> {
   return withCleanup(async (cleanup) => {
+    // Before the host is described: the versions of tools belong to it.
+    if (plan.against.includes('fio')) needTools(['fio'], say);
     const directory = diskFor(dir, bytesOnDisk(plan), cleanup);
     const disk = describeDisk(directory);
     const results = collectResults(describeHost(), disk, await runSession(plan, directory, say));

@@ -85,9 +85,10 @@ function machineFacts({ host, disk, session }: Results): string {
 
 /** The charts of a session by file name: throughput and CPU time against channels, ours and theirs. */
 export function drawCharts({ session, series }: Results): Record<string, string> {
-  const places = session.channels.map(String);
+  const counts = [...new Set([...session.channels, ...(session.stockChannels ?? [])])].sort((a, b) => a - b);
+  const places = counts.map(String);
   const what = `${session.operation}, ${session.workload}, ${session.guestBytes / 2 ** 20} MiB`;
-  const lines = (figure: (one: Series) => number) => chartLines(series, session.channels, figure);
+  const lines = (figure: (one: Series) => number) => chartLines(series, counts, figure);
   const charts: Record<string, Chart> = {
     throughput: {
       ...{ title: `Throughput: ${what}`, xTitle: 'channels', yTitle: 'MB/s of guest RAM', places },

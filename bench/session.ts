@@ -8,7 +8,6 @@ import { type MemoryState, mapramRestore, needsStream, prepareRestores, stockRes
 import { runRounds } from './rounds.ts';
 import { mapramSave, stockSaves } from './save.ts';
 import { DIRECT_STOCK_TYPE, STOCK_METHODS, type StockMethod } from './stock-save.ts';
-import { needTools } from './tools.ts';
 import { withCleanup } from './with-cleanup.ts';
 import { makeWorkload, type Workload, type WorkloadName } from './workload.ts';
 
@@ -60,7 +59,6 @@ function filesAtOnce(plan: SessionPlan): number {
 /** Measures what `plan` says, with images below `parent`. Everything it needed is gone when it returns. */
 export function runSession(plan: SessionPlan, parent: string, say: (text: string) => void): Promise<Session> {
   return withCleanup(async (cleanup) => {
-    if (plan.against.includes('fio')) needTools(['fio'], say);
     const began = new Date();
     const directory = mkdtempSync(join(parent, 'mapram-bench-'));
     cleanup.add(() => rmSync(directory, { recursive: true, force: true }));
