@@ -10,7 +10,7 @@ import { checkImage } from './check-image.ts';
 import { type Side, startSourceGuests } from './guests.ts';
 import { interruption, runToEnd } from './interruption.ts';
 import { parseChannels, parseSize } from './lists.ts';
-import { diskFor } from './measure.ts';
+import { diskFor, say } from './measure.ts';
 import { needTools } from './tools.ts';
 import { withCleanup } from './with-cleanup.ts';
 import { makeWorkload } from './workload.ts';
@@ -87,7 +87,7 @@ function stockCommand(socket: string, image: string, channels: number): string {
 }
 
 async function main(options: Options): Promise<number> {
-  needTools(['hyperfine'], (text) => process.stderr.write(`bench: ${text}\n`));
+  needTools(['hyperfine'], say);
   return withCleanup(async (cleanup) => {
     mkdirSync(options.results, { recursive: true });
     // Both images lie there at the same time.
