@@ -1,6 +1,6 @@
 import type { Invocation } from './arguments.ts';
 import { SCHEMA_VERSION } from './failure.ts';
-import type { Terminal } from './main.ts';
+import type { Terminal } from './terminal.ts';
 
 /** What a command that did not fail has to say. */
 export interface CommandResult {

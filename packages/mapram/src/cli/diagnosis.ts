@@ -1,10 +1,16 @@
 import type { Check, DoctorReport } from '../doctor.ts';
 import { MapramError } from '../errors.ts';
-import type { CommandResult } from './commands.ts';
 import { exitStatus, failureReport, SCHEMA_VERSION } from './failure.ts';
 
-/** What doctor found: exit status 0 if a save would work, else that of the error that it would meet. */
-export function diagnosis(report: DoctorReport): CommandResult {
+/** What doctor found, for people and for programs, and the exit status. */
+interface Diagnosis {
+  text: string;
+  report: object;
+  status: number;
+}
+
+/** The exit status is 0 if a save would work, else that of the error that it would meet. */
+export function diagnosis(report: DoctorReport): Diagnosis {
   const error = verdict(report.checks);
   const text = `${report.checks.map(describeCheck).join('')}\n${summary(report.checks)}\n`;
   if (error === undefined)

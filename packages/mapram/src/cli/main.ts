@@ -2,20 +2,7 @@ import { parseArguments } from './arguments.ts';
 import { runCommand } from './commands.ts';
 import { asMapramError, exitStatus, failureReport, failureText } from './failure.ts';
 import { type SignalSource, watchInterruption } from './signals.ts';
-
-/** The streams that the command line writes to; tests pass their own. */
-export interface Terminal {
-  /** Writes a result; rejects if it cannot be written, unless nobody wants to read it. */
-  out(text: string): Promise<void>;
-  /** Writes progress, notices and errors. */
-  err(text: string): void;
-  /** Whether stderr is a terminal. */
-  isTerminal: boolean;
-  /** Width of stderr in characters. */
-  columns(): number;
-  /** Milliseconds of a clock that never goes back. */
-  now(): number;
-}
+import { processTerminal, type Terminal } from './terminal.ts';
 
 /** Runs the command line in this process and sets its exit status. */
 export async function main(argv: readonly string[]): Promise<void> {
@@ -64,25 +51,4 @@ async function isWritten(terminal: Terminal, text: string, done?: string): Promi
     terminal.err(`mapram: the result cannot be written (${reason})${yet}\n`);
     return false;
   }
-}
-
-function processTerminal(): Terminal {
-  return {
-    out: writeResult,
-    err: (text) => void process.stderr.write(text),
-    isTerminal: process.stderr.isTTY === true,
-    columns: () => process.stderr.columns ?? 80,
-    now: () => performance.now(),
-  };
-}
-
-/** A reader that has gone away (`mapram inspect x | head -1`) is no failure; any other error is. */
-function writeResult(text: string): Promise<void> {
-  return new Promise((resolve, reject) => {
-    process.stdout.write(text, (error) => {
-      const { code } = (error ?? {}) as NodeJS.ErrnoException;
-      if (error === null || error === undefined || code === 'EPIPE') resolve();
-      else reject(error);
-    });
-  });
 }

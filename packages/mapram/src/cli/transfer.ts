@@ -1,7 +1,7 @@
 import type { RestoreArguments, SaveArguments, TransferArguments } from './arguments.ts';
-import type { Terminal } from './main.ts';
 import { ProgressLine, type ProgressSample } from './progress.ts';
 import { describeRestore, describeSave } from './results.ts';
+import type { Terminal } from './terminal.ts';
 
 /** A finished transfer: its report for programs and for people. */
 interface Transferred {
