@@ -110,8 +110,8 @@ pub(crate) fn promise<'env, T: Outcome + Send>(
     };
     let of_thread = Arc::clone(&deferred);
     let body = move || {
-        let outcome = catch_unwind(AssertUnwindSafe(work))
-            .unwrap_or_else(|_| Err(Error::new(ErrorKind::Io, "the job panicked; this is a bug in mapram")));
+        let outcome =
+            catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(Error::internal("the job panicked")));
         settle(&of_thread, outcome);
     };
     if let Err(cause) = thread::Builder::new().name("mapram-job".to_owned()).spawn(body) {

@@ -33,6 +33,8 @@ pub enum ErrorKind {
     Cancelled,
     /// A limit or an argument was violated by the caller.
     Usage,
+    /// A bug in mapram: a panic, or something that cannot be.
+    Internal,
 }
 
 impl ErrorKind {
@@ -51,6 +53,7 @@ impl ErrorKind {
             Self::GuestGone => "E_GUEST_GONE",
             Self::Cancelled => "E_CANCELLED",
             Self::Usage => "E_USAGE",
+            Self::Internal => "E_INTERNAL",
         }
     }
 }
@@ -74,6 +77,11 @@ impl Error {
     /// An error of `kind` that says `message`.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self { kind, message: message.into(), path: None, offset: None, cause: None }
+    }
+
+    /// The error for a bug in mapram; `what` is one sentence without its end.
+    pub fn internal(what: impl fmt::Display) -> Self {
+        Self::new(ErrorKind::Internal, format!("{what}: a bug in mapram, please report it"))
     }
 
     /// The error for a system call that failed with `cause`; the kind follows from its errno.
@@ -113,6 +121,18 @@ impl std::error::Error for Error {
     }
 }
 
+/// What a request of the I/O engine fails with whose thread panicked.
+#[derive(Debug)]
+pub(crate) struct Panicked;
+
+impl fmt::Display for Panicked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an I/O thread panicked: a bug in mapram, please report it")
+    }
+}
+
+impl std::error::Error for Panicked {}
+
 fn clone_os(cause: &io::Error) -> io::Error {
     match cause.raw_os_error() {
         Some(errno) => io::Error::from_raw_os_error(errno),
@@ -121,6 +141,9 @@ fn clone_os(cause: &io::Error) -> io::Error {
 }
 
 fn kind_of(cause: &io::Error) -> ErrorKind {
+    if cause.get_ref().is_some_and(|inner| inner.is::<Panicked>()) {
+        return ErrorKind::Internal;
+    }
     match cause.raw_os_error() {
         Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => ErrorKind::NoSpace,
         Some(libc::ENOENT | libc::ENOTDIR) => ErrorKind::NotFound,
@@ -148,5 +171,12 @@ mod tests {
         assert_eq!(kind(libc::EROFS), ErrorKind::Permission);
         assert_eq!(kind(libc::EDQUOT), ErrorKind::NoSpace);
         assert_eq!(kind(libc::EIO), ErrorKind::Io);
+    }
+
+    #[test]
+    fn a_panic_is_a_bug_of_ours() {
+        let error = Error::os("writing failed", io::Error::other(Panicked));
+        assert_eq!(error.kind.code(), "E_INTERNAL");
+        assert!(error.cause.unwrap().to_string().contains("please report"));
     }
 }

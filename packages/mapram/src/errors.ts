@@ -15,6 +15,7 @@ export const EXIT_STATUS = {
   E_GUEST_RAN: 5,
   E_GUEST_GONE: 5,
   E_QMP: 5,
+  E_INTERNAL: 6,
   E_CANCELLED: 130,
 } as const;
 
@@ -61,4 +62,40 @@ export class MapramError extends Error {
     this.field = context.field;
     this.guestState = context.guestState;
   }
+}
+
+/** Codes for what the system refuses to Node's own calls, by the name of the errno; E_IO for all others. */
+const SYSTEM_CODES: Readonly<Record<string, ErrorCode>> = {
+  ENOENT: 'E_NOT_FOUND',
+  ENOTDIR: 'E_NOT_FOUND',
+  EACCES: 'E_PERMISSION',
+  EPERM: 'E_PERMISSION',
+  EROFS: 'E_PERMISSION',
+  ENOSPC: 'E_NO_SPACE',
+  EDQUOT: 'E_NO_SPACE',
+  EFBIG: 'E_NO_SPACE',
+  EMFILE: 'E_HOST_UNSUPPORTED',
+  ENFILE: 'E_HOST_UNSUPPORTED',
+  ENOMEM: 'E_HOST_UNSUPPORTED',
+  ENOSYS: 'E_HOST_UNSUPPORTED',
+};
+
+/** Anything thrown as a MapramError: a refusal of the system by its errno; all else is a bug of ours, E_INTERNAL. */
+export function asMapramError(thrown: unknown): MapramError {
+  if (thrown instanceof MapramError) return thrown;
+  const message = thrown instanceof Error ? thrown.message : String(thrown);
+  if (isSystemError(thrown)) {
+    return new MapramError(SYSTEM_CODES[thrown.code] ?? 'E_IO', message, {
+      path: thrown.path,
+      cause: thrown,
+    });
+  }
+  return new MapramError('E_INTERNAL', `a bug in mapram, please report it: ${message}`, { cause: thrown });
+}
+
+/** An error of Node's for a call that the system refused. */
+function isSystemError(thrown: unknown): thrown is NodeJS.ErrnoException & { code: string } {
+  return (
+    thrown instanceof Error && 'syscall' in thrown && 'code' in thrown && typeof thrown.code === 'string'
+  );
 }

@@ -1,5 +1,5 @@
 import * as addon from '@mapram/native';
-import { type ErrorCode, EXIT_STATUS, MapramError } from './errors.ts';
+import { asMapramError, type ErrorCode, EXIT_STATUS, MapramError } from './errors.ts';
 
 export type { BlockAddress, BlockPlace, DirectAlignment, JobProgress, MetadataPart } from '@mapram/native';
 
@@ -57,10 +57,10 @@ function isErrorCode(code: string): code is ErrorCode {
 }
 
 function toMapramError({ code, message, path, offset, cause }: Failure): MapramError {
-  return new MapramError(isErrorCode(code) ? code : 'E_IO', message, { path, offset, cause });
+  return new MapramError(isErrorCode(code) ? code : 'E_INTERNAL', message, { path, offset, cause });
 }
 
-/** Calls into the addon. What it throws on purpose has a code of ours; anything else is a bug and passes as it is. */
+/** Calls into the addon. What it throws on purpose has a code of ours; anything else, such as a panic, is a bug. */
 function call<T>(work: () => T): T {
   try {
     return work();
@@ -68,7 +68,7 @@ function call<T>(work: () => T): T {
     if (error instanceof Error && 'code' in error && isErrorCode(String(error.code))) {
       throw toMapramError(error as Error & { code: string });
     }
-    throw error;
+    throw asMapramError(error);
   }
 }
 

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use super::{Completion, Direction, Files, Io, Queue, Request, check_depth, would_block};
+use crate::error::Panicked;
 use crate::pool::Pool;
 
 /// Most threads of one queue. Each has one request at the disk; more of them only take turns on few cores.
@@ -47,7 +48,7 @@ fn work(waiting: &Mutex<Receiver<Handed>>, finished: &Sender<Completion>, carry_
         // Without an answer, who waits for this request would wait for ever.
         // SAFETY: `push` passes its caller's promise on.
         let result = panic::catch_unwind(|| unsafe { carry_out(&request) })
-            .unwrap_or_else(|_| Err(io::Error::other("an I/O thread panicked; this is a bug in mapram")));
+            .unwrap_or_else(|_| Err(io::Error::other(Panicked)));
         // The queue collects nothing any more once it is being dropped.
         let _ = finished.send(Completion { token: request.token, result });
     }

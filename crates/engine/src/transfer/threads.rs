@@ -138,7 +138,7 @@ pub(super) fn run(
 }
 
 fn panicked() -> Result<()> {
-    Err(Error::new(ErrorKind::Io, "an engine thread panicked; this is a bug in mapram"))
+    Err(Error::internal("an engine thread panicked"))
 }
 
 #[cfg(test)]
@@ -189,6 +189,6 @@ mod tests {
     #[test]
     fn a_panic_becomes_an_error() {
         let outcome = run(1, &Control::default(), &|_| panic!("on purpose"));
-        assert!(outcome.unwrap_err().message.contains("panicked"));
+        assert_eq!(outcome.unwrap_err().kind, ErrorKind::Internal);
     }
 }

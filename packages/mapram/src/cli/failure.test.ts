@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest';
-import { type ErrorCode, EXIT_STATUS, MapramError } from '../errors.ts';
-import { asMapramError, exitStatus, failureReport, failureText } from './failure.ts';
+import { asMapramError, type ErrorCode, EXIT_STATUS, MapramError } from '../errors.ts';
+import { exitStatus, failureReport, failureText } from './failure.ts';
 
 describe('a failure as JSON', () => {
   it('carries what is known and nothing else', () => {
@@ -60,6 +60,12 @@ describe('a failure as text', () => {
     expect(failureText(error)).toBe('mapram: /i cannot be read: EIO (magic at offset 16) (E_IO)\n');
   });
 
+  it('of a bug says where it is and asks for a report', () => {
+    const text = failureText(asMapramError(new TypeError('x is undefined')));
+    expect(text).toContain('mapram: a bug in mapram, please report it: x is undefined (E_INTERNAL)\n');
+    expect(text).toContain('failure.test.ts');
+  });
+
   it('is one line where nothing more is known', () => {
     expect(failureText(new MapramError('E_USAGE', 'no such option'))).toBe(
       'mapram: no such option (E_USAGE)\n',
@@ -77,8 +83,7 @@ describe('the exit status', () => {
     expect(exitStatus(new MapramError('E_RESTORE_INCOMPLETE', 'x'), 143)).toBe(1);
   });
 
-  it('of an unforeseen error is 1', () => {
-    expect(exitStatus(asMapramError(new TypeError('x is undefined')), undefined)).toBe(1);
-    expect(asMapramError('text').message).toContain('text');
+  it('of an unforeseen error is that of a bug', () => {
+    expect(exitStatus(asMapramError(new TypeError('x is undefined')), undefined)).toBe(6);
   });
 });

@@ -1,4 +1,4 @@
-import { type ErrorCode, EXIT_STATUS, type GuestState, MapramError } from '../errors.ts';
+import { type ErrorCode, EXIT_STATUS, type GuestState, type MapramError } from '../errors.ts';
 
 /** Version of every JSON object that the command line prints; it changes only when a field's meaning does. */
 export const SCHEMA_VERSION = 1;
@@ -16,13 +16,6 @@ export interface FailureReport {
     cause?: string | undefined;
   };
   guestState: GuestState;
-}
-
-/** Any thrown value as a MapramError; what nobody foresaw becomes E_IO with its own message. */
-export function asMapramError(thrown: unknown): MapramError {
-  if (thrown instanceof MapramError) return thrown;
-  const message = thrown instanceof Error ? thrown.message : String(thrown);
-  return new MapramError('E_IO', `unexpected failure: ${message}`, { cause: thrown });
 }
 
 /** The JSON object for `error`. A state that was never set means that nothing had reached the guest. */
@@ -43,6 +36,8 @@ export function failureText(error: MapramError): string {
   if (place !== '') lines.push(`  ${place}`);
   const cause = causeText(error.cause);
   if (cause !== undefined && !error.message.includes(cause)) lines.push(`  cause: ${cause}`);
+  // Whoever looks for the bug needs to know where it is.
+  if (error.code === 'E_INTERNAL' && error.cause instanceof Error) lines.push(`  ${error.cause.stack}`);
   if (error.guestState !== undefined) lines.push(`  ${GUEST_SENTENCES[error.guestState]}`);
   return `${lines.join('\n')}\n`;
 }

@@ -86,7 +86,7 @@ describe('a command that fails', () => {
   it('survives an error that nobody foresaw', async () => {
     inspect.mockRejectedValue(new TypeError('x is not a function'));
     const result = await runHere(['inspect', '/i']);
-    expect(result).toMatchObject({ status: 1, err: expect.stringContaining('x is not a function') });
+    expect(result).toMatchObject({ status: 6, err: expect.stringContaining('x is not a function') });
   });
 });
 

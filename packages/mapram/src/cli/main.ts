@@ -1,6 +1,7 @@
+import { asMapramError } from '../errors.ts';
 import { parseArguments } from './arguments.ts';
 import { runCommand } from './commands.ts';
-import { asMapramError, exitStatus, failureReport, failureText } from './failure.ts';
+import { exitStatus, failureReport, failureText } from './failure.ts';
 import { type SignalSource, watchInterruption } from './signals.ts';
 import { processTerminal, type Terminal } from './terminal.ts';
 
