@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, IntoRawFd};
 use std::path::Path;
 
-use mapram_engine::image_file;
+use mapram_engine::image;
 use mapram_engine::io;
 use mapram_engine::transfer::Options;
 use mapram_host::files;
@@ -91,7 +91,7 @@ pub fn free_bytes(env: &Env, directory: String) -> napi::Result<f64> {
 #[napi(catch_unwind)]
 pub fn direct_alignment(env: &Env, path: String) -> napi::Result<DirectAlignment> {
     let probe = or_throw(env, files::open_probe(Path::new(&path)))?;
-    Ok(match image_file::direct_alignment(probe.as_fd()) {
+    Ok(match image::direct_alignment(probe.as_fd()) {
         Some(alignment) => {
             DirectAlignment { supported: true, memory: alignment.memory, offset: alignment.offset }
         }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mapram_engine::bitmap::PageBitmap;
-use mapram_engine::image_file;
+use mapram_engine::image::ImageWriter;
 use mapram_engine::memory::Memory;
 use mapram_engine::transfer::{self, Buffers, RestoreJob, SaveJob};
 use mapram_engine::{Error, ErrorKind, PAGE_BYTES, Result};
@@ -36,7 +36,7 @@ pub struct ImageFile {
 
 /// The file while it is open; emptied, and so closed, when it was published or discarded rather than whenever
 /// JavaScript collects the handle.
-type Slot = Arc<Mutex<Option<Arc<image_file::ImageFile>>>>;
+type Slot = Arc<Mutex<Option<Arc<ImageWriter>>>>;
 
 #[napi]
 impl ImageFile {
@@ -49,8 +49,8 @@ impl ImageFile {
         direct: bool,
         engine_name: String,
     ) -> napi::Result<Self> {
-        let created = engine(&engine_name)
-            .and_then(|io| image_file::ImageFile::create(io, Path::new(&path), force, direct));
+        let created =
+            engine(&engine_name).and_then(|io| ImageWriter::create(io, Path::new(&path), force, direct));
         or_throw(env, created)
             .map(|file| Self { file: Arc::new(Mutex::new(Some(Arc::new(file)))), buffers: Arc::default() })
     }
@@ -148,12 +148,12 @@ impl ImageFile {
     }
 }
 
-fn open_file(slot: &Slot) -> Result<Arc<image_file::ImageFile>> {
+fn open_file(slot: &Slot) -> Result<Arc<ImageWriter>> {
     let file = slot.lock().unwrap_or_else(PoisonError::into_inner).clone();
     file.ok_or_else(|| Error::new(ErrorKind::Usage, "the image file was already published or discarded"))
 }
 
-fn close_file(slot: &Slot) -> Option<Arc<image_file::ImageFile>> {
+fn close_file(slot: &Slot) -> Option<Arc<ImageWriter>> {
     slot.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 

@@ -5,7 +5,7 @@
 
 pub mod bitmap;
 pub mod error;
-pub mod image_file;
+pub mod image;
 pub mod io;
 pub mod memory;
 pub mod pool;

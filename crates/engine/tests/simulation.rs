@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use mapram_engine::image_file::ImageFile;
+use mapram_engine::image::ImageWriter;
 use mapram_engine::io::{Faults, Simulated};
 use mapram_engine::transfer::{Buffers, Control, Options, RestoreJob, SaveJob, Saved};
 use mapram_engine::{Error, ErrorKind};
@@ -54,7 +54,7 @@ fn save(
 ) -> Result<Saved, Error> {
     let memory = guest.memory();
     let places = guest.places();
-    let image = ImageFile::create(io, path, false, true)?;
+    let image = ImageWriter::create(io, path, false, true)?;
     let job = SaveJob {
         memory: &memory,
         places: &places,

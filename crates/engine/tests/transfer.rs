@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use mapram_engine::ErrorKind;
 use mapram_engine::bitmap::PageBitmap;
-use mapram_engine::image_file::ImageFile;
+use mapram_engine::image::ImageWriter;
 use mapram_engine::io::{self, Completion, Files, Io, Queue, Request};
 use mapram_engine::memory::{Backing, FileRange, Memory, Region};
 use mapram_engine::pool::Pool;
@@ -40,7 +40,7 @@ fn what_is_saved_is_restored_by_every_engine() {
             let guest = Guest::new(&[3 * MIB, 4096, 5 * MIB + 8192]);
             guest.fill(&mut Random(seed as u64));
             let path = directory.path().join(format!("{}-{direct}-{channels}", io.name()));
-            let image = ImageFile::create(Arc::clone(&io), &path, false, direct).unwrap();
+            let image = ImageWriter::create(Arc::clone(&io), &path, false, direct).unwrap();
             let memory = guest.memory();
             let places = guest.places();
             let buffers = Buffers::default();
@@ -94,7 +94,7 @@ fn scattered_pages_survive_a_queue_that_is_always_full() {
             let places = guest.places();
             let options = Options { queue_depth, threads: 1 };
             let path = directory.path().join(format!("{}-{queue_depth}-{direct}", io.name()));
-            let image = ImageFile::create(Arc::clone(&io), &path, false, direct).unwrap();
+            let image = ImageWriter::create(Arc::clone(&io), &path, false, direct).unwrap();
             let job = SaveJob {
                 memory: &memory,
                 places: &places,
@@ -129,7 +129,7 @@ fn measuring_counts_what_a_save_writes() {
     let (memory, places) = (guest.memory(), guest.places());
     let measured = transfer::measure(&memory, plan(&memory, 3, CHUNK_BYTES), 2, &Control::default()).unwrap();
     let path = directory.path().join("image");
-    let image = ImageFile::create(io::auto(8, 1).unwrap(), &path, false, true).unwrap();
+    let image = ImageWriter::create(io::auto(8, 1).unwrap(), &path, false, true).unwrap();
     let job = SaveJob {
         memory: &memory,
         places: &places,
@@ -349,7 +349,7 @@ fn a_cancelled_save_leaves_no_file() {
     let memory = guest.memory();
     let places = guest.places();
     let io = io::auto(8, 1).unwrap();
-    let image = ImageFile::create(io, &directory.path().join("image"), false, true).unwrap();
+    let image = ImageWriter::create(io, &directory.path().join("image"), false, true).unwrap();
     let control = Control::default();
     control.cancel();
     let job = SaveJob {

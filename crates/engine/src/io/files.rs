@@ -1,11 +1,14 @@
 //! The few calls that an image file's life needs, besides the transfers.
 
 use std::ffi::OsStr;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, Stat};
-use rustix::io::Result;
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, SeekFrom, Stat};
+use rustix::io::{Errno, Result};
+
+/// `_IO(0x12, 119)` of include/uapi/linux/fs.h.
+const BLKDISCARD: libc::Ioctl = 0x1277;
 
 /// What the life of an image file asks of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +37,7 @@ impl From<Stat> for Status {
 /// System calls on an image file and its directory, one method for each.
 ///
 /// The default methods are the calls themselves and what every engine uses; the simulated engine overrides them to
-/// inject faults. Each error is the errno of the call. EINTR is handed up: [`crate::image_file`] retries it, in one
+/// inject faults. Each error is the errno of the call. EINTR is handed up: [`crate::image`] retries it, in one
 /// place.
 pub trait Files {
     /// Opens a directory for the calls below.
@@ -63,6 +66,48 @@ pub trait Files {
     /// The status of what has the name `name`; a link's own.
     fn status_at(&self, directory: BorrowedFd<'_>, name: &OsStr) -> Result<Status> {
         rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).map(Status::from)
+    }
+
+    /// The status of what `path` leads to.
+    fn status_of(&self, path: &Path) -> Result<Status> {
+        rustix::fs::stat(path).map(Status::from)
+    }
+
+    /// Opens a device that nobody else has for himself; EBUSY if it is mounted, say.
+    fn open_device(&self, path: &Path) -> Result<OwnedFd> {
+        let flags = OFlags::RDWR | OFlags::EXCL | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        rustix::fs::open(path, flags, Mode::empty())
+    }
+
+    /// Whether any process, this one included, has locked a part of the file by another open file (fcntl, not flock).
+    fn is_locked(&self, file: BorrowedFd<'_>) -> Result<bool> {
+        // SAFETY: all zeros is a valid flock: the whole file, from its start, and no process.
+        let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+        lock.l_type = libc::c_short::try_from(libc::F_WRLCK).unwrap_or_default();
+        // SAFETY: F_OFD_GETLK reads and writes a struct flock, which `lock` is.
+        let outcome = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) };
+        if outcome < 0 {
+            return Err(last_errno());
+        }
+        Ok(i32::from(lock.l_type) != libc::F_UNLCK)
+    }
+
+    /// Bytes in the file or the device.
+    fn length(&self, file: BorrowedFd<'_>) -> Result<u64> {
+        rustix::fs::seek(file, SeekFrom::End(0))
+    }
+
+    /// Reads into `bytes` from `offset`; returns how many were read.
+    fn read_at(&self, file: BorrowedFd<'_>, bytes: &mut [u8], offset: u64) -> Result<usize> {
+        rustix::io::pread(file, bytes, offset)
+    }
+
+    /// Tells a device that its first `bytes` bytes hold nothing; EOPNOTSUPP if it cannot make use of that.
+    fn discard(&self, file: BorrowedFd<'_>, bytes: u64) -> Result<()> {
+        let range = [0, bytes];
+        // SAFETY: BLKDISCARD reads two u64, offset and length, which `range` is.
+        let outcome = unsafe { libc::ioctl(file.as_raw_fd(), BLKDISCARD, &raw const range) };
+        if outcome < 0 { Err(last_errno()) } else { Ok(()) }
     }
 
     /// Locks the file for this open file alone; EWOULDBLOCK if another one holds the lock.
@@ -117,4 +162,8 @@ pub trait Files {
     fn sync_directory(&self, directory: BorrowedFd<'_>) -> Result<()> {
         rustix::fs::fsync(directory)
     }
+}
+
+fn last_errno() -> Errno {
+    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }

@@ -339,6 +339,14 @@ impl Files for Simulated {
         self.shared.call(USUAL, || Real.status_at(directory, name))
     }
 
+    fn status_of(&self, path: &Path) -> rustix::io::Result<Status> {
+        self.shared.call(USUAL, || Real.status_of(path))
+    }
+
+    fn open_device(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
+        self.shared.call(USUAL, || Real.open_device(path))
+    }
+
     fn lock(&self, file: BorrowedFd<'_>) -> rustix::io::Result<()> {
         self.shared.call(&[Errno::NOLCK, Errno::INTR], || Real.lock(file))
     }

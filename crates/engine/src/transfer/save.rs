@@ -5,7 +5,7 @@ use super::plan::{Chunk, ChunkQueue, Seat, Sources};
 use super::read::read_data;
 use super::{Buffers, Control, JOINED_ZERO_PAGES, Options, Place, Plan, threads, to_usize};
 use crate::bitmap::{PageBitmap, PageRun};
-use crate::image_file::ImageFile;
+use crate::image::ImageWriter;
 use crate::io::{Direction, set_up_error};
 use crate::memory::Memory;
 use crate::pool::Pool;
@@ -44,7 +44,7 @@ impl SaveJob<'_> {
     /// # Errors
     /// `Usage` for a plan that does not fit, `Cancelled`, or whatever the memory or the disk said. The image is
     /// incomplete then and is to be discarded.
-    pub fn run(self, image: &ImageFile, control: &Control) -> Result<Saved> {
+    pub fn run(self, image: &ImageWriter, control: &Control) -> Result<Saved> {
         self.options.validate()?;
         self.plan.validate(self.places, self.memory, Sources::Used)?;
         let bitmaps = self.places.iter().map(|place| PageBitmap::new(place.length / PAGE_BYTES)).collect();
@@ -80,7 +80,7 @@ struct Shared<'a> {
     bitmaps: Vec<PageBitmap>,
     written: AtomicU64,
     buffers: &'a Buffers,
-    image: &'a ImageFile,
+    image: &'a ImageWriter,
     control: &'a Control,
 }
 

@@ -1,9 +1,16 @@
 use super::*;
-use crate::io::{Blocking, Completion, Direction, FaultCounts, Faults, Files, Queue, Request, Simulated};
+use crate::io::{Blocking, Completion, Direction, FaultCounts, Faults, Files, Io, Queue, Request, Simulated};
 use crate::pool::Pool;
+use crate::{Error, ErrorKind, Result};
+use rustix::fs::FileType;
+use rustix::io::Errno;
+use std::ffi::OsStr;
 use std::fs;
-use std::os::fd::AsRawFd;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use tempfile::TempDir;
@@ -24,18 +31,18 @@ fn names(directory: &TempDir) -> Vec<String> {
     names
 }
 
-fn create(directory: &TempDir, force: bool) -> Result<ImageFile> {
-    ImageFile::create(Arc::new(Blocking), &directory.path().join("image"), force, false)
+fn create(directory: &TempDir, force: bool) -> Result<ImageWriter> {
+    ImageWriter::create(Arc::new(Blocking), &directory.path().join("image"), force, false)
 }
 
-fn refusal(outcome: Result<ImageFile>) -> Error {
+fn refusal(outcome: Result<ImageWriter>) -> Error {
     let error = outcome.unwrap_err();
     assert!(error.path.is_some(), "{error:?} names no path");
     error
 }
 
 /// Writes the whole test image, one page of it through the engine.
-fn write(image: &ImageFile) -> Result<()> {
+fn write(image: &ImageWriter) -> Result<()> {
     let pool = Pool::new(1, 4096)?;
     image.set_length(8192)?;
     image.begin_transfer()?;
@@ -69,7 +76,7 @@ fn an_image_appears_whole_and_under_its_name_only_when_published() {
     let directory = directory();
     for direct in [false, true] {
         let path = directory.path().join("image");
-        let image = match ImageFile::create(Arc::new(Blocking), &path, true, direct) {
+        let image = match ImageWriter::create(Arc::new(Blocking), &path, true, direct) {
             Err(error) if direct && error.kind == ErrorKind::HostUnsupported => {
                 return eprintln!("skipped: {error}");
             }
@@ -232,20 +239,20 @@ fn paths_that_name_no_file_are_usage_errors() {
     let directory = directory();
     let long = "x".repeat(248);
     for name in ["image/", "..", long.as_str()] {
-        let outcome = ImageFile::create(Arc::new(Blocking), &directory.path().join(name), false, false);
+        let outcome = ImageWriter::create(Arc::new(Blocking), &directory.path().join(name), false, false);
         assert_eq!(refusal(outcome).kind, ErrorKind::Usage, "{name}");
     }
     for path in ["", "/", "."] {
         assert_eq!(
-            ImageFile::create(Arc::new(Blocking), Path::new(path), false, false).unwrap_err().kind,
+            ImageWriter::create(Arc::new(Blocking), Path::new(path), false, false).unwrap_err().kind,
             ErrorKind::Usage
         );
     }
     let missing =
-        ImageFile::create(Arc::new(Blocking), &directory.path().join("missing/image"), false, false);
+        ImageWriter::create(Arc::new(Blocking), &directory.path().join("missing/image"), false, false);
     assert_eq!(refusal(missing).kind, ErrorKind::NotFound);
     let longest = directory.path().join("x".repeat(247));
-    drop(ImageFile::create(Arc::new(Blocking), &longest, false, false).unwrap());
+    drop(ImageWriter::create(Arc::new(Blocking), &longest, false, false).unwrap());
 }
 
 #[test]
@@ -274,7 +281,7 @@ fn steps_out_of_turn_are_usage_errors() {
 fn direct_io_is_on_during_transfers_only() {
     let directory = directory();
     let path = directory.path().join("image");
-    let image = match ImageFile::create(Arc::new(Blocking), &path, false, true) {
+    let image = match ImageWriter::create(Arc::new(Blocking), &path, false, true) {
         Err(error) => {
             assert_eq!(error.kind, ErrorKind::HostUnsupported);
             return eprintln!("skipped: {error}");
@@ -310,7 +317,7 @@ fn a_length_that_no_file_can_have_is_no_space() {
 fn a_sync_that_failed_is_not_made_good_by_another() {
     let directory = directory();
     let io = Arc::new(FailingSync);
-    let image = ImageFile::create(io, &directory.path().join("image"), false, false).unwrap();
+    let image = ImageWriter::create(io, &directory.path().join("image"), false, false).unwrap();
     assert_eq!(image.sync().unwrap_err().kind, ErrorKind::Io);
     assert_eq!(image.sync().unwrap_err().kind, ErrorKind::Usage);
     assert_eq!(image.publish().unwrap_err().kind, ErrorKind::Usage);
@@ -322,8 +329,9 @@ fn a_sync_that_failed_is_not_made_good_by_another() {
 fn without_rename_noreplace_a_link_does_the_same() {
     for exists in [false, true] {
         let directory = directory();
-        let image = ImageFile::create(Arc::new(OldFileSystem), &directory.path().join("image"), false, false)
-            .unwrap();
+        let image =
+            ImageWriter::create(Arc::new(OldFileSystem), &directory.path().join("image"), false, false)
+                .unwrap();
         write(&image).unwrap();
         if exists {
             fs::write(directory.path().join("image"), "newer").unwrap();
@@ -347,7 +355,7 @@ fn without_hard_links_either_only_force_helps() {
     for force in [false, true] {
         let directory = directory();
         let path = directory.path().join("image");
-        let image = ImageFile::create(Arc::new(NoLinks), &path, force, false).unwrap();
+        let image = ImageWriter::create(Arc::new(NoLinks), &path, force, false).unwrap();
         write(&image).unwrap();
         let outcome = image.publish();
         drop(image);
@@ -414,7 +422,7 @@ blocking_io!(FailingSync OldFileSystem NoLinks);
 /// A whole life with faults; what is left is looked at by [`check_remains`].
 fn live(io: &Arc<Simulated>, directory: &TempDir, force: bool) -> Result<()> {
     let path = directory.path().join("image");
-    let image = ImageFile::create(Arc::<Simulated>::clone(io), &path, force, false);
+    let image = ImageWriter::create(Arc::<Simulated>::clone(io), &path, force, false);
     // What is examined is the clean-up after a fault, so that one has to be without.
     let image = image.inspect_err(|_| io.heal())?;
     let outcome = write(&image).and_then(|()| image.publish());
@@ -482,7 +490,7 @@ fn any_number_of_calls_may_fail() {
         let io = Arc::new(Simulated::new(seed, Faults { calls: 60, space_bytes, ..Faults::default() }));
         let path = directory.path().join("image");
         // No healing: the clean-up has faults too and may have to leave the partial file.
-        let outcome = ImageFile::create(Arc::<Simulated>::clone(&io) as Arc<dyn Io>, &path, false, false)
+        let outcome = ImageWriter::create(Arc::<Simulated>::clone(&io) as Arc<dyn Io>, &path, false, false)
             .and_then(|image| write(&image).and_then(|()| image.publish()));
         check_remains(&directory, &outcome, None, io.counts(), &format!("seed {seed}"));
         if outcome.is_ok() {

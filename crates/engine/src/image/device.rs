@@ -1,0 +1,179 @@
+//! An image that is written to a block device, which is there already and is neither created, renamed nor truncated.
+//!
+//! What a reader goes by is the magic at the start. It is overwritten, durably, before anything else is written, and
+//! written last of all, when everything else is durable. So a save that ends at any moment leaves nothing that looks like
+//! an image unless it is a whole one.
+
+use std::fs;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use rustix::fs::FileType;
+use rustix::io::{Errno, retry_on_intr};
+
+use super::writer::write_all;
+use crate::io::Io;
+use crate::{Error, ErrorKind, Result};
+
+/// Magic and version at the start of a migration stream (docs/format.md): less than a sector, so that no crash tears them.
+const MAGIC_BYTES: usize = 8;
+/// What QEMU's migration streams begin with (QEMU_VM_FILE_MAGIC in migration/qemu-file-types.h).
+const MAGIC: &[u8] = b"QEVM";
+/// Bytes at the device's end that are kept for the record of the image's length (docs/format.md).
+const RECORD_BYTES: u64 = PAGE as u64;
+/// A page, which no device has longer sectors than.
+const PAGE: usize = 4096;
+
+/// A block device that is ours alone.
+#[derive(Debug)]
+pub(super) struct Device {
+    bytes: u64,
+    /// Whether what it held has been made unreadable.
+    wiped: AtomicBool,
+    /// The image's first bytes, kept back until all others are durable.
+    magic: Mutex<[u8; MAGIC_BYTES]>,
+}
+
+impl Device {
+    /// Opens what `path` leads to, if that is a block device.
+    pub(super) fn open(io: &dyn Io, path: &Path, force: bool) -> Result<Option<(OwnedFd, Self)>> {
+        let failed = |action: &str, cause| {
+            Error::os(format!("{action} {} failed", path.display()), cause).at_path(path)
+        };
+        match retry_on_intr(|| io.status_of(path)) {
+            Ok(status) if status.kind == FileType::BlockDevice => {}
+            // Whoever creates a file there says what is wrong with the path.
+            Ok(_) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::ACCESS | Errno::NAMETOOLONG) => {
+                return Ok(None);
+            }
+            Err(cause) => return Err(failed("examining", cause)),
+        }
+        let file = retry_on_intr(|| io.open_device(path)).map_err(|cause| match cause {
+            Errno::BUSY => {
+                in_use(path, "it is mounted, or part of another device, or another program has it for itself")
+            }
+            _ => failed("opening", cause),
+        })?;
+        let status = retry_on_intr(|| io.status(file.as_fd())).map_err(|cause| failed("examining", cause))?;
+        if status.kind != FileType::BlockDevice {
+            return Err(failed("opening", Errno::NODEV));
+        }
+        if retry_on_intr(|| io.is_locked(file.as_fd())).map_err(|cause| failed("examining", cause))? {
+            return Err(in_use(
+                path,
+                "another program holds a lock on it, as a QEMU does whose guest has it for a disk",
+            ));
+        }
+        let bytes = retry_on_intr(|| io.length(file.as_fd())).map_err(|cause| failed("examining", cause))?;
+        let mut start = [0; MAGIC.len()];
+        let got = retry_on_intr(|| io.read_at(file.as_fd(), &mut start, 0))
+            .map_err(|cause| failed("reading", cause))?;
+        if !force && start.get(..got) == Some(MAGIC) {
+            let message = format!("{} holds an image; use --force to overwrite it", path.display());
+            return Err(Error::new(ErrorKind::TargetExists, message).at_path(path));
+        }
+        let device = Self { bytes, wiped: AtomicBool::new(false), magic: Mutex::default() };
+        Ok(Some((file, device)))
+    }
+
+    /// Bytes of the device.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Checks that an image of `bytes` has room, and makes what the device held unreadable.
+    pub(super) fn reserve(&self, io: &dyn Io, file: BorrowedFd<'_>, bytes: u64) -> Result<()> {
+        if bytes.checked_add(RECORD_BYTES).is_none_or(|needed| needed > self.bytes) {
+            let message = format!(
+                "the image needs {bytes} bytes and {RECORD_BYTES} more at the device's end, and the device has {}",
+                self.bytes
+            );
+            return Err(Error::new(ErrorKind::NoSpace, message));
+        }
+        if !self.wiped.load(Ordering::Relaxed) {
+            self.wipe(io, file)?;
+            // What it held under the image's holes is harmless, so a device that cannot discard need not.
+            let _ = retry_on_intr(|| io.discard(file, self.bytes));
+            self.wiped.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// What of `bytes`, which belong at `offset`, may be written now: the rest is the magic, which is kept back.
+    pub(super) fn withhold_magic<'a>(&self, offset: u64, bytes: &'a [u8]) -> (u64, &'a [u8]) {
+        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(MAGIC_BYTES);
+        let (head, rest) = bytes.split_at(bytes.len().min(MAGIC_BYTES - start));
+        let mut magic = self.magic.lock().unwrap_or_else(PoisonError::into_inner);
+        magic[start..start + head.len()].copy_from_slice(head);
+        (offset + head.len() as u64, rest)
+    }
+
+    /// Makes an image of what was written, durably.
+    pub(super) fn write_magic(&self, io: &dyn Io, file: BorrowedFd<'_>) -> Result<()> {
+        let magic = *self.magic.lock().unwrap_or_else(PoisonError::into_inner);
+        write_all(io, file, 0, &magic)?;
+        sync(io, file)
+    }
+
+    /// Makes sure that nothing looks like an image, unless the device still holds what it held before.
+    pub(super) fn give_up(&self, io: &dyn Io, file: BorrowedFd<'_>) -> Result<()> {
+        if self.wiped.load(Ordering::Relaxed) { self.wipe(io, file) } else { Ok(()) }
+    }
+
+    /// Overwrites the first page and the record at the end.
+    fn wipe(&self, io: &dyn Io, file: BorrowedFd<'_>) -> Result<()> {
+        let zeros = [0; PAGE];
+        write_all(io, file, 0, &zeros)?;
+        write_all(io, file, self.bytes - RECORD_BYTES, &zeros)?;
+        sync(io, file)
+    }
+}
+
+fn sync(io: &dyn Io, file: BorrowedFd<'_>) -> Result<()> {
+    retry_on_intr(|| io.sync_data(file)).map_err(|cause| Error::os("syncing the device failed", cause))
+}
+
+fn in_use(path: &Path, how: &str) -> Error {
+    let message = format!("{} is in use: {how}", path.display());
+    Error::new(ErrorKind::TargetBusy, message).at_path(path)
+}
+
+/// Refuses a directory of device nodes: a name there that leads to no device is a misspelt one, and what is created there
+/// takes the host's memory.
+pub(super) fn require_no_devices(directory: BorrowedFd<'_>, path: &Path) -> Result<()> {
+    let Ok(status) = rustix::fs::fstat(directory) else { return Ok(()) };
+    let device = format!("{}:{}", rustix::fs::major(status.st_dev), rustix::fs::minor(status.st_dev));
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    if !mounts.lines().any(|line| is_device_directory(line, &device)) {
+        return Ok(());
+    }
+    let message = format!(
+        "{} is among the devices and names none of them; name a block device that exists, or a file on a disk",
+        path.display()
+    );
+    Err(Error::new(ErrorKind::Usage, message).at_path(path))
+}
+
+/// Whether a line of mountinfo is that of the file system with this number, and it is devtmpfs or stands on /dev, as a
+/// container's own does.
+fn is_device_directory(line: &str, device: &str) -> bool {
+    let (mount, source) = line.split_once(" - ").unwrap_or((line, ""));
+    let mut fields = mount.split(' ').skip(2);
+    fields.next() == Some(device) && (source.starts_with("devtmpfs ") || fields.nth(1) == Some("/dev"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_of_devices_are_known_by_their_mounts() {
+        let devtmpfs = "23 28 0:6 / /chroot/dev rw,nosuid - devtmpfs udev rw";
+        let container = "901 900 0:61 / /dev rw - tmpfs tmpfs rw,size=65536k";
+        let shm = "25 23 0:21 / /dev/shm rw - tmpfs tmpfs rw";
+        assert!(is_device_directory(devtmpfs, "0:6") && is_device_directory(container, "0:61"));
+        assert!(!is_device_directory(devtmpfs, "0:61") && !is_device_directory(shm, "0:21"));
+    }
+}
