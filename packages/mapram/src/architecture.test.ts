@@ -38,7 +38,7 @@ const FOLDERS = new Map<string, Layer>([
 function layerOf(path: string): Layer | undefined {
   const [first = '', ...rest] = path.split(sep);
   if (rest.length > 0) return FOLDERS.get(first);
-  if (first === 'native.ts') return 'native';
+  if (first === 'native.ts' || first === 'addon.ts') return 'native';
   return first === 'errors.ts' ? 'errors' : 'commands';
 }
 

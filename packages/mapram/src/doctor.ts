@@ -1,7 +1,7 @@
 import type { Check } from './doctor/check.ts';
 import { checkDirectory } from './doctor/directory.ts';
 import { checkGuest } from './doctor/guest.ts';
-import { checkHost } from './doctor/host.ts';
+import { checkAddon, checkHost } from './doctor/host.ts';
 import { MapramError } from './errors.ts';
 
 export type { Check } from './doctor/check.ts';
@@ -36,7 +36,9 @@ export async function doctor(options: DoctorOptions = {}): Promise<DoctorReport>
       field: 'pid',
     });
   }
-  const checks = [...checkHost(), ...(await checkDirectory(dir))];
+  const addon = checkAddon();
+  const hasAddon = addon.status === 'ok';
+  const checks = [addon, ...checkHost(hasAddon), ...(await checkDirectory(dir, hasAddon))];
   if (qmp !== undefined) checks.push(...(await checkGuest({ qmp, pid }, dir, signal)));
   return { checks };
 }

@@ -1,4 +1,5 @@
-import * as addon from '@mapram/native';
+import type * as Native from '@mapram/native';
+import { addon } from './addon.ts';
 import { asMapramError, type ErrorCode, EXIT_STATUS, MapramError } from './errors.ts';
 
 export type { BlockAddress, BlockPlace, DirectAlignment, JobProgress, MetadataPart } from '@mapram/native';
@@ -80,9 +81,9 @@ function withoutUndefined<T extends object>(value: T): { [K in keyof T]: Exclude
 
 /** Work of the addon on threads of its own. It begins with {@link Job.run}. */
 export class Job {
-  readonly #job: addon.Job;
+  readonly #job: Native.Job;
 
-  constructor(job: addon.Job) {
+  constructor(job: Native.Job) {
     this.#job = job;
   }
 
@@ -95,7 +96,7 @@ export class Job {
   }
 
   /** Bytes handled and planned so far; cheap enough to poll. */
-  progress(): addon.JobProgress {
+  progress(): Native.JobProgress {
     return this.#job.progress();
   }
 
@@ -108,24 +109,24 @@ export class Job {
 /** The RAM blocks of a guest or of a program, opened for reading or writing. */
 export class GuestMemory {
   /** The addon's own object, for the functions below. */
-  readonly handle: addon.GuestMemory;
+  readonly handle: Native.GuestMemory;
 
-  private constructor(handle: addon.GuestMemory) {
+  private constructor(handle: Native.GuestMemory) {
     this.handle = handle;
   }
 
   /** The memory of the guest whose virtual machine monitor is process `pid`. */
-  static ofProcess(pid: number, blocks: addon.BlockAddress[], writable: boolean): GuestMemory {
-    return new GuestMemory(call(() => addon.GuestMemory.ofProcess(pid, blocks, writable)));
+  static ofProcess(pid: number, blocks: Native.BlockAddress[], writable: boolean): GuestMemory {
+    return new GuestMemory(call(() => addon().GuestMemory.ofProcess(pid, blocks, writable)));
   }
 
   /** Memory that the caller names itself. */
   static ofNamed(blocks: readonly NamedMemory[], writable: boolean): GuestMemory {
-    return new GuestMemory(call(() => addon.GuestMemory.ofNamed(blocks.map(withoutUndefined), writable)));
+    return new GuestMemory(call(() => addon().GuestMemory.ofNamed(blocks.map(withoutUndefined), writable)));
   }
 
   /** What kind of memory each part of a block is in. */
-  regions(): addon.RegionInfo[] {
+  regions(): Native.RegionInfo[] {
     return this.handle.regions();
   }
 
@@ -144,15 +145,15 @@ export class GuestMemory {
 
 /** An image that is being written: a partial file until it is published, gone once it is discarded. */
 export class ImageFile {
-  readonly #file: addon.ImageFile;
+  readonly #file: Native.ImageFile;
 
-  private constructor(file: addon.ImageFile) {
+  private constructor(file: Native.ImageFile) {
     this.#file = file;
   }
 
   /** Creates and locks the partial file beside `path`. */
   static create(path: string, force: boolean, direct: boolean, engine: string): ImageFile {
-    return new ImageFile(call(() => addon.ImageFile.create(path, force, direct, engine)));
+    return new ImageFile(call(() => addon().ImageFile.create(path, force, direct, engine)));
   }
 
   /** A job that makes the buffers for a save of about `dataBytes`, so that it need not once the guest stands still. */
@@ -161,12 +162,12 @@ export class ImageFile {
   }
 
   /** A job that writes the planned ranges and results in the bitmaps. */
-  save(memory: GuestMemory, blocks: addon.BlockPlace[], channels: Float64Array[], how: EngineOptions): Job {
+  save(memory: GuestMemory, blocks: Native.BlockPlace[], channels: Float64Array[], how: EngineOptions): Job {
     return new Job(call(() => this.#file.save(memory.handle, blocks, channels, how)));
   }
 
   /** A job that writes everything but pages, sets the file's length and makes all of it durable. */
-  finish(parts: addon.MetadataPart[], length: number): Job {
+  finish(parts: Native.MetadataPart[], length: number): Job {
     return new Job(call(() => this.#file.finish(parts, length)));
   }
 
@@ -186,7 +187,7 @@ export interface RestoreSource {
   /** Descriptor of the image, open until the job has ended. */
   imageFd: number;
   /** Where each block's pages are in the image. */
-  blocks: addon.BlockPlace[];
+  blocks: Native.BlockPlace[];
   /** Each block's page bitmap. */
   bitmaps: Uint8Array[];
   /** The planned ranges of each channel. */
@@ -201,30 +202,30 @@ export function restoreMemory(
   how: EngineOptions,
 ): Job {
   const { imageFd, blocks, bitmaps, channels } = source;
-  return new Job(call(() => addon.restore(imageFd, memory.handle, blocks, bitmaps, channels, engine, how)));
+  return new Job(call(() => addon().restore(imageFd, memory.handle, blocks, bitmaps, channels, engine, how)));
 }
 
 /** A job that reads the planned ranges and counts the bytes of pages that are not zero. */
 export function measureMemory(memory: GuestMemory, channels: Float64Array[], how: EngineOptions): Job {
-  return new Job(call(() => addon.measure(memory.handle, channels, how)));
+  return new Job(call(() => addon().measure(memory.handle, channels, how)));
 }
 
 /** A job that makes every page with a clear bit read zero. */
 export function clearMemory(memory: GuestMemory, bitmaps: Uint8Array[], threads: number): Job {
-  return new Job(call(() => addon.clear(memory.handle, bitmaps, threads)));
+  return new Job(call(() => addon().clear(memory.handle, bitmaps, threads)));
 }
 
 /** A connected Unix stream socket that can pass file descriptors. */
 export class UnixConnection {
-  readonly #connection: addon.UnixConnection;
+  readonly #connection: Native.UnixConnection;
 
-  private constructor(connection: addon.UnixConnection) {
+  private constructor(connection: Native.UnixConnection) {
     this.#connection = connection;
   }
 
   /** Connects to the socket at `path`. */
   static connect(path: string): UnixConnection {
-    return new UnixConnection(call(() => addon.UnixConnection.connect(path)));
+    return new UnixConnection(call(() => addon().UnixConnection.connect(path)));
   }
 
   /** The descriptor for `new net.Socket({ fd })`, which owns it from then on. */
@@ -245,27 +246,27 @@ export class UnixConnection {
 
 /** A new anonymous file in memory; the caller closes the descriptor. */
 export function createMemfd(name: string): number {
-  return call(() => addon.createMemfd(name));
+  return call(() => addon().createMemfd(name));
 }
 
 /** Opens an existing file for reading, for direct I/O if `direct`; the caller closes the descriptor. */
 export function openForReading(path: string, direct: boolean): number {
-  return call(() => addon.openForReading(path, direct));
+  return call(() => addon().openForReading(path, direct));
 }
 
 /** Bytes that can still be written to the file system of `directory`. */
 export function freeBytes(directory: string): number {
-  return call(() => addon.freeBytes(directory));
+  return call(() => addon().freeBytes(directory));
 }
 
 /** What direct I/O needs on the file system of `path`, a file or a directory. */
-export function directAlignment(path: string): addon.DirectAlignment {
-  return call(() => addon.directAlignment(path));
+export function directAlignment(path: string): Native.DirectAlignment {
+  return call(() => addon().directAlignment(path));
 }
 
 /** The I/O engines that can be chosen by name. */
 export function engineNames(): string[] {
-  return addon.engineNames();
+  return addon().engineNames();
 }
 
 /** How much an engine will have to do; its rings and threads are tried with as many. */
@@ -278,11 +279,11 @@ export interface EngineLoad {
 
 /** Why an engine does not work on this host, or null if it does. */
 export function probeEngine(name: string, { queueDepth, threads }: EngineLoad): MapramError | null {
-  const failure = addon.probeEngine(name, queueDepth, threads);
+  const failure = addon().probeEngine(name, queueDepth, threads);
   return failure === null ? null : toMapramError(failure);
 }
 
 /** The engine that `auto` stands for on this host. */
 export function autoEngine({ queueDepth, threads }: EngineLoad): string {
-  return call(() => addon.autoEngine(queueDepth, threads));
+  return call(() => addon().autoEngine(queueDepth, threads));
 }

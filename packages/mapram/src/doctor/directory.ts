@@ -5,10 +5,10 @@ import { DEFAULT_LOAD } from '../options.ts';
 import { type Check, type Finding, fail, failed, ok, warn } from './check.ts';
 import { findFileSystem, roundly } from './judge.ts';
 
-/** What the directory's file system offers; a file of a few bytes is written there and removed again. */
-export async function checkDirectory(directory: string): Promise<Check[]> {
+/** What the directory's file system offers; with the addon, a file of a few bytes is written there and removed again. */
+export async function checkDirectory(directory: string, hasAddon: boolean): Promise<Check[]> {
   const findings: [name: string, finding: Finding][] = [['file-system', fileSystem(directory)]];
-  if (findings.every(([, finding]) => finding.status !== 'fail')) {
+  if (hasAddon && findings.every(([, finding]) => finding.status !== 'fail')) {
     findings.push(
       ['direct-io', directIo(directory)],
       ['free-space', freeSpace(directory)],

@@ -44,7 +44,7 @@ export async function checkGuest(guest: QmpGuest, directory: string, signal: Abo
   };
   const link = await step(
     'qmp',
-    'check the path, disconnect other clients, or give QEMU a QMP socket of its own for mapram',
+    adviseOnSocket,
     () => openGuest(guest, signal),
     () => ok(`QEMU answers at ${guest.qmp}`),
   );
@@ -133,6 +133,12 @@ async function examineMemory(
         ? ok('a QEMU started like this one can be restored by --method fill')
         : warn(`its memory cannot be written: ${refusal}`, 'restore by --method qemu'),
   );
+}
+
+function adviseOnSocket(error: unknown): string {
+  const isOurs = error instanceof MapramError && error.code === 'E_HOST_UNSUPPORTED';
+  if (isOurs) return 'see what the host lacks above';
+  return 'check the path, disconnect other clients, or give QEMU a QMP socket of its own for mapram';
 }
 
 function adviseOnProcess(error: unknown): string {

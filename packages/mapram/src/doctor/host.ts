@@ -1,5 +1,6 @@
 import { accessSync, constants, readFileSync } from 'node:fs';
 import { release } from 'node:os';
+import { addon } from '../addon.ts';
 import { autoEngine, engineNames, probeEngine } from '../native.ts';
 import { DEFAULT_LOAD } from '../options.ts';
 import { type Check, type Finding, failed, messageOf, ok, warn } from './check.ts';
@@ -9,13 +10,26 @@ import { judgeKernel, judgeLockedMemory, judgePtrace } from './judge.ts';
 const CAP_IPC_LOCK = 14;
 const CAP_SYS_PTRACE = 19;
 
-/** What the host offers to any guest and any directory. */
-export function checkHost(): Check[] {
+/** Whether the native addon loads: without it only part of what follows can be said. */
+export function checkAddon(): Check {
+  const common = { name: 'addon', area: 'host' } as const;
+  try {
+    addon();
+    return { ...common, ...ok('the native addon is loaded') };
+  } catch (error) {
+    return {
+      ...common,
+      ...failed('', error, 'nothing can be saved or restored here without it; the reason says what to do'),
+    };
+  }
+}
+
+/** What the host offers to any guest and any directory. The engines are the addon's. */
+export function checkHost(hasAddon: boolean): Check[] {
   const capabilities = effectiveCapabilities();
   const findings: [name: string, finding: Finding][] = [
     ['kernel', judgeKernel(release())],
-    ...engineNames().map((name): [string, Finding] => [`engine-${name}`, probedEngine(name)]),
-    ['engine-auto', chosenEngine()],
+    ...(hasAddon ? checkEngines() : []),
     ['locked-memory', judgeLockedMemory(readOr('/proc/self/limits', ''), hasBit(capabilities, CAP_IPC_LOCK))],
     [
       'process-memory',
@@ -24,6 +38,11 @@ export function checkHost(): Check[] {
     ['pagemap', ownPagemap()],
   ];
   return findings.map(([name, finding]) => ({ name, area: 'host', ...finding }));
+}
+
+function checkEngines(): [name: string, finding: Finding][] {
+  const named = engineNames().map((name): [string, Finding] => [`engine-${name}`, probedEngine(name)]);
+  return [...named, ['engine-auto', chosenEngine()]];
 }
 
 function probedEngine(name: string): Finding {
