@@ -134,12 +134,18 @@ export interface JobOutcome {
   clearedBytes?: number
 }
 
-/** Bytes of planned data handled so far. */
+/** How far a job is. */
 export interface JobProgress {
-  /** Bytes handled. */
+  /** Bytes of planned data handled so far. */
   bytesDone: number
   /** Bytes planned; 0 until the transfer has started. */
   bytesTotal: number
+  /** I/O requests that have ended so far; stands still where the storage does not answer. */
+  completions: number
+  /** Whether the job was cancelled or has failed, and only waits for what is in flight. */
+  stopping: boolean
+  /** Milliseconds since the first byte was written to guest memory; absent before that. */
+  writingMs?: number
 }
 
 /** A job that reads the planned ranges and counts the bytes that a save would write; nothing is written. */

@@ -31,13 +31,19 @@ pub struct JobOutcome {
     pub cleared_bytes: Option<f64>,
 }
 
-/// Bytes of planned data handled so far.
+/// How far a job is.
 #[napi(object)]
 pub struct JobProgress {
-    /// Bytes handled.
+    /// Bytes of planned data handled so far.
     pub bytes_done: f64,
     /// Bytes planned; 0 until the transfer has started.
     pub bytes_total: f64,
+    /// I/O requests that have ended so far; stands still where the storage does not answer.
+    pub completions: f64,
+    /// Whether the job was cancelled or has failed, and only waits for what is in flight.
+    pub stopping: bool,
+    /// Milliseconds since the first byte was written to guest memory; absent before that.
+    pub writing_ms: Option<f64>,
 }
 
 type Work = Box<dyn FnOnce(&Control) -> Result<JobOutcome> + Send>;
@@ -72,7 +78,13 @@ impl Job {
     #[napi(catch_unwind)]
     pub fn progress(&self) -> JobProgress {
         let progress = self.control.progress();
-        JobProgress { bytes_done: number(progress.bytes_done), bytes_total: number(progress.bytes_total) }
+        JobProgress {
+            bytes_done: number(progress.bytes_done),
+            bytes_total: number(progress.bytes_total),
+            completions: number(progress.completions),
+            stopping: progress.stopping,
+            writing_ms: progress.writing_for.map(|time| time.as_secs_f64() * 1000.0),
+        }
     }
 
     /// Asks the job to stop: requests in flight are waited for, then it resolves with `E_CANCELLED`.

@@ -21,7 +21,7 @@ const CHUNK_BYTES: u64 = 1 << 20;
 /// `Usage` if the bitmaps are not those of the blocks, `Cancelled`, or whatever the memory said.
 pub fn clear(memory: &Memory, bitmaps: &[PageBitmap], threads: usize, control: &Control) -> Result<u64> {
     let clearing = Clearing::new(memory, bitmaps)?;
-    threads::run(threads, control, &|_| clearing.work(control))?;
+    threads::run(threads, control, &|team| clearing.work(team))?;
     Ok(clearing.cleared_bytes())
 }
 
@@ -55,13 +55,13 @@ impl<'a> Clearing<'a> {
     }
 
     /// Clears one chunk after the other until none is left; several threads share the work.
-    pub fn work(&self, control: &Control) -> Result<()> {
+    pub fn work(&self, team: &threads::Team<'_>) -> Result<()> {
         let pool = Pool::new(1, to_usize(CHUNK_BYTES))?;
         let zeros = vec![0; to_usize(CHUNK_BYTES)];
         let mut seat = Seat::default();
         while let Some(chunk) = self.chunks.next(&mut seat) {
-            control.check()?;
-            self.clear_chunk(&chunk, &pool, &zeros)?;
+            team.check()?;
+            self.clear_chunk(&chunk, &pool, &zeros, team.control())?;
         }
         Ok(())
     }
@@ -71,7 +71,7 @@ impl<'a> Clearing<'a> {
         self.cleared.load(Ordering::Relaxed)
     }
 
-    fn clear_chunk(&self, chunk: &Chunk, pool: &Pool, zeros: &[u8]) -> Result<()> {
+    fn clear_chunk(&self, chunk: &Chunk, pool: &Pool, zeros: &[u8], control: &Control) -> Result<()> {
         let ranges: Vec<Range> = chunk.ranges.iter().flat_map(|range| self.clear_bits(range)).collect();
         let Some(first) = ranges.first() else { return Ok(()) };
         let chunk = Chunk { block: chunk.block, offset: first.offset, ranges };
@@ -85,6 +85,9 @@ impl<'a> Clearing<'a> {
                 buffer_offset: 0,
             })
             .collect();
+        if !pieces.is_empty() {
+            control.note_writing();
+        }
         // SAFETY: no run is longer than the chunk, so all lie within the zeros, which nobody writes to.
         unsafe { self.memory.write(chunk.block, &pieces, zeros.as_ptr()) }?;
         let pages: u64 = dirty.iter().map(|run| run.count).sum();

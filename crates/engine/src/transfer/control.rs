@@ -1,24 +1,36 @@
-//! Progress counters and the cancel flag that a running transfer shares with its caller.
+//! What a running transfer tells whoever watches it, and hears from whoever cancels it.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::{Error, ErrorKind, Result};
 
-/// Shared by a transfer's threads and whoever watches or cancels it.
+/// Shared by a transfer's threads and whoever watches or cancels it. Only its owner cancels it: what stops the threads
+/// of one transfer when one of them fails is their own.
 #[derive(Debug, Default)]
 pub struct Control {
     cancelled: AtomicBool,
+    failed: AtomicBool,
     done: AtomicU64,
     total: AtomicU64,
+    completions: AtomicU64,
+    writing_since: OnceLock<Instant>,
 }
 
-/// Bytes of planned data handled so far, of all planned.
+/// How far a transfer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
-    /// Bytes read from their source so far.
+    /// Bytes of planned data handled so far.
     pub bytes_done: u64,
     /// Bytes planned; 0 until the transfer has started.
     pub bytes_total: u64,
+    /// I/O requests that have ended so far; stands still where the storage does not answer.
+    pub completions: u64,
+    /// Whether it was cancelled or has failed, and only waits for what is in flight.
+    pub stopping: bool,
+    /// How long ago the first byte was written to guest memory; `None` before that.
+    pub writing_for: Option<Duration>,
 }
 
 impl Control {
@@ -30,9 +42,13 @@ impl Control {
     /// How far the transfer is.
     #[must_use]
     pub fn progress(&self) -> Progress {
+        let is_set = |flag: &AtomicBool| flag.load(Ordering::Relaxed);
         Progress {
             bytes_done: self.done.load(Ordering::Relaxed),
             bytes_total: self.total.load(Ordering::Relaxed),
+            completions: self.completions.load(Ordering::Relaxed),
+            stopping: is_set(&self.cancelled) || is_set(&self.failed),
+            writing_for: self.writing_since.get().map(Instant::elapsed),
         }
     }
 
@@ -47,11 +63,25 @@ impl Control {
         Ok(())
     }
 
+    /// Called by a thread that fails, before it waits for what it has in flight.
+    pub(super) fn note_failure(&self) {
+        self.failed.store(true, Ordering::Relaxed);
+    }
+
+    /// Called right before guest memory is written to.
+    pub(super) fn note_writing(&self) {
+        self.writing_since.get_or_init(Instant::now);
+    }
+
     pub(super) fn start(&self, total: u64) {
         self.total.store(total, Ordering::Relaxed);
     }
 
     pub(super) fn advance(&self, bytes: u64) {
         self.done.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn count_completions(&self, count: usize) {
+        self.completions.fetch_add(count as u64, Ordering::Relaxed);
     }
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{BorrowedFd, RawFd};
 
-use super::to_usize;
+use super::{Control, to_usize};
 use crate::io::{Completion, Direction, Queue, Request};
 use crate::{Error, ErrorKind, PAGE_BYTES, Result};
 
@@ -27,6 +27,7 @@ pub(super) struct Part {
 
 /// One thread's queue, and which slots have requests in flight.
 pub(super) struct Driver<'pool> {
+    control: &'pool Control,
     queue: Box<dyn Queue + 'pool>,
     fd: RawFd,
     direction: Direction,
@@ -52,8 +53,10 @@ impl<'pool> Driver<'pool> {
         fd: RawFd,
         direction: Direction,
         capacity: usize,
+        control: &'pool Control,
     ) -> Self {
         Self {
+            control,
             queue,
             fd,
             direction,
@@ -100,6 +103,7 @@ impl<'pool> Driver<'pool> {
     pub fn wait(&mut self) -> Result<()> {
         let mut completions = std::mem::take(&mut self.completions);
         self.queue.wait(&mut completions).map_err(|cause| Error::os("waiting for I/O failed", cause))?;
+        self.control.count_completions(completions.len());
         let outcome = completions.drain(..).try_for_each(|completion| self.complete(completion));
         self.completions = completions;
         outcome

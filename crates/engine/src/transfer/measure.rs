@@ -22,11 +22,11 @@ pub fn measure(memory: &Memory, plan: Plan, threads: usize, control: &Control) -
     let chunk_bytes = to_usize(plan.chunk_bytes);
     let chunks = ChunkQueue::new(plan);
     let written_bytes = AtomicU64::new(0);
-    threads::run(threads, control, &|_| {
+    threads::run(threads, control, &|team| {
         let pool = Pool::new(1, chunk_bytes)?;
         let mut seat = Seat::default();
         while let Some(chunk) = chunks.next(&mut seat) {
-            control.check()?;
+            team.check()?;
             // SAFETY: the slot holds a whole chunk and belongs to this thread alone.
             let runs = unsafe { read_data(memory, &chunk, pool.slot(0)) }?;
             let pages: u64 = join(&runs).map(|run| run.count).sum();

@@ -67,8 +67,8 @@ impl RestoreJob<'_> {
             image,
             control,
         };
-        threads::run(self.options.threads, control, &|gate| {
-            shared.work(gate, pool_slots, self.options.requests())
+        threads::run(self.options.threads, control, &|team| {
+            shared.work(team, pool_slots, self.options.requests())
         })?;
         Ok(Restored { read_bytes: shared.read.into_inner(), cleared_bytes: shared.clearing.cleared_bytes() })
     }
@@ -100,19 +100,25 @@ struct Pending {
 type Read = (PageRun, *mut u8);
 
 impl Shared<'_> {
-    fn work(&self, gate: &threads::Gate, slots: usize, requests: u32) -> Result<()> {
+    fn work(&self, team: &threads::Team<'_>, slots: usize, requests: u32) -> Result<()> {
         let pool = Pool::new(slots, self.chunk_bytes)?;
         let queue = self.io.queue(requests, &pool).map_err(|cause| set_up_error(self.io.name(), cause))?;
-        gate.pass()?;
+        team.wait_for_all()?;
         // Cleared and filled pages are never the same ones, so that threads may do either at any time.
-        self.clearing.work(self.control)?;
+        self.clearing.work(team)?;
         let mut pending: Vec<Option<Pending>> = (0..slots).map(|_| None).collect();
-        let mut driver =
-            Driver::new(queue, slots, self.image.as_raw_fd(), Direction::Read, requests as usize);
+        let mut driver = Driver::new(
+            queue,
+            slots,
+            self.image.as_raw_fd(),
+            Direction::Read,
+            requests as usize,
+            self.control,
+        );
         let mut free: Vec<usize> = (0..slots).collect();
         let mut seat = Seat::default();
         while let Some(chunk) = self.chunks.next(&mut seat) {
-            self.control.check()?;
+            team.check()?;
             let slot = loop {
                 if let Some(slot) = free.pop() {
                     break slot;
@@ -141,7 +147,10 @@ impl Shared<'_> {
         let mut copied = Vec::new();
         for &run in runs {
             match self.direct_address(chunk.block, run)? {
-                Some(address) => reads.push((run, address)),
+                Some(address) => {
+                    self.control.note_writing();
+                    reads.push((run, address));
+                }
                 None => copied.push(run),
             }
         }
@@ -200,6 +209,7 @@ impl Shared<'_> {
         }
         while let Some(slot) = next {
             if let Some(chunk) = pending[slot].take() {
+                self.control.note_writing();
                 // SAFETY: the slot's reads have finished and filled the pieces' bytes, which lie within the slot.
                 unsafe { self.memory.write(chunk.block, &chunk.pieces, pool.slot(slot)) }?;
                 self.control.advance(chunk.bytes);

@@ -65,7 +65,9 @@ impl SaveJob<'_> {
             image,
             control,
         };
-        threads::run(self.options.threads, control, &|_| shared.work(pool_slots, self.options.requests()))?;
+        threads::run(self.options.threads, control, &|team| {
+            shared.work(team, pool_slots, self.options.requests())
+        })?;
         image.end_transfer()?;
         Ok(Saved { bitmaps: shared.bitmaps, written_bytes: shared.written.into_inner() })
     }
@@ -85,17 +87,17 @@ struct Shared<'a> {
 }
 
 impl Shared<'_> {
-    fn work(&self, slots: usize, requests: u32) -> Result<()> {
+    fn work(&self, team: &threads::Team<'_>, slots: usize, requests: u32) -> Result<()> {
         let pool = self.buffers.take(slots, self.chunk_bytes)?;
         let slots = pool.slots();
         let io = self.image.io();
         let queue = io.queue(requests, &pool).map_err(|cause| set_up_error(io.name(), cause))?;
         let fd = self.image.fd().as_raw_fd();
-        let mut driver = Driver::new(queue, slots, fd, Direction::Write, requests as usize);
+        let mut driver = Driver::new(queue, slots, fd, Direction::Write, requests as usize, self.control);
         let mut free: Vec<usize> = (0..slots).collect();
         let mut seat = Seat::default();
         while let Some(chunk) = self.chunks.next(&mut seat) {
-            self.control.check()?;
+            team.check()?;
             let slot = loop {
                 match free.pop().or_else(|| driver.take_finished()) {
                     Some(slot) => break slot,

@@ -1,5 +1,6 @@
 //! The threads of one transfer.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -38,56 +39,72 @@ impl Options {
     }
 }
 
-/// Where the threads of a transfer wait for each other to be ready, so that none begins what others cannot join in.
-pub(super) struct Gate {
-    waiting: Mutex<Waiting>,
+/// The threads of one transfer, as each of them sees the others.
+pub(super) struct Team<'a> {
+    control: &'a Control,
+    /// Set when one of them ends badly.
+    stopped: AtomicBool,
+    waiting: Mutex<usize>,
     changed: Condvar,
 }
 
-struct Waiting {
-    missing: usize,
-    is_broken: bool,
-}
-
-impl Gate {
-    fn new(threads: usize) -> Self {
-        Self { waiting: Mutex::new(Waiting { missing: threads, is_broken: false }), changed: Condvar::new() }
-    }
-
-    /// Waits until every thread has come here; `Cancelled` if one failed before it did.
-    pub fn pass(&self) -> Result<()> {
-        let mut waiting = self.lock();
-        waiting.missing -= 1;
-        self.changed.notify_all();
-        while waiting.missing > 0 && !waiting.is_broken {
-            waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+impl<'a> Team<'a> {
+    fn new(threads: usize, control: &'a Control) -> Self {
+        Self {
+            control,
+            stopped: AtomicBool::new(false),
+            waiting: Mutex::new(threads),
+            changed: Condvar::new(),
         }
-        if waiting.is_broken {
-            return Err(Error::new(ErrorKind::Cancelled, "another thread failed"));
-        }
-        Ok(())
     }
 
-    fn break_open(&self) {
-        self.lock().is_broken = true;
+    /// Progress and cancel, shared with the transfer's owner.
+    pub fn control(&self) -> &'a Control {
+        self.control
+    }
+
+    /// `Cancelled` once the transfer was cancelled or another thread has failed.
+    pub fn check(&self) -> Result<()> {
+        self.control.check()?;
+        if self.stopped.load(Ordering::Relaxed) { Err(another_failed()) } else { Ok(()) }
+    }
+
+    /// Waits until every thread has come here, so that none begins what others cannot join in; `Cancelled` if one failed
+    /// before it did.
+    pub fn wait_for_all(&self) -> Result<()> {
+        let mut missing = self.lock();
+        *missing -= 1;
+        self.changed.notify_all();
+        while *missing > 0 && !self.stopped.load(Ordering::Relaxed) {
+            missing = self.changed.wait(missing).unwrap_or_else(PoisonError::into_inner);
+        }
+        if self.stopped.load(Ordering::Relaxed) { Err(another_failed()) } else { Ok(()) }
+    }
+
+    /// Stops the others. Told to the owner at once, for this thread may have to wait long for what it has in flight.
+    pub fn fail(&self) {
+        let missing = self.lock();
+        self.stopped.store(true, Ordering::Relaxed);
+        drop(missing);
+        self.control.note_failure();
         self.changed.notify_all();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
+    fn lock(&self) -> MutexGuard<'_, usize> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Tells the others when a thread ends badly, by an error or by a panic.
-struct Alarm<'a> {
-    control: &'a Control,
-    gate: &'a Gate,
+fn another_failed() -> Error {
+    Error::new(ErrorKind::Cancelled, "another thread failed")
 }
+
+/// Stops the others when a thread ends badly, by an error or by a panic.
+struct Alarm<'a>(&'a Team<'a>);
 
 impl Drop for Alarm<'_> {
     fn drop(&mut self) {
-        self.control.cancel();
-        self.gate.break_open();
+        self.0.fail();
     }
 }
 
@@ -108,13 +125,13 @@ pub(super) fn check(threads: usize) -> Result<()> {
 pub(super) fn run(
     threads: usize,
     control: &Control,
-    work: &(dyn Fn(&Gate) -> Result<()> + Sync),
+    work: &(dyn Fn(&Team<'_>) -> Result<()> + Sync),
 ) -> Result<()> {
     check(threads)?;
-    let gate = &Gate::new(threads);
+    let team = &Team::new(threads, control);
     let body = move || {
-        let alarm = Alarm { control, gate };
-        work(gate)?;
+        let alarm = Alarm(team);
+        work(team)?;
         std::mem::forget(alarm);
         Ok(())
     };
@@ -122,7 +139,7 @@ pub(super) fn run(
         let start = |index| {
             let started = thread::Builder::new().name(format!("mapram-{index}")).spawn_scoped(scope, body);
             started.map_err(|cause| {
-                drop(Alarm { control, gate });
+                team.fail();
                 Error::os("starting an engine thread failed", cause).with_kind(ErrorKind::HostUnsupported)
             })
         };
@@ -144,33 +161,35 @@ fn panicked() -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     #[test]
     fn the_first_real_failure_is_reported_and_stops_the_others() {
         let control = Control::default();
         let turn = AtomicUsize::new(0);
-        let outcome = run(4, &control, &|_| {
+        let outcome = run(4, &control, &|team| {
             if turn.fetch_add(1, Ordering::Relaxed) == 2 {
                 return Err(Error::new(ErrorKind::NoSpace, "full"));
             }
             loop {
-                control.check()?;
+                team.check()?;
                 thread::yield_now();
             }
         });
         assert_eq!(outcome.unwrap_err().kind, ErrorKind::NoSpace);
+        assert!(control.progress().stopping);
+        assert!(control.check().is_ok(), "a failure is not a cancel of the owner's");
     }
 
     #[test]
-    fn nobody_passes_the_gate_if_one_fails_before_it() {
+    fn nobody_goes_on_if_one_fails_before_all_have_come() {
         let turn = AtomicUsize::new(0);
         let passed = AtomicUsize::new(0);
-        let outcome = run(3, &Control::default(), &|gate| {
+        let outcome = run(3, &Control::default(), &|team| {
             if turn.fetch_add(1, Ordering::Relaxed) == 1 {
                 return Err(Error::new(ErrorKind::HostUnsupported, "no ring"));
             }
-            gate.pass()?;
+            team.wait_for_all()?;
             passed.fetch_add(1, Ordering::Relaxed);
             Ok(())
         });
