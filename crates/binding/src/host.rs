@@ -7,6 +7,7 @@ use mapram_engine::image;
 use mapram_engine::io;
 use mapram_engine::transfer::Options;
 use mapram_host::files;
+use mapram_host::process;
 use mapram_host::unix_connection;
 use napi::Env;
 use napi::bindgen_prelude::Uint8Array;
@@ -54,6 +55,33 @@ impl UnixConnection {
     #[napi(catch_unwind)]
     pub fn close(&mut self) {
         self.connection.close();
+    }
+}
+
+/// A process that stays known whatever becomes of its number.
+#[napi]
+pub struct ProcessHandle {
+    process: Option<process::ProcessHandle>,
+}
+
+#[napi]
+impl ProcessHandle {
+    /// The process that has the number `pid` now.
+    #[napi(factory, catch_unwind)]
+    pub fn open(env: &Env, pid: i32) -> napi::Result<Self> {
+        or_throw(env, process::ProcessHandle::open(pid)).map(|process| Self { process: Some(process) })
+    }
+
+    /// Whether it has ended; false once the handle is closed, for then nothing is known.
+    #[napi(catch_unwind)]
+    pub fn has_ended(&self) -> bool {
+        self.process.as_ref().is_some_and(process::ProcessHandle::has_ended)
+    }
+
+    /// Closes the descriptor.
+    #[napi(catch_unwind)]
+    pub fn close(&mut self) {
+        self.process = None;
     }
 }
 

@@ -3,4 +3,5 @@
 pub mod files;
 pub mod guest_memory;
 pub mod maps;
+pub mod process;
 pub mod unix_connection;
