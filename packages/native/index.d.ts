@@ -55,6 +55,16 @@ export declare class Job {
   cancel(): void
 }
 
+/** A process that stays known whatever becomes of its number. */
+export declare class ProcessHandle {
+  /** The process that has the number `pid` now. */
+  static open(pid: number): ProcessHandle
+  /** Whether it has ended; false once the handle is closed, for then nothing is known. */
+  hasEnded(): boolean
+  /** Closes the descriptor. */
+  close(): void
+}
+
 /** A connected Unix stream socket that can pass file descriptors. */
 export declare class UnixConnection {
   /** Connects to the socket at `path`. */

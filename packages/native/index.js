@@ -838,6 +838,7 @@ module.exports = nativeBinding
 module.exports.GuestMemory = nativeBinding.GuestMemory
 module.exports.ImageFile = nativeBinding.ImageFile
 module.exports.Job = nativeBinding.Job
+module.exports.ProcessHandle = nativeBinding.ProcessHandle
 module.exports.UnixConnection = nativeBinding.UnixConnection
 module.exports.autoEngine = nativeBinding.autoEngine
 module.exports.clear = nativeBinding.clear

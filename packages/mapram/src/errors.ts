@@ -49,8 +49,8 @@ export class MapramError extends Error {
   readonly offset: number | undefined;
   /** The field of the image or the option concerned. */
   readonly field: string | undefined;
-  /** How the guest was left; set by save and restore when they fail. */
-  guestState: GuestState | undefined;
+  /** How the guest was left, where save or restore failed. */
+  readonly guestState: GuestState | undefined;
 
   /** @param message one sentence that names what is wrong and, where there is one, what to do. */
   constructor(code: ErrorCode, message: string, context: ErrorContext = {}) {
@@ -62,6 +62,32 @@ export class MapramError extends Error {
     this.field = context.field;
     this.guestState = context.guestState;
   }
+
+  /** A copy that says how the guest was left: an error may be shared by several jobs, a guest's state belongs to one. */
+  leaving(guestState: GuestState, message: string = this.message): MapramError {
+    const { code, path, offset, field, cause } = this;
+    return new MapramError(code, message, { path, offset, field, guestState, cause });
+  }
+}
+
+/**
+ * The error for what failed because of `cause`. It names the same place, unless `context` knows better.
+ *
+ * @param code undefined for the code of the cause.
+ * @param what a sentence whose end is the message of the cause.
+ */
+export function following(
+  code: ErrorCode | undefined,
+  what: string,
+  cause: unknown,
+  context: ErrorContext = {},
+): MapramError {
+  const error = asMapramError(cause);
+  const { path, offset, field } = error;
+  return new MapramError(code ?? error.code, `${what} ${error.message}`, {
+    ...{ path, offset, field, cause },
+    ...context,
+  });
 }
 
 /** Codes for what the system refuses to Node's own calls, by the name of the errno; E_IO for all others. */

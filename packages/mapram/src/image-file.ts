@@ -1,11 +1,11 @@
-import { close, closeSync, constants, fstat, open, read } from 'node:fs';
+import { constants, fstat, open, read } from 'node:fs';
 import { promisify } from 'node:util';
 import { type ErrorCode, MapramError } from './errors.ts';
 import { type Image, readImage } from './image/index.ts';
+import { closeFd } from './native.ts';
 
 const openFile = promisify(open);
 const statFile = promisify(fstat);
-const closeFile = promisify(close);
 
 /** An image whose structure was read and checked, with the file still open for the reading of its pages. */
 export interface OpenImage {
@@ -42,12 +42,12 @@ export async function openImage(path: string, offset = 0): Promise<OpenImage> {
       length,
       image,
       close: () => {
-        if (isOpen) closeSync(fd);
+        if (isOpen) closeFd(fd);
         isOpen = false;
       },
     };
   } catch (error) {
-    await closeFile(fd);
+    closeFd(fd);
     throw atPath(error, path);
   }
 }

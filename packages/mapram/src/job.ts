@@ -1,5 +1,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
+import { asMapramError, type GuestState } from './errors.ts';
 import type { ExecuteOptions } from './guest/monitor.ts';
+import type { OwningJob } from './guest/owner.ts';
 import type { JobResult, Job as NativeJob } from './native.ts';
 
 /** What a job is doing: getting ready, moving pages, or bringing it to an end. */
@@ -13,20 +15,32 @@ export interface Progress {
   bytesDone: number;
   /** Bytes of data to be moved; 0 until that is known. */
   bytesTotal: number;
+  /** What users should know meanwhile, in one sentence: that the storage does not answer, say. */
+  notice?: string | undefined;
 }
 
 /** The promise of a job's report. */
 export interface JobPromise<T> extends Promise<T> {
   /** How far the job is, ten times a second; ends when the job settles, and never throws. */
   readonly progress: AsyncIterable<Progress>;
+  /**
+   * How the guest was left by a job that failed or was cancelled, once it has settled; undefined if nothing had reached it. A
+   * MapramError says the same, but a cancelled job rejects with the signal's own reason.
+   */
+  readonly guestState: GuestState | undefined;
 }
 
 const PROGRESS_INTERVAL_MS = 100;
+/** Storage that ends no request for so long is said not to answer. */
+const SILENCE_MS = 10_000;
 
 /** What a running job has at hand. */
-export class JobContext {
+export class JobContext implements OwningJob {
   /** Aborted when the caller cancels. */
   readonly signal: AbortSignal;
+  guestState: GuestState | undefined;
+  onFailing: (() => void) | undefined;
+  notice: string | undefined;
   #progress: Progress = { phase: 'prepare', bytesDone: 0, bytesTotal: 0 };
   #counting: NativeJob | undefined;
   readonly #cpuAtStart = process.cpuUsage();
@@ -48,7 +62,7 @@ export class JobContext {
   /** How far the job is. */
   progress(): Progress {
     const bytesDone = this.#counting?.progress().bytesDone ?? this.#progress.bytesDone;
-    return { ...this.#progress, bytesDone };
+    return { ...this.#progress, bytesDone, notice: this.notice };
   }
 
   /** Processor seconds that this process spent since the job began. */
@@ -74,7 +88,7 @@ export class JobContext {
     const cancel = (): void => work.cancel();
     this.signal.addEventListener('abort', cancel, { once: true });
     try {
-      return await work.run();
+      return await this.#watched(work, () => this.signal.aborted || work.progress().stopping);
     } catch (error) {
       this.signal.throwIfAborted();
       throw error;
@@ -82,7 +96,37 @@ export class JobContext {
       this.signal.removeEventListener('abort', cancel);
     }
   }
+
+  /** Runs work of the addon that tidies up after the job, cancelled or not; whether it could changes nothing any more. */
+  async tidyUp(work: NativeJob): Promise<void> {
+    await this.#watched(work, () => true).catch(() => {});
+  }
+
+  /** Runs work of the addon. While it can only end, nobody who could go on waits for it, and storage that hangs is told of. */
+  async #watched(work: NativeJob, isEnding: () => boolean): Promise<JobResult> {
+    const before = this.notice;
+    let completions = 0;
+    let movedAt = performance.now();
+    const look = (): void => {
+      const now = performance.now();
+      const { completions: ended } = work.progress();
+      if (ended !== completions) movedAt = now;
+      completions = ended;
+      const isStalled = now - movedAt >= SILENCE_MS;
+      if (isEnding()) this.onFailing?.();
+      this.notice = isStalled && (isEnding() || work === this.#counting) ? STORAGE_SILENT : before;
+    };
+    const timer = setInterval(look, PROGRESS_INTERVAL_MS);
+    try {
+      return await work.run();
+    } finally {
+      clearInterval(timer);
+      this.notice = before;
+    }
+  }
 }
+
+const STORAGE_SILENT = `the storage does not answer: it has ended no request for ${SILENCE_MS / 1000} s`;
 
 /** Runs `work` and lets its promise carry the progress. What `work` throws at once becomes a rejection too. */
 export function startJob<T>(
@@ -91,11 +135,19 @@ export function startJob<T>(
 ): JobPromise<T> {
   // What is no signal is refused by the options' check, as a rejection like every other failure.
   const job = new JobContext(signal instanceof AbortSignal ? signal : undefined);
-  const report = Promise.resolve().then(() => {
-    job.signal.throwIfAborted();
-    return work(job);
-  });
-  return Object.assign(report, { progress: new ProgressFeed(job, report) });
+  const report = Promise.resolve()
+    .then(() => {
+      job.signal.throwIfAborted();
+      return work(job);
+    })
+    .catch((error: unknown) => {
+      throw job.signal.aborted && error === job.signal.reason ? error : asMapramError(error);
+    });
+  const progress = new ProgressFeed(job, report);
+  return Object.defineProperties(report, {
+    progress: { value: progress, enumerable: true },
+    guestState: { get: () => job.guestState, enumerable: true },
+  }) as JobPromise<T>;
 }
 
 /** Each iteration sees the job from where it then is to its end. */

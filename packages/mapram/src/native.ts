@@ -1,3 +1,4 @@
+import { closeSync } from 'node:fs';
 import type * as Native from '@mapram/native';
 import { addon } from './addon.ts';
 import { asMapramError, type ErrorCode, EXIT_STATUS, MapramError } from './errors.ts';
@@ -176,9 +177,9 @@ export class ImageFile {
     return new Job(call(() => this.#file.publish()));
   }
 
-  /** Removes the partial file unless it was published; calling it again does nothing. No job may be running on it. */
-  async discard(): Promise<void> {
-    await new Job(call(() => this.#file.discard())).run();
+  /** A job that removes the partial file unless it was published; no other job may be running on the file. */
+  discard(): Job {
+    return new Job(call(() => this.#file.discard()));
   }
 }
 
@@ -244,6 +245,30 @@ export class UnixConnection {
   }
 }
 
+/** A process that stays known whatever becomes of its number; asking for its end takes no descriptor. */
+export class ProcessHandle {
+  readonly #process: Native.ProcessHandle;
+
+  private constructor(process: Native.ProcessHandle) {
+    this.#process = process;
+  }
+
+  /** The process that has the number `pid` now. @throws {MapramError} E_GUEST_GONE, E_HOST_UNSUPPORTED without a descriptor. */
+  static open(pid: number): ProcessHandle {
+    return new ProcessHandle(call(() => addon().ProcessHandle.open(pid)));
+  }
+
+  /** Whether it has ended; one that nobody has waited for yet has. */
+  hasEnded(): boolean {
+    return this.#process.hasEnded();
+  }
+
+  /** Closes the descriptor; nothing is known of the process then. */
+  close(): void {
+    this.#process.close();
+  }
+}
+
 /** A new anonymous file in memory; the caller closes the descriptor. */
 export function createMemfd(name: string): number {
   return call(() => addon().createMemfd(name));
@@ -252,6 +277,15 @@ export function createMemfd(name: string): number {
 /** Opens an existing file for reading, for direct I/O if `direct`; the caller closes the descriptor. */
 export function openForReading(path: string, direct: boolean): number {
   return call(() => addon().openForReading(path, direct));
+}
+
+/** Closes a descriptor. What close(2) has to say comes too late to change what was done, so it is not heard. */
+export function closeFd(fd: number): void {
+  try {
+    closeSync(fd);
+  } catch {
+    // Linux gives the number up whatever it says.
+  }
 }
 
 /** Bytes that can still be written to the file system of `directory`. */

@@ -290,7 +290,7 @@ describe('restore that fails', () => {
     });
     const job = restore({ guest: { monitor: noticing }, image, method, signal: controller.signal });
     await expect(job).rejects.toBe(reason);
-    expect(reason.guestState).toBe('unusable');
+    expect(job.guestState).toBe('unusable');
     await expect.poll(() => stateOf(qemu)).toMatch(/^(paused|inmigrate)$/);
   });
 
@@ -300,8 +300,9 @@ describe('restore that fails', () => {
     const reason = new MapramError('E_CANCELLED', 'enough');
     const controller = new AbortController();
     const monitor = interpose(await connect(qemu), 'query-cpus-fast', () => controller.abort(reason));
-    await expect(restore({ guest: { monitor }, image, signal: controller.signal })).rejects.toBe(reason);
-    expect(reason.guestState).toBe('untouched');
+    const job = restore({ guest: { monitor }, image, signal: controller.signal });
+    await expect(job).rejects.toBe(reason);
+    expect(job.guestState).toBe('untouched');
     expect(await tell(qemu, ['query-fdsets'])).toEqual([]);
     await restore({ guest: { monitor }, image, then: 'pause' });
     expect(await ramOf(qemu)).toEqual(ram);

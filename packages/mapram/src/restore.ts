@@ -1,11 +1,10 @@
 import { MapramError } from './errors.ts';
 import { openGuestMemory } from './guest/guest-memory.ts';
 import { inspectWaitingGuest, type WaitingGuest } from './guest/incoming.ts';
-import { type GuestLink, openGuest } from './guest/link.ts';
-import { findGuestProcess } from './guest/process.ts';
-import { queryStatus, queryUuid } from './guest/queries.ts';
+import type { GuestLink } from './guest/link.ts';
+import { GuestOwner } from './guest/owner.ts';
+import { queryUuid } from './guest/queries.ts';
 import type { RamBlock } from './guest/ram-blocks.ts';
-import { isLive } from './guest/run-state.ts';
 import { type OpenImage, openImage } from './image-file.ts';
 import { type JobContext, type JobPromise, startJob } from './job.ts';
 import { GuestMemory } from './native.ts';
@@ -23,7 +22,7 @@ import { matchGuest } from './restore/compare.ts';
 import { fillGuest } from './restore/fill.ts';
 import { restoreIntoMemory } from './restore/memory.ts';
 import { loadByQemu, requireLoadable } from './restore/qemu.ts';
-import { Course, type Restoring } from './restore/restoring.ts';
+import type { Restoring } from './restore/restoring.ts';
 import { planRunState } from './restore/run-state.ts';
 
 /**
@@ -55,32 +54,30 @@ async function restoreGuest(
   how: Transfer,
   job: JobContext,
 ): Promise<RestoreReport> {
-  const course = new Course();
-  const link = await openGuest(settings.guest, job.signal);
+  const owner = await GuestOwner.open(settings.guest, job);
   try {
-    return await restoreThrough(link, opened, settings, how, job, course);
+    return await restoreInto(owner, opened, settings, how, job);
   } catch (error) {
-    throw await course.explain(error, link, job.signal);
+    throw await owner.explain(error);
   } finally {
-    link.close();
+    owner.release();
   }
 }
 
-async function restoreThrough(
-  link: GuestLink,
+async function restoreInto(
+  owner: GuestOwner,
   opened: OpenImage,
   settings: GuestRestore,
   how: Transfer,
   job: JobContext,
-  course: Course,
 ): Promise<RestoreReport> {
   const { image } = opened;
-  const waiting = await inspectWaitingGuest(link.monitor, job.commandOptions);
+  const waiting = await inspectWaitingGuest(owner.link.monitor, job.commandOptions);
   const matched = matchGuest(image, waiting);
-  await requireUuid(link, waiting, image.uuid, job);
-  const reached = await reachMemory(link, matched.blocks, settings.method, job, course);
+  await requireUuid(owner.link, waiting, image.uuid, job);
   const runState = planRunState(image.runState, settings.then);
-  const restoring: Restoring = { opened, how, job, link, waiting, runState, course };
+  const restoring: Restoring = { opened, how, job, owner, waiting, runState };
+  const reached = await reachMemory(owner, matched.blocks, settings.method, job);
   try {
     if (reached.method === 'qemu') {
       await requireLoadable(restoring, matched.resized, reached.memory);
@@ -91,8 +88,7 @@ async function restoreThrough(
   } finally {
     if (reached.memory instanceof GuestMemory) reached.memory.close();
   }
-  course.finishLoading();
-  const guestState = await settle(link, runState.shallRun);
+  const guestState = await owner.finish(runState.shallRun);
   return { ...report(restoring, reached.method), guestState };
 }
 
@@ -118,16 +114,14 @@ type Reached =
 
 /** Decides on the method: QEMU itself may load the image where its memory is out of our reach. */
 async function reachMemory(
-  link: GuestLink,
+  owner: GuestOwner,
   blocks: readonly RamBlock[],
   method: GuestRestore['method'],
   job: JobContext,
-  course: Course,
 ): Promise<Reached> {
   try {
-    const pid = await findGuestProcess(link, job.commandOptions);
-    course.noteProcess(pid);
-    const memory = await openGuestMemory(link, pid, blocks, { writable: true }, job.commandOptions);
+    const pid = await owner.find();
+    const memory = await openGuestMemory(owner.link, pid, blocks, { writable: true }, job.commandOptions);
     return { method: method === 'qemu' ? 'qemu' : 'fill', memory };
   } catch (error) {
     const isOutOfReach =
@@ -138,17 +132,9 @@ async function reachMemory(
   }
 }
 
-/** Lets the guest run if it shall, and says what it does; not cancelled any more, for the guest is whole. */
-async function settle({ monitor }: GuestLink, shallRun: boolean): Promise<'running' | 'paused'> {
-  const { status } = await queryStatus(monitor);
-  if (!shallRun || isLive(status)) return isLive(status) ? 'running' : 'paused';
-  await monitor.execute('cont');
-  return 'running';
-}
-
-function report({ opened, how, job, course }: Restoring, method: 'fill' | 'qemu'): RestoreReport {
+function report({ opened, how, job, owner }: Restoring, method: 'fill' | 'qemu'): RestoreReport {
   const { blocks } = opened.image;
-  const durationMs = course.elapsedMs();
+  const durationMs = owner.heldMs;
   const facts = {
     ...how,
     image: opened.path,

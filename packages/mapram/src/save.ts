@@ -1,11 +1,9 @@
 import { captureDeviceState } from './guest/device-state.ts';
 import { openGuestMemory } from './guest/guest-memory.ts';
-import { type GuestLink, openGuest } from './guest/link.ts';
+import { GuestOwner } from './guest/owner.ts';
 import { requireSavable } from './guest/preflight.ts';
-import { findGuestProcess } from './guest/process.ts';
 import { queryMachine } from './guest/queries.ts';
 import { queryRamBlocks } from './guest/ram-blocks.ts';
-import { type StoppedGuest, stopGuest } from './guest/run-state.ts';
 import { splitDevicesState } from './image/index.ts';
 import { type JobContext, type JobPromise, startJob } from './job.ts';
 import { GuestMemory, ImageFile } from './native.ts';
@@ -19,7 +17,6 @@ import {
 } from './options.ts';
 import { type SaveReport, transferReport } from './report.ts';
 import { recordRunState } from './save/recorded-state.ts';
-import { SourceGuard } from './save/source-guard.ts';
 import { requireSpace } from './save/space.ts';
 import { requireTargetApart, requireTargetApartFromGuest } from './save/target.ts';
 import { finishImage, reserveLength, writePages } from './save/write-image.ts';
@@ -40,21 +37,19 @@ export function save(options: SaveOptions): JobPromise<SaveReport> {
 }
 
 async function saveGuest(settings: GuestSave, how: Transfer, job: JobContext): Promise<SaveReport> {
-  const link = await openGuest(settings.guest, job.signal);
-  const guard = new SourceGuard(link);
+  const owner = await GuestOwner.open(settings.guest, job);
   let file: ImageFile | undefined;
   try {
-    await requireSavable(link, job.commandOptions);
-    const pid = await findGuestProcess(link, job.commandOptions);
-    guard.pid = pid;
+    await requireSavable(owner.link, job.commandOptions);
+    const pid = await owner.find();
     // A target that cannot be written is refused before the guest is stopped.
     file = createFile(settings, how);
-    return await saveTo(file, { settings, how, job, link, guard, pid });
+    return await saveTo(file, { settings, how, job, owner, pid });
   } catch (error) {
-    throw await guard.putBack(error);
+    throw await owner.explain(error);
   } finally {
-    link.close();
-    await discard(file);
+    owner.release();
+    if (file !== undefined) await job.tidyUp(file.discard());
   }
 }
 
@@ -63,14 +58,14 @@ interface Saving {
   settings: GuestSave;
   how: Transfer;
   job: JobContext;
-  link: GuestLink;
-  guard: SourceGuard;
+  owner: GuestOwner;
   pid: number;
 }
 
 async function saveTo(file: ImageFile, saving: Saving): Promise<SaveReport> {
-  const { settings, how, job, link, guard, pid } = saving;
+  const { settings, how, job, owner, pid } = saving;
   const { commandOptions } = job;
+  const { link } = owner;
   const machine = await queryMachine(link.monitor, commandOptions);
   const blocks = await queryRamBlocks(link.monitor, commandOptions);
   await requireTargetApartFromGuest(settings, pid, blocks);
@@ -80,40 +75,38 @@ async function saveTo(file: ImageFile, saving: Saving): Promise<SaveReport> {
   );
   await reserveLength(file, machine, blocks, job);
   await job.run(file.prepare(touched, how));
-  const guest = await stopGuest(link.monitor, commandOptions, guard);
-  try {
-    return await saveStopped(file, machine, guest, saving);
-  } finally {
-    guest.watch.release();
-  }
+  const found = await owner.stop();
+  return saveStopped(file, machine, found, saving);
 }
 
+/** @param found the state that the guest was found in. */
 async function saveStopped(
   file: ImageFile,
   machine: string,
-  guest: StoppedGuest,
+  found: string,
   saving: Saving,
 ): Promise<SaveReport> {
-  const { settings, how, job, link, guard } = saving;
+  const { settings, how, job, owner } = saving;
   const { commandOptions } = job;
+  const { link } = owner;
   // Only now do the blocks stand still: a running guest can resize some, and move them.
   const blocks = await queryRamBlocks(link.monitor, commandOptions);
   const devices = splitDevicesState(await captureDeviceState(link, commandOptions));
-  const deviceState = recordRunState(devices, guest.found);
+  const deviceState = recordRunState(devices, found);
   const memory = await openGuestMemory(link, saving.pid, blocks, READ, commandOptions);
   const pages = await writePages(file, machine, { blocks, memory }, how, job).finally(() => memory.close());
-  const resumesEarly = settings.then === 'resume' && guard.wasLive;
+  const resumesEarly = settings.then === 'resume' && owner.wasLive;
   // What is left to do needs no guest. Should it not resume, it is told again, and that failure counts.
   if (resumesEarly) {
-    await guest.watch.requireStill(link.monitor, commandOptions);
-    await guard.resume().catch(() => {});
+    await owner.requireStill();
+    await owner.resumeEarly();
   }
   await finishImage(file, pages, deviceState, job);
-  if (!resumesEarly) await guest.watch.requireStill(link.monitor, commandOptions);
-  await job.run(file.publish());
-  const durationMs = performance.now() - guest.since;
-  const guestState = await guard.settle(settings.then);
-  const pauseMs = guard.wasLive ? (guard.resumedAt ?? performance.now()) - guest.since : 0;
+  if (!resumesEarly) await owner.requireStill();
+  await owner.publish(() => job.run(file.publish()));
+  const durationMs = owner.heldMs;
+  const guestState = await owner.settle(settings.then);
+  const { pauseMs } = owner;
   const { bitmaps } = pages;
   const facts = { ...how, image: settings.image, blocks, bitmaps, durationMs, pauseMs };
   return { ...transferReport(facts, job), guestState };
@@ -136,7 +129,7 @@ async function saveMemory(settings: MemorySave, how: Transfer, job: JobContext):
     return transferReport({ ...how, image, blocks, bitmaps: pages.bitmaps, durationMs, pauseMs: 0 }, job);
   } finally {
     memory.close();
-    await discard(file);
+    if (file !== undefined) await job.tidyUp(file.discard());
   }
 }
 
@@ -145,8 +138,3 @@ function createFile({ image, force }: { image: string; force: boolean }, how: Tr
 }
 
 const READ = { writable: false };
-
-/** Removes what was not published. A failure to do so must not hide why the save failed; the next save replaces the rest. */
-async function discard(file: ImageFile | undefined): Promise<void> {
-  await file?.discard().catch(() => {});
-}

@@ -1,5 +1,7 @@
+import { MapramError } from '../errors.ts';
+import type { JobPromise, Progress } from '../job.ts';
 import type { RestoreArguments, SaveArguments, TransferArguments } from './arguments.ts';
-import { ProgressLine, type ProgressSample } from './progress.ts';
+import { ProgressLine } from './progress.ts';
 import { describeRestore, describeSave } from './results.ts';
 import type { Terminal } from './terminal.ts';
 
@@ -20,7 +22,7 @@ export async function runSave(
   const { qmp, pid, channels, queueDepth, engine, direct, then, force } = options;
   const job = save({ guest: { qmp, pid }, image, channels, queueDepth, engine, direct, then, force, signal });
   await showProgress('saving', job.progress, options, terminal);
-  const report = await job;
+  const report = await reportOf(job);
   return { report, text: describeSave(report) };
 }
 
@@ -36,21 +38,38 @@ export async function runRestore(
   const guest = { qmp, pid };
   const job = restore({ guest, image, channels, queueDepth, engine, direct, then, method, offset, signal });
   await showProgress('restoring', job.progress, options, terminal);
-  const report = await job;
+  const report = await reportOf(job);
   return { report, text: describeRestore(report) };
+}
+
+/** The job's report; or its failure, which for us says how the guest was left even where it is the signal's reason. */
+async function reportOf<T>(job: JobPromise<T>): Promise<T> {
+  try {
+    return await job;
+  } catch (error) {
+    const { guestState } = job;
+    throw error instanceof MapramError && guestState !== undefined ? error.leaving(guestState) : error;
+  }
 }
 
 /** Draws until the job has settled; the iterable ends then and never throws. What is to be done is unknown at first. */
 async function showProgress(
   verb: string,
-  progress: AsyncIterable<ProgressSample>,
+  progress: AsyncIterable<Progress>,
   options: TransferArguments,
   terminal: Terminal,
 ): Promise<void> {
   const isWanted = options.quiet !== true && (terminal.isTerminal || options.progress === true);
   const screen = { write: terminal.err, isTerminal: terminal.isTerminal, columns: terminal.columns };
   const line = new ProgressLine(verb, screen, terminal.now);
+  let told: string | undefined;
   for await (const sample of progress) {
+    const { notice } = sample;
+    if (notice !== undefined && notice !== told) {
+      line.finish();
+      terminal.err(`mapram: ${notice}\n`);
+    }
+    told = notice;
     if (isWanted && sample.bytesTotal > 0) line.update(sample);
   }
   line.finish();

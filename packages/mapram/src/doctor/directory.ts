@@ -1,4 +1,5 @@
-import { readFileSync, realpathSync, rmSync, statSync } from 'node:fs';
+import { readFileSync, realpathSync, statSync } from 'node:fs';
+import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { autoEngine, directAlignment, freeBytes, ImageFile } from '../native.ts';
 import { DEFAULT_LOAD } from '../options.ts';
@@ -70,7 +71,10 @@ async function publishing(directory: string): Promise<Finding> {
       'make the directory writable for this user, or use a file system with RENAME_NOREPLACE',
     );
   } finally {
-    await file?.discard();
-    rmSync(path, { force: true });
+    await file
+      ?.discard()
+      .run()
+      .catch(() => {});
+    await rm(path, { force: true }).catch(() => {});
   }
 }

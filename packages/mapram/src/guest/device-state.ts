@@ -1,4 +1,3 @@
-import { readFromQemu } from './fdset.ts';
 import type { GuestLink } from './link.ts';
 import type { ExecuteOptions } from './monitor.ts';
 
@@ -11,13 +10,9 @@ import type { ExecuteOptions } from './monitor.ts';
  * them with the guest.
  */
 export async function captureDeviceState(link: GuestLink, options: ExecuteOptions): Promise<Uint8Array> {
-  return readFromQemu(
-    link,
-    async (filename) => {
-      // QEMU waits for its disks first. Giving up would leave the guest standing for longer, not for less.
-      const patient = { ...options, timeoutMs: 0 };
-      await link.monitor.execute('xen-save-devices-state', { filename, live: false }, patient);
-    },
-    options,
-  );
+  return link.handover.receive(async (filename) => {
+    // QEMU waits for its disks first. Giving up would leave the guest standing for longer, not for less.
+    const patient = { ...options, timeoutMs: 0 };
+    await link.monitor.execute('xen-save-devices-state', { filename, live: false }, patient);
+  }, options);
 }

@@ -1,6 +1,6 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { MapramError } from '../errors.ts';
-import type { ExecuteOptions, Monitor } from './monitor.ts';
+import { type ExecuteOptions, GIVE_BACK_TIMEOUT_MS, type Monitor } from './monitor.ts';
 import { isMigrating } from './preflight.ts';
 import {
   queryCapabilities,
@@ -79,16 +79,20 @@ export async function withSettings<T>(
     capabilities: Object.fromEntries(capabilities.map(([name, state]) => [name, !state])),
     parameters: Object.fromEntries(parameters.map(([name]) => [name, guest.parameters[name]])),
   };
+  // A QEMU whose load has failed may be busy with it for long, and is started anew in any case.
+  let patience: ExecuteOptions = { timeoutMs: GIVE_BACK_TIMEOUT_MS };
   try {
     await apply(
       monitor,
       { capabilities: Object.fromEntries(capabilities), parameters: Object.fromEntries(parameters) },
       options,
     );
-    return await use();
+    const result = await use();
+    patience = {};
+    return result;
   } finally {
     // Nothing here may hide why `use` failed, and a QEMU that is gone needs nothing back.
-    await apply(monitor, before, {}).catch(() => {});
+    await apply(monitor, before, patience).catch(() => {});
   }
 }
 

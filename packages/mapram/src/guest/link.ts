@@ -1,7 +1,9 @@
-import { MapramError } from '../errors.ts';
 import { callersMonitor } from './callers-monitor.ts';
+import { DescriptorHandover } from './descriptors.ts';
+import type { Handover } from './handover.ts';
 import type { Monitor } from './monitor.ts';
 import { QmpClient } from './qmp.ts';
+import { ScratchFileHandover } from './scratch-file.ts';
 
 /** A guest, as a caller of save and restore names it. */
 export type Guest = QmpGuest | MonitoredGuest;
@@ -29,23 +31,33 @@ export interface MonitoredGuest {
 export interface GuestLink {
   /** Its monitor. */
   monitor: Monitor;
-  /** Where device state passes if the monitor cannot pass descriptors. */
-  scratchFile: string | undefined;
+  /** How device state and images get to it and back. */
+  handover: Handover;
   /** QEMU's process, as the caller says. */
   claimedPid: number | undefined;
+  /** Whether our own connection has ended, so that no command gets through any more. */
+  isLost(): boolean;
   /** Ends our own connection; a monitor of the caller's stays open. */
   close(): void;
 }
 
 /** Connects to the guest, unless the caller has. */
-export async function openGuest(guest: Guest, signal: AbortSignal): Promise<GuestLink> {
+export async function openGuest(guest: Guest, signal?: AbortSignal): Promise<GuestLink> {
   if ('monitor' in guest) {
-    const { monitor, scratchFile } = guest;
-    return { monitor: callersMonitor(monitor), scratchFile, claimedPid: monitor.pid, close: () => {} };
+    const monitor = callersMonitor(guest.monitor);
+    const { scratchFile } = guest;
+    const handover =
+      scratchFile === undefined
+        ? new DescriptorHandover(monitor)
+        : new ScratchFileHandover(monitor, scratchFile);
+    return { monitor, handover, claimedPid: monitor.pid, isLost: () => false, close: () => {} };
   }
-  const client = await QmpClient.connect(guest.qmp, { signal }).catch((error: unknown) => {
-    if (error instanceof MapramError) error.guestState = error.code === 'E_GUEST_GONE' ? 'gone' : 'untouched';
-    throw error;
-  });
-  return { monitor: client, scratchFile: undefined, claimedPid: guest.pid, close: () => client.close() };
+  const client = await QmpClient.connect(guest.qmp, { signal });
+  return {
+    monitor: client,
+    handover: new DescriptorHandover(client),
+    claimedPid: guest.pid,
+    isLost: () => client.hasEnded,
+    close: () => client.close(),
+  };
 }

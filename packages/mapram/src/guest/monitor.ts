@@ -17,6 +17,9 @@ export interface MonitorEvents {
 /** Longest wait in milliseconds for a command that puts the guest back: a QEMU may be busy and answer late. */
 export const PUT_BACK_TIMEOUT_MS: number = 10 * 60_000;
 
+/** Longest wait for a command that gives QEMU back what it had, after a failure that leaves it of no use: it may never answer. */
+export const GIVE_BACK_TIMEOUT_MS = 2_000;
+
 /** What goes with a command. */
 export interface ExecuteOptions {
   /** Descriptors that QEMU shall get along with the command; they stay the caller's. */

@@ -63,12 +63,12 @@ describe('findSaveObstacles', () => {
   it('misses commands by probing', async () => {
     const execute = async (): Promise<unknown> => [{ name: 'stop' }, { name: 'cont' }];
     const monitor = { execute, events: { on: () => {}, off: () => {} } };
-    const link = { monitor, scratchFile: undefined, claimedPid: undefined, close: () => {} };
-    await expect(requireSavable(link)).rejects.toMatchObject({
+    const signal = new AbortController().signal;
+    await expect(requireSavable(await openGuest({ monitor }, signal))).rejects.toMatchObject({
       code: 'E_GUEST_UNSUPPORTED',
       message: expect.stringMatching(/no QMP command .*xen-save-devices-state.*add-fd/),
     });
-    const withFile = { ...link, scratchFile: '/scratch' };
+    const withFile = await openGuest({ monitor, scratchFile: '/scratch' }, signal);
     expect((await findSaveObstacles(withFile)).join()).not.toContain('add-fd');
   });
 });

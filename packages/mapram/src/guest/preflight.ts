@@ -19,7 +19,6 @@ const SAVE_COMMANDS = [
   'stop',
   'cont',
 ];
-const FD_COMMANDS = ['add-fd', 'remove-fd'];
 /** The image format is laid out here for pages of 4 KiB and no configuration but the machine's name, as on x86. */
 const TARGETS: ReadonlySet<string> = new Set(['x86_64', 'i386']);
 /** States of `query-migrate` in which nothing is going on any more, or yet. */
@@ -40,12 +39,11 @@ const UNSAVABLE: Readonly<Record<string, string>> = {
  * @throws {MapramError} E_QMP or E_GUEST_GONE if QEMU does not answer.
  */
 export async function findSaveObstacles(
-  { monitor, scratchFile }: GuestLink,
+  { monitor, handover }: GuestLink,
   options?: ExecuteOptions,
 ): Promise<string[]> {
   const commands = await queryCommands(monitor, options);
-  const needed = scratchFile === undefined ? [...SAVE_COMMANDS, ...FD_COMMANDS] : SAVE_COMMANDS;
-  const missing = needed.filter((command) => !commands.has(command));
+  const missing = [...SAVE_COMMANDS, ...handover.commands].filter((command) => !commands.has(command));
   if (missing.length > 0) return [`this QEMU has no QMP command ${missing.join(', ')}`];
   return [
     ...(await findStateObstacles(monitor, options)),

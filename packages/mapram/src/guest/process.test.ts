@@ -2,10 +2,10 @@ import { spawn } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, it, onTestFinished } from 'vitest';
-import { hasEnded } from './has-ended.ts';
 import { type GuestLink, openGuest } from './link.ts';
 import { findGuestProcess } from './process.ts';
 import { type SmallQemu, startQemu, startQemuThrough, tell } from './qemu.fixture.ts';
+import { ScratchFileHandover } from './scratch-file.ts';
 
 async function link(qemu: SmallQemu, pid?: number): Promise<GuestLink> {
   const opened = await openGuest({ qmp: qemu.socket, pid }, new AbortController().signal);
@@ -79,7 +79,9 @@ describe('findGuestProcess', () => {
             ? [{ 'thread-id': pid, target: 'x86_64' }]
             : real.monitor.execute(command, ...rest);
         const monitor = { events: real.monitor.events, execute };
-        await expect(findGuestProcess({ ...real, monitor, scratchFile })).rejects.toMatchObject({
+        const handover =
+          scratchFile === undefined ? real.handover : new ScratchFileHandover(real.monitor, scratchFile);
+        await expect(findGuestProcess({ ...real, monitor, handover })).rejects.toMatchObject({
           code: 'E_GUEST_UNSUPPORTED',
         });
       }
@@ -91,7 +93,8 @@ describe('findGuestProcess', () => {
     const scratchFile = join(qemu.directory, 'scratch');
     const real = await link(qemu);
     const before = await tell(qemu, ['query-chardev']);
-    expect(await findGuestProcess({ ...real, scratchFile })).toBe(qemu.pid);
+    const handover = new ScratchFileHandover(real.monitor, scratchFile);
+    expect(await findGuestProcess({ ...real, handover })).toBe(qemu.pid);
     expect(await tell(qemu, ['query-chardev'])).toEqual(before);
     expect(existsSync(scratchFile)).toBe(false);
   });
@@ -146,16 +149,5 @@ describe('findGuestProcess', () => {
       code: 'E_GUEST_MISMATCH',
     });
     await expect(find(qemu)).rejects.toMatchObject({ code: 'E_GUEST_UNSUPPORTED' });
-  });
-});
-
-describe('hasEnded', () => {
-  it('tells the living from the dead', async () => {
-    const child = spawn('sleep', ['600'], { stdio: 'ignore' });
-    expect(await hasEnded(child.pid as number)).toBe(false);
-    const exit = new Promise((resolve) => child.once('exit', resolve));
-    child.kill();
-    await exit;
-    expect(await hasEnded(child.pid as number)).toBe(true);
   });
 });

@@ -2,7 +2,6 @@ import { readdir, readFile } from 'node:fs/promises';
 import { MapramError } from '../errors.ts';
 import type { GuestLink } from './link.ts';
 import type { ExecuteOptions } from './monitor.ts';
-import { holdsWhatQemuGets } from './possession.ts';
 import { queryCpus, queryStatus } from './queries.ts';
 
 /**
@@ -73,7 +72,7 @@ async function findDoubt(
   if (stranger !== undefined) return `thread ${stranger} of the guest is not one of its threads`;
   if (threads.length === 0) return 'the guest has no processor to know it by';
   // Thread numbers of another pid namespace can coincide with ours; a descriptor in its hands cannot.
-  if (await holdsWhatQemuGets(link, pid, options)) return undefined;
+  if (await link.handover.reaches(pid, options)) return undefined;
   return 'what is sent to the guest does not arrive there';
 }
 

@@ -120,6 +120,11 @@ export class QmpClient implements Monitor {
     this.#end(new MapramError('E_QMP', 'The QMP connection was closed', { path: this.#path }));
   }
 
+  /** Whether the connection has ended, from either side or because what came over it was no QMP. */
+  get hasEnded(): boolean {
+    return this.#ended !== undefined;
+  }
+
   #send(command: string, args: Record<string, unknown>, fds: readonly number[]): Promise<unknown> {
     if (this.#ended !== undefined) return Promise.reject(this.#ended);
     this.#lastId += 1;

@@ -1,10 +1,8 @@
-import { closeSync } from 'node:fs';
-import { writeToQemu } from '../guest/fdset.ts';
 import { loadIncoming, withSettings } from '../guest/incoming.ts';
 import { dataExtents, encodeRamlessStream, type Image, patchRunState } from '../image/index.ts';
 import type { OpenImage } from '../image-file.ts';
 import type { JobContext } from '../job.ts';
-import { type GuestMemory, openForReading, restoreMemory } from '../native.ts';
+import { closeFd, type GuestMemory, openForReading, restoreMemory } from '../native.ts';
 import type { Transfer } from '../options.ts';
 import { planTransfer, type TransferPlan } from '../plan/index.ts';
 import type { Restoring } from './restoring.ts';
@@ -27,18 +25,21 @@ const PLAIN_STREAM = {
 
 /** Puts the pages in place from outside, and then has QEMU load a stream that has none and so overwrites none. */
 export async function fillGuest(restoring: Restoring, memory: GuestMemory): Promise<void> {
-  const { opened, how, job, link, waiting, runState, course } = restoring;
+  const { opened, how, job, owner, waiting, runState } = restoring;
+  const { commandOptions } = job;
+  const { monitor, handover } = owner.link;
   const { machine, blocks } = opened.image;
   const recorded = opened.image.deviceState;
   const deviceState = runState.recordsPaused ? patchRunState(recorded, 'paused') : recorded;
   const stream = encodeRamlessStream({ machine, blocks, deviceState });
-  await withSettings(link.monitor, waiting, PLAIN_STREAM, job.commandOptions, async () => {
-    await fillMemory(opened, memory, how, job, () => course.begin());
-    job.enter('finish');
-    const load = (path: string): Promise<void> =>
-      loadIncoming(link.monitor, `file:${path}`, job.commandOptions);
-    await writeToQemu(link, stream, load, job.commandOptions);
-  });
+  // QEMU has the stream in its hands before anything is written: whether it can read it shows by then.
+  const fill = (path: string): Promise<void> =>
+    withSettings(monitor, waiting, PLAIN_STREAM, commandOptions, async () => {
+      await fillMemory(opened, memory, how, job, () => owner.begin());
+      job.enter('finish');
+      await loadIncoming(monitor, `file:${path}`, commandOptions);
+    });
+  await handover.send(stream, fill, commandOptions);
 }
 
 /**
@@ -68,7 +69,7 @@ export async function fillMemory(
     begin();
     await job.transfer(restoreMemory(source, memory, how.engine, { ...how, threads }));
   } finally {
-    closeSync(imageFd);
+    closeFd(imageFd);
   }
 }
 

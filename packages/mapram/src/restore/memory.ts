@@ -1,3 +1,4 @@
+import { following } from '../errors.ts';
 import type { OpenImage } from '../image-file.ts';
 import type { JobContext } from '../job.ts';
 import { GuestMemory } from '../native.ts';
@@ -5,7 +6,6 @@ import type { MemoryRestore, Transfer } from '../options.ts';
 import { type MemoryRestoreReport, transferReport } from '../report.ts';
 import { mismatch, requireSameNames } from './compare.ts';
 import { fillMemory } from './fill.ts';
-import { incomplete } from './restoring.ts';
 
 /** Restores an image into memory that the program names. */
 export async function restoreIntoMemory(
@@ -27,7 +27,8 @@ export async function restoreIntoMemory(
     await fillMemory(opened, memory, how, job, noteStart);
   } catch (error) {
     const isCancel = job.signal.aborted && error === job.signal.reason;
-    throw since === undefined || isCancel ? error : incomplete('memory', error);
+    if (since === undefined || isCancel) throw error;
+    throw following('E_RESTORE_INCOMPLETE', 'The memory was restored in part only:', error);
   } finally {
     memory.close();
   }

@@ -7,7 +7,7 @@ import { planRunState } from './run-state.ts';
 /** A restore into a QEMU that could load an ordinary image. */
 function restoring(capabilities: string[], runState: string): Restoring {
   return {
-    link: { monitor: { execute: async () => [] }, scratchFile: undefined },
+    owner: { link: { monitor: { execute: async () => [] } } },
     waiting: { capabilities: new Map([['mapped-ram', false]]), parameters: {} },
     opened: { image: { capabilities } },
     runState: planRunState(runState, undefined),

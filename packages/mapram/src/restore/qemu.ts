@@ -1,11 +1,9 @@
-import { closeSync } from 'node:fs';
 import { MapramError } from '../errors.ts';
-import { withFdSet } from '../guest/fdset.ts';
 import { loadIncoming, type MigrationSettings, type WaitingGuest, withSettings } from '../guest/incoming.ts';
 import type { GuestLink } from '../guest/link.ts';
 import { listProperties } from '../guest/queries.ts';
 import { type Image, PAGE_BYTES } from '../image/index.ts';
-import { clearMemory, type GuestMemory, openForReading } from '../native.ts';
+import { clearMemory, closeFd, type GuestMemory, openForReading } from '../native.ts';
 import type { Restoring } from './restoring.ts';
 import type { RunStatePlan } from './run-state.ts';
 
@@ -16,10 +14,10 @@ const EXCLUDED = ['xbzrle', 'compress', 'postcopy-ram'];
  * Refuses what QEMU's own loader cannot do, before anything is changed.
  *
  * @param memory the guest's memory, or why it is out of our reach.
- * @throws {MapramError} E_GUEST_UNSUPPORTED, E_GUEST_MISMATCH, E_USAGE, or why the memory is out of reach.
+ * @throws {MapramError} E_GUEST_UNSUPPORTED, E_GUEST_MISMATCH, or why the memory is out of reach.
  */
 export async function requireLoadable(
-  { link, waiting, opened, runState }: Restoring,
+  { owner, waiting, opened, runState }: Restoring,
   resized: readonly string[],
   memory: GuestMemory | MapramError,
 ): Promise<void> {
@@ -35,33 +33,26 @@ export async function requireLoadable(
       { field: 'usedLength' },
     );
   }
-  if (link.scratchFile !== undefined) {
-    throw new MapramError('E_USAGE', 'Method qemu needs a monitor that passes descriptors', {
-      field: 'method',
-    });
-  }
   // QEMU leaves alone what the image does not hold. Fresh memory is zero, but a file may hold anything, and we cannot clear it.
-  if (memory instanceof MapramError && (await hasFileMemory(link))) throw memory;
+  if (memory instanceof MapramError && (await hasFileMemory(owner.link))) throw memory;
 }
 
 /** Clears what must read zero, as far as it is in our reach, and has QEMU load the rest from descriptors of the checked file. */
 export async function loadByQemu(restoring: Restoring, memory: GuestMemory | MapramError): Promise<void> {
-  const { opened, how, job, link, waiting, course } = restoring;
+  const { opened, how, job, owner, waiting } = restoring;
+  const { commandOptions } = job;
+  const { monitor, handover } = owner.link;
   const { image } = opened;
   const bitmaps = image.blocks.map(({ bitmap }) => bitmap);
   const dataPages = image.blocks.reduce((sum, block) => sum + block.setPages, 0);
-  await withImageFds(opened.fd, how.direct, async (fds) => {
-    await withSettings(link.monitor, waiting, loaderSettings(restoring), job.commandOptions, async () => {
-      course.begin();
-      if (!(memory instanceof MapramError)) {
-        await job.run(clearMemory(memory, bitmaps, how.threads));
-      }
+  const load = (path: string): Promise<void> =>
+    withSettings(monitor, waiting, loaderSettings(restoring), commandOptions, async () => {
+      owner.begin();
+      if (!(memory instanceof MapramError)) await job.run(clearMemory(memory, bitmaps, how.threads));
       job.enter('transfer', dataPages * PAGE_BYTES);
-      const load = (path: string): Promise<void> =>
-        loadIncoming(link.monitor, `file:${path},offset=${image.base}`, job.commandOptions);
-      await withFdSet(link.monitor, fds, load, job.commandOptions);
+      await loadIncoming(monitor, `file:${path},offset=${image.base}`, commandOptions);
     });
-  });
+  await withImageFds(opened.fd, how.direct, (fds) => handover.lend(fds, load, commandOptions));
 }
 
 function loaderSettings({ how }: Restoring): MigrationSettings {
@@ -85,10 +76,10 @@ async function withImageFds<T>(fd: number, direct: boolean, use: (fds: number[])
     try {
       return await use([forHeaders, forPages]);
     } finally {
-      closeSync(forPages);
+      closeFd(forPages);
     }
   } finally {
-    closeSync(forHeaders);
+    closeFd(forHeaders);
   }
 }
 

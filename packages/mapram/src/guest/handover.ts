@@ -1,0 +1,24 @@
+import type { ExecuteOptions } from './monitor.ts';
+
+/** How bytes get to QEMU and back. Every name that is given is one that QEMU can open. */
+export interface Handover {
+  /** The QMP commands that it takes. */
+  readonly commands: readonly string[];
+
+  /** Whether what is handed to QEMU is then in the hands of process `pid`. */
+  reaches(pid: number, options?: ExecuteOptions): Promise<boolean>;
+
+  /** Has QEMU write to a name, by `write`, and returns what it wrote. */
+  receive(write: (path: string) => Promise<void>, options?: ExecuteOptions): Promise<Uint8Array>;
+
+  /** Calls `use` with a name under which QEMU can read `bytes`. What can go wrong with them on our side has gone by then. */
+  send(bytes: Uint8Array, use: (path: string) => Promise<void>, options?: ExecuteOptions): Promise<void>;
+
+  /**
+   * Calls `use` with a name under which QEMU can open files of ours. QEMU picks the descriptor whose access mode and O_DIRECT
+   * flag are those that it opens with (QEMU 10.0.2, monitor_fdset_dup_fd_add in monitor/fds.c).
+   *
+   * @throws {MapramError} E_USAGE where descriptors cannot be passed.
+   */
+  lend(fds: readonly number[], use: (path: string) => Promise<void>, options?: ExecuteOptions): Promise<void>;
+}

@@ -1,0 +1,34 @@
+import { readdir } from 'node:fs/promises';
+import { asMapramError, MapramError } from '../errors.ts';
+import { ProcessHandle } from '../native.ts';
+
+/** Whether one of the files that process `pid` has open is what `isWanted` looks for; it gets a path to look at each by. */
+export async function holdsFile(pid: number, isWanted: (path: string) => Promise<boolean>): Promise<boolean> {
+  const directory = `/proc/${pid}/fd`;
+  const fds = await readdir(directory).catch((cause: unknown) => {
+    throw refusal(pid, directory, cause);
+  });
+  const answers = await Promise.all(fds.map((fd) => isWanted(`${directory}/${fd}`).catch(() => false)));
+  return answers.includes(true);
+}
+
+function refusal(pid: number, directory: string, cause: unknown): MapramError {
+  const error = asMapramError(cause);
+  if (!['E_PERMISSION', 'E_NOT_FOUND'].includes(error.code)) return error;
+  // The files of a process that has ended and not been waited for are closed to others than root.
+  if (error.code === 'E_NOT_FOUND' || hasEnded(pid))
+    return new MapramError('E_GUEST_GONE', `QEMU's process ${pid} has ended`, { cause });
+  const message = `The files of QEMU's process ${pid} may not be looked at by this user`;
+  return new MapramError('E_PERMISSION', message, { path: directory, cause });
+}
+
+function hasEnded(pid: number): boolean {
+  try {
+    const process = ProcessHandle.open(pid);
+    const answer = process.hasEnded();
+    process.close();
+    return answer;
+  } catch (error) {
+    return error instanceof MapramError && error.code === 'E_GUEST_GONE';
+  }
+}

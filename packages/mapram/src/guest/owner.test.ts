@@ -1,0 +1,233 @@
+import { spawnSync } from 'node:child_process';
+import { closeSync, existsSync, openSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { afterEach, describe, expect, it, onTestFinished, vi } from 'vitest';
+import { MapramError } from '../errors.ts';
+import { inspect } from '../inspect.ts';
+import { restore } from '../restore.ts';
+import { save } from '../save.ts';
+import { LineSplitter } from './line-splitter.ts';
+import type { Monitor } from './monitor.ts';
+import { connect, interpose, type SmallQemu, startQemu, stateOf, tell } from './qemu.fixture.ts';
+import { QmpClient } from './qmp.ts';
+
+// How a guest is left when things go wrong around it: by save.ts and restore.ts, with a real QEMU.
+
+afterEach(() => vi.restoreAllMocks());
+
+function guestOf(qemu: SmallQemu): { guest: { qmp: string }; image: string } {
+  return { guest: { qmp: qemu.socket }, image: join(qemu.directory, 'image') };
+}
+
+/** Takes every descriptor that this process may still open, until what it returns is called. */
+function takeDescriptors(): () => void {
+  const limit = (words: string[]): void => {
+    const { status } = spawnSync('prlimit', ['--pid', String(process.pid), ...words]);
+    if (status !== 0) throw new Error('no prlimit');
+  };
+  const [, soft = ''] = /Max open files +(\d+)/.exec(readFileSync('/proc/self/limits', 'utf8')) ?? [];
+  limit([`--nofile=${readdirSync('/proc/self/fd').length + 64}:`]);
+  const taken: number[] = [];
+  try {
+    for (;;) taken.push(openSync('/dev/null', 'r'));
+  } catch {
+    // There are none left.
+  }
+  return () => {
+    for (const fd of taken.splice(0)) closeSync(fd);
+    limit([`--nofile=${soft}:`]);
+  };
+}
+
+/** Has the next bytes that come from a QMP socket be no QMP, once the guest has stopped. */
+async function garbleAfterStop(qemu: SmallQemu): Promise<void> {
+  const watcher = await QmpClient.connect(qemu.otherSocket);
+  watcher.events.on('STOP', () => {
+    watcher.close();
+    vi.spyOn(LineSplitter.prototype, 'push').mockReturnValueOnce(['no QMP']);
+  });
+}
+
+describe('a save that fails', () => {
+  it('puts the guest back with no descriptor left', async () => {
+    const qemu = await startQemu();
+    const isFree = vi.fn();
+    const monitor = interpose(await connect(qemu), 'xen-save-devices-state', () => {
+      isFree.mockImplementation(takeDescriptors());
+      throw new Error('no');
+    });
+    const error: unknown = await save({ ...guestOf(qemu), guest: { monitor } }).catch((thrown) => thrown);
+    isFree();
+    expect(error).toMatchObject({ code: 'E_QMP', guestState: 'running' });
+    expect(await stateOf(qemu)).toBe('running');
+  });
+
+  it('is refused before the guest is stopped if there is no descriptor to know its process by', async () => {
+    const qemu = await startQemu();
+    const client = await connect(qemu);
+    const seen: string[] = [];
+    let free = (): void => {};
+    const execute: Monitor['execute'] = async (command, ...rest) => {
+      const answer = await client.execute(command, ...rest);
+      seen.push(command);
+      // Gone before the pidfd is opened, which comes after the process was verified.
+      if (command === 'remove-fd') free = takeDescriptors();
+      return answer;
+    };
+    const failed = save({ ...guestOf(qemu), guest: { monitor: { events: client.events, execute } } });
+    const error: unknown = await failed.catch((thrown) => thrown);
+    free();
+    expect(error).toMatchObject({ code: 'E_HOST_UNSUPPORTED', guestState: 'untouched' });
+    expect(seen).not.toContain('stop');
+    expect(await stateOf(qemu)).toBe('running');
+  });
+
+  it('puts the guest back over a new connection when the old one is lost', async () => {
+    const qemu = await startQemu();
+    await garbleAfterStop(qemu);
+    await expect(save(guestOf(qemu))).rejects.toMatchObject({
+      code: 'E_QMP',
+      guestState: 'running',
+      message: expect.stringContaining('does not speak QMP'),
+    });
+    expect(await stateOf(qemu)).toBe('running');
+    expect(existsSync(guestOf(qemu).image)).toBe(false);
+  });
+
+  it('does not take a QEMU for gone that closes the connection', async () => {
+    const qemu = await startQemu();
+    const client = await QmpClient.connect(qemu.socket);
+    const monitor = interpose(client, 'xen-save-devices-state', () => {
+      throw new MapramError('E_GUEST_GONE', 'QEMU closed the QMP connection');
+    });
+    await expect(save({ ...guestOf(qemu), guest: { monitor } })).rejects.toMatchObject({
+      code: 'E_QMP',
+      guestState: 'running',
+      message: expect.stringContaining('its process lives'),
+    });
+    client.close();
+  }, 20_000);
+
+  it('keeps the states of two guests apart whose saves one reason cancels', async () => {
+    const [running, paused] = await Promise.all([startQemu(), startQemu('-S')]);
+    const reason = Object.freeze(new MapramError('E_CANCELLED', 'enough'));
+    const controller = new AbortController();
+    let waiting = 0;
+    const jobs = await Promise.all(
+      [running, paused].map(async (qemu) => {
+        const monitor = interpose(await connect(qemu), 'xen-save-devices-state', async () => {
+          waiting += 1;
+          await vi.waitUntil(() => waiting === 2);
+          controller.abort(reason);
+        });
+        // In an object, for a promise would be waited for.
+        return { job: save({ ...guestOf(qemu), guest: { monitor }, signal: controller.signal }) };
+      }),
+    );
+    for (const { job } of jobs) await expect(job).rejects.toBe(reason);
+    expect(jobs.map(({ job }) => job.guestState)).toEqual(['running', 'paused']);
+    expect(reason.guestState).toBeUndefined();
+    expect([await stateOf(running), await stateOf(paused)]).toEqual(['running', 'prelaunch']);
+  });
+});
+
+describe('a save whose image is published', () => {
+  it('does not let the guest run when QEMU does not quit', async () => {
+    const qemu = await startQemu();
+    const monitor = interpose(await connect(qemu), 'quit', () => {
+      throw new MapramError('E_QMP', 'QEMU refused the QMP command quit: no');
+    });
+    await expect(save({ ...guestOf(qemu), guest: { monitor }, then: 'quit' })).rejects.toMatchObject({
+      code: 'E_QMP',
+      guestState: 'paused',
+      message: expect.stringMatching(/image is whole.*could not be ended.*quit: no/),
+    });
+    expect(await stateOf(qemu)).toBe('paused');
+    expect((await inspect(guestOf(qemu).image)).runState).toBe('running');
+  }, 20_000);
+
+  it('knows that QEMU has quit, whatever a caller’s monitor says to its end', async () => {
+    const qemu = await startQemu();
+    const client = await connect(qemu);
+    const execute: Monitor['execute'] = async (command, ...rest) => {
+      if (command !== 'quit') return client.execute(command, ...rest);
+      await client.execute(command, ...rest).catch(() => {});
+      throw new Error('monitor: end of file');
+    };
+    const guest = { monitor: { events: client.events, execute } };
+    expect(await save({ ...guestOf(qemu), guest, then: 'quit' })).toMatchObject({ guestState: 'gone' });
+  });
+});
+
+describe('a restore', () => {
+  /** An image, and a QEMU that waits for it. */
+  async function prepared(state?: string): Promise<{ image: string; qemu: SmallQemu }> {
+    const source = await startQemu();
+    const { image } = await save(guestOf(source));
+    if (state !== undefined) {
+      const bytes = readFileSync(image);
+      const at = bytes.lastIndexOf('\x0bglobalstate', undefined, 'latin1') + 20;
+      bytes.writeUInt32BE(state.length + 1, at);
+      bytes.fill(0, at + 4, at + 36).write(state, at + 4);
+      writeFileSync(image, bytes);
+    }
+    return { image, qemu: await startQemu('-incoming', 'defer') };
+  }
+
+  it('that is refused for its run state holds nothing of the guest', async () => {
+    const { image, qemu } = await prepared('shutdown');
+    const monitor = await connect(qemu);
+    const open = (): number => readdirSync('/proc/self/fd').length;
+    const before = open();
+    const refused = restore({ guest: { monitor }, image, then: 'resume' });
+    await expect(refused).rejects.toMatchObject({ code: 'E_USAGE', field: 'then' });
+    expect(open()).toBe(before);
+  });
+
+  it.each(['fill', 'qemu'] as const)(
+    'by %s that is cancelled while QEMU is busy with the load does not wait for it',
+    async (method) => {
+      const { image, qemu } = await prepared();
+      const controller = new AbortController();
+      const client = await QmpClient.connect(qemu.socket);
+      onTestFinished(() => client.close());
+      const execute: Monitor['execute'] = (command, args, options) => {
+        const answer = client.execute(command, args, options);
+        if (command === 'migrate-incoming') {
+          qemu.child.kill('SIGSTOP');
+          controller.abort(new Error('enough'));
+        }
+        return answer;
+      };
+      const guest = { monitor: { events: client.events, execute } };
+      const since = performance.now();
+      const job = restore({ guest, image, method, signal: controller.signal });
+      await expect(job).rejects.toThrow('enough');
+      expect(performance.now() - since).toBeLessThan(10_000);
+      expect(job.guestState).toBe('unusable');
+      qemu.child.kill('SIGCONT');
+    },
+    30_000,
+  );
+
+  it('is not taken for gone where QEMU does not say how its guest is', async () => {
+    const { image, qemu } = await prepared();
+    const client = await connect(qemu);
+    let isLoaded = false;
+    const execute: Monitor['execute'] = async (command, ...rest) => {
+      if (isLoaded && command === 'query-status') throw new Error('no answer in time');
+      if (command === 'cont') {
+        isLoaded = true;
+        throw new Error('no cont');
+      }
+      return client.execute(command, ...rest);
+    };
+    const guest = { monitor: { events: client.events, execute } };
+    await expect(restore({ guest, image, then: 'resume' })).rejects.toMatchObject({
+      code: 'E_QMP',
+      guestState: 'paused',
+      message: expect.stringMatching(/restored in full, but the guest could not be resumed.*no cont/),
+    });
+    expect(await tell(qemu, ['query-status'])).toMatchObject({ status: 'paused' });
+  });
+});

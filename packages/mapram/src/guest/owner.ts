@@ -1,0 +1,336 @@
+import { setTimeout as delay } from 'node:timers/promises';
+import { asMapramError, following, type GuestState, MapramError } from '../errors.ts';
+import { ProcessHandle } from '../native.ts';
+import { type Guest, type GuestLink, openGuest } from './link.ts';
+import { PUT_BACK_TIMEOUT_MS } from './monitor.ts';
+import { findGuestProcess } from './process.ts';
+import { queryStatus } from './queries.ts';
+import { isLive, type RunWatch, stopGuest } from './run-state.ts';
+
+/** A process that was killed closes its connections first and then takes its time to give up its memory. */
+const DEATH_TIMEOUT_MS = 5_000;
+/** QEMU takes the next client when it has noticed that the last one has gone; another client may be faster than we are. */
+const RECONNECT_TIMEOUT_MS = 30_000;
+const RECONNECT_INTERVAL_MS = 50;
+/** How long QEMU is asked how its guest is, before what we know of it has to do. */
+const ASK_TIMEOUT_MS = 5_000;
+
+/** The job that a guest is owned for. */
+export interface OwningJob {
+  /** Aborted when the job is cancelled. */
+  readonly signal: AbortSignal;
+  /** How the guest was left, once that is known. */
+  guestState: GuestState | undefined;
+  /** Called when work of the addon has failed, though it may take long to end. */
+  onFailing: (() => void) | undefined;
+  /** Something that users should know, for which no error has a place. */
+  notice: string | undefined;
+}
+
+/**
+ * How far the job with the guest is, which decides what a failure leaves behind: `untouched`; a save has it `stopped`, `resumed`
+ * (and left to whoever pauses it then), is `publishing` its image, or has `published` it; a restore has `begun` to write into it,
+ * or `restored` it.
+ */
+type Stage = 'untouched' | 'stopped' | 'resumed' | 'publishing' | 'published' | 'begun' | 'restored';
+
+/**
+ * A guest in the hands of one job, from before anything happens to it until it is left: as it was found, or as the job was told.
+ * What putting it back takes (a connection to its monitor, a pidfd of its process) is held from before it is stopped.
+ */
+export class GuestOwner {
+  readonly #guest: Guest;
+  readonly #job: OwningJob;
+  #link: GuestLink;
+  #process: ProcessHandle | undefined;
+  #stage: Stage = 'untouched';
+  #watch: RunWatch | undefined;
+  #wasLive = false;
+  #isRunning = false;
+  /** When the guest was stopped, or first written to. */
+  #since: number | undefined;
+  #resumedAt: number | undefined;
+  #resuming: Promise<void> | undefined;
+
+  private constructor(guest: Guest, job: OwningJob, link: GuestLink) {
+    this.#guest = guest;
+    this.#job = job;
+    this.#link = link;
+    job.signal.addEventListener('abort', this.#putBackAtOnce);
+    job.onFailing = this.#putBackAtOnce;
+  }
+
+  /**
+   * Connects to the guest.
+   *
+   * @throws {MapramError} with the guest's state; or the signal's reason.
+   */
+  static async open(guest: Guest, job: OwningJob): Promise<GuestOwner> {
+    try {
+      return new GuestOwner(guest, job, await openGuest(guest, job.signal));
+    } catch (error) {
+      const isGone = error instanceof MapramError && error.code === 'E_GUEST_GONE';
+      job.guestState = isGone ? 'gone' : 'untouched';
+      throw isReason(error, job.signal) ? error : asMapramError(error).leaving(job.guestState);
+    }
+  }
+
+  /** The connection to the guest. */
+  get link(): GuestLink {
+    return this.#link;
+  }
+
+  /** Milliseconds since the guest was stopped, or first written to. */
+  get heldMs(): number {
+    return this.#since === undefined ? 0 : performance.now() - this.#since;
+  }
+
+  /** Milliseconds for which a guest that ran has stood still. */
+  get pauseMs(): number {
+    if (!this.#wasLive || this.#since === undefined) return 0;
+    return (this.#resumedAt ?? performance.now()) - this.#since;
+  }
+
+  /** Whether the guest ran when it was found. */
+  get wasLive(): boolean {
+    return this.#wasLive;
+  }
+
+  /**
+   * The number of the guest's process, which is held by a pidfd from then on.
+   *
+   * @throws {MapramError} as {@link findGuestProcess} does; E_HOST_UNSUPPORTED without a descriptor for it.
+   */
+  async find(): Promise<number> {
+    const pid = await findGuestProcess(this.#link, { signal: this.#job.signal });
+    this.#process = ProcessHandle.open(pid);
+    return pid;
+  }
+
+  /** Stops the guest if it runs, and returns the state that it was found in. From here on every way out puts it back. */
+  async stop(): Promise<string> {
+    const take = (isFoundLive: boolean): void => {
+      this.#stage = 'stopped';
+      this.#wasLive = isFoundLive;
+    };
+    const stopped = await stopGuest(this.#link.monitor, { signal: this.#job.signal }, { take });
+    this.#watch = stopped.watch;
+    this.#since = stopped.since;
+    return stopped.found;
+  }
+
+  /** @throws {MapramError} E_GUEST_RAN if the guest ran since it was stopped. */
+  async requireStill(): Promise<void> {
+    await this.#watch?.requireStill(this.#link.monitor, { signal: this.#job.signal });
+  }
+
+  /** Lets the guest run as soon as its memory is not needed any more. Should it not, it is told again at the end. */
+  async resumeEarly(): Promise<void> {
+    await this.#resume().catch(() => {});
+  }
+
+  /** Gives the image its name by `publish`. Until it is known what came of that, the guest is left as it is. */
+  async publish(publish: () => Promise<unknown>): Promise<void> {
+    const before = this.#stage;
+    this.#stage = 'publishing';
+    try {
+      await publish();
+    } catch (error) {
+      this.#stage = before;
+      throw error;
+    }
+    this.#stage = 'published';
+  }
+
+  /** After the image was published: leaves the guest as it shall be, which is not cancelled any more, and says how it is. */
+  async settle(then: 'pause' | 'resume' | 'quit'): Promise<'running' | 'paused' | 'gone'> {
+    if (then === 'pause') return 'paused';
+    if (then === 'quit') {
+      await this.#quit();
+      return 'gone';
+    }
+    if (this.#resumedAt === undefined) await this.#resume();
+    return 'running';
+  }
+
+  /** To be called right before the first write: from then on QEMU cannot be used for anything else. */
+  begin(): void {
+    this.#stage = 'begun';
+    this.#since ??= performance.now();
+  }
+
+  /** After the guest was restored, and stands still: lets it run if it shall, which is not cancelled any more. */
+  async finish(shallRun: boolean): Promise<'running' | 'paused'> {
+    this.#stage = 'restored';
+    if (shallRun) await this.#resume();
+    return this.#ask();
+  }
+
+  /**
+   * After a failure: puts the guest back, takes note of how that leaves it, and returns the error to throw. A cancel's reason is
+   * returned as it is, for it is the caller's.
+   */
+  async explain(error: unknown): Promise<unknown> {
+    const failure = this.#mustPutBack ? await this.#resume().then(nothing, messageOf) : undefined;
+    const state = await this.#stateAfter(error);
+    this.#job.guestState = state;
+    const complaint = state === 'paused' ? failure : undefined;
+    if (isReason(error, this.#job.signal)) {
+      this.#job.notice = complaint;
+      return error;
+    }
+    const described = this.#describe(asMapramError(error), state);
+    return described.leaving(
+      state,
+      complaint === undefined ? described.message : `${described.message}; and ${complaint}`,
+    );
+  }
+
+  /** Ends the connection and gives everything up, whatever a monitor of the caller's has to say about that. */
+  release(): void {
+    this.#job.signal.removeEventListener('abort', this.#putBackAtOnce);
+    this.#job.onFailing = undefined;
+    try {
+      this.#watch?.release();
+    } catch {
+      // Nothing hangs on it any more.
+    }
+    this.#process?.close();
+    this.#link.close();
+  }
+
+  get #mustPutBack(): boolean {
+    return this.#stage === 'stopped' && this.#wasLive;
+  }
+
+  /** Nothing needs the guest while what has failed or was cancelled comes to its end. */
+  readonly #putBackAtOnce = (): void => {
+    if (!this.#mustPutBack) return;
+    this.#resume().then(() => {
+      this.#job.guestState = 'running';
+    }, nothing);
+  };
+
+  /** Lets the guest run; once at a time, whoever asks. It is no matter of ours then: another client may have paused it since. */
+  #resume(): Promise<void> {
+    this.#resuming ??= this.#insist('cont')
+      .then(() => {
+        this.#resumedAt = performance.now();
+        this.#isRunning = true;
+        if (this.#stage === 'stopped') this.#stage = 'resumed';
+      })
+      .catch((error: unknown) => {
+        throw following(undefined, 'the guest could not be resumed:', error);
+      })
+      .finally(() => {
+        this.#resuming = undefined;
+      });
+    return this.#resuming;
+  }
+
+  async #quit(): Promise<void> {
+    // A QEMU that ends closes the connection, and a monitor of the caller's says so in words of its own.
+    const failure = await this.#insist('quit').then(nothing, asMapramError);
+    const hasObeyed = failure === undefined || this.#link.isLost();
+    // Whoever starts the next QEMU on the same disks finds them locked until this one has closed and ended.
+    if (await this.#endsWithin(hasObeyed ? PUT_BACK_TIMEOUT_MS : DEATH_TIMEOUT_MS)) return;
+    const late = new MapramError('E_QMP', 'its process has not ended');
+    throw following(undefined, 'QEMU could not be ended:', failure ?? late);
+  }
+
+  /** Runs a command on which the guest's fate hangs, if need be over a new connection. */
+  async #insist(command: string): Promise<void> {
+    const patient = { timeoutMs: PUT_BACK_TIMEOUT_MS };
+    try {
+      await this.#link.monitor.execute(command, {}, patient);
+    } catch (error) {
+      if (!(await this.#isReconnected())) throw error;
+      await this.#link.monitor.execute(command, {}, patient);
+    }
+  }
+
+  /** Whether there is a new connection in the place of one that was lost, to a QEMU that still lives. */
+  async #isReconnected(): Promise<boolean> {
+    const deadline = performance.now() + RECONNECT_TIMEOUT_MS;
+    while (this.#link.isLost() && this.#process !== undefined) {
+      if (this.#process.hasEnded() || performance.now() >= deadline) return false;
+      const link = await openGuest(this.#guest).catch(nothing);
+      if (link !== undefined) {
+        this.#link = link;
+        return true;
+      }
+      await delay(RECONNECT_INTERVAL_MS);
+    }
+    return false;
+  }
+
+  async #stateAfter(error: unknown): Promise<GuestState> {
+    if (await this.#isGone(error)) return 'gone';
+    if (this.#stage === 'untouched') return 'untouched';
+    return this.#stage === 'begun' ? 'unusable' : this.#ask();
+  }
+
+  /** Only the process itself tells that it has ended; where it is out of our sight, the end of the connection has to do. */
+  async #isGone(error: unknown): Promise<boolean> {
+    const looksGone = error instanceof MapramError && error.code === 'E_GUEST_GONE';
+    if (this.#process === undefined) return looksGone;
+    return this.#endsWithin(looksGone || this.#link.isLost() ? DEATH_TIMEOUT_MS : 0);
+  }
+
+  /** How the guest is, by QEMU; or as we know it, if QEMU does not say. */
+  async #ask(): Promise<'running' | 'paused'> {
+    const ask = (): Promise<boolean> =>
+      queryStatus(this.#link.monitor, { timeoutMs: ASK_TIMEOUT_MS }).then(({ status }) => isLive(status));
+    const again = async (): Promise<boolean> => ((await this.#isReconnected()) ? ask() : this.#isRunning);
+    const runs = await ask()
+      .catch(again)
+      .catch(() => this.#isRunning);
+    return runs ? 'running' : 'paused';
+  }
+
+  async #endsWithin(timeoutMs: number): Promise<boolean> {
+    if (this.#process === undefined) return false;
+    const deadline = performance.now() + timeoutMs;
+    while (!this.#process.hasEnded()) {
+      if (performance.now() >= deadline) return false;
+      await delay(10);
+    }
+    return true;
+  }
+
+  #describe(thrown: MapramError, state: GuestState): MapramError {
+    const error = this.#blame(thrown, state);
+    switch (this.#stage) {
+      case 'begun': {
+        const message = 'The guest was restored in part only, so its QEMU must be started anew:';
+        return following('E_RESTORE_INCOMPLETE', message, error);
+      }
+      case 'restored':
+        return following(undefined, 'The guest is restored in full, but', error);
+      case 'published':
+        return following(undefined, 'The image is whole and in its place, but', error);
+      default:
+        return error;
+    }
+  }
+
+  /** A QEMU that dies shows in many ways: a read that fails, a connection that closes, an answer that does not come. */
+  #blame(error: MapramError, state: GuestState): MapramError {
+    const isGone = error.code === 'E_GUEST_GONE';
+    if (state === 'gone' && (error.code === 'E_IO' || error.code === 'E_QMP'))
+      return following('E_GUEST_GONE', "QEMU's process ended:", error);
+    if (state !== 'gone' && isGone && this.#process !== undefined)
+      return following('E_QMP', 'The connection to QEMU was lost, though its process lives:', error);
+    return error;
+  }
+}
+
+function isReason(error: unknown, signal: AbortSignal): boolean {
+  return signal.aborted && error === signal.reason;
+}
+
+function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
+function nothing(): undefined {}

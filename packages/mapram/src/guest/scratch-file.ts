@@ -1,0 +1,110 @@
+import { randomUUID } from 'node:crypto';
+import { constants } from 'node:fs';
+import { open, readFile, rm, stat, truncate } from 'node:fs/promises';
+import { following, MapramError } from '../errors.ts';
+import type { Handover } from './handover.ts';
+import type { ExecuteOptions, Monitor } from './monitor.ts';
+import { holdsFile } from './open-files.ts';
+
+/**
+ * Passes bytes through a file that QEMU can open under the same name, for monitors that pass no descriptors. It is always QEMU that
+ * makes the file, so that it is QEMU's own, whatever user that runs as.
+ */
+export class ScratchFileHandover implements Handover {
+  readonly commands: readonly string[] = ['chardev-add', 'chardev-remove'];
+  readonly #monitor: Monitor;
+  readonly #path: string;
+
+  constructor(monitor: Monitor, path: string) {
+    this.#monitor = monitor;
+    this.#path = path;
+  }
+
+  async reaches(pid: number, options: ExecuteOptions = {}): Promise<boolean> {
+    const isOpen = async (): Promise<boolean> => {
+      const file = await this.#ours(() => stat(this.#path, { bigint: true }));
+      return holdsFile(pid, async (path) => {
+        const { dev, ino } = await stat(path, { bigint: true });
+        return dev === file.dev && ino === file.ino;
+      });
+    };
+    return this.#scratched(() => this.#whileOpen({ out: this.#path }, isOpen, options));
+  }
+
+  async receive(write: (path: string) => Promise<void>): Promise<Uint8Array> {
+    return this.#scratched(async () => {
+      await write(this.#path);
+      return Uint8Array.from(await this.#ours(() => readFile(this.#path)));
+    });
+  }
+
+  async send(
+    bytes: Uint8Array,
+    use: (path: string) => Promise<void>,
+    options: ExecuteOptions = {},
+  ): Promise<void> {
+    return this.#scratched(async () => {
+      await this.#whileOpen({ out: this.#path }, () => this.#ours(() => this.#fill(bytes)), options);
+      const files = { in: this.#path, out: this.#path, append: true };
+      await this.#whileOpen(files, async () => {}, options).catch((error: unknown) => {
+        options.signal?.throwIfAborted();
+        throw following('E_PERMISSION', 'QEMU cannot read the scratch file:', error, { path: this.#path });
+      });
+      await use(this.#path);
+    });
+  }
+
+  async lend(): Promise<void> {
+    throw new MapramError('E_USAGE', 'Method qemu needs a monitor that passes descriptors', {
+      field: 'method',
+    });
+  }
+
+  /** Gives the file, which QEMU has just made, its content; nobody but QEMU's user may read it. */
+  async #fill(bytes: Uint8Array): Promise<void> {
+    const file = await open(this.#path, constants.O_WRONLY | constants.O_NOFOLLOW);
+    try {
+      await file.chmod(0o600);
+      await file.writeFile(bytes);
+    } finally {
+      await file.close().catch(() => {});
+    }
+  }
+
+  /** Calls `use` while QEMU has the file open, as that of a character device that nothing uses. */
+  async #whileOpen<T>(
+    files: Record<string, unknown>,
+    use: () => Promise<T>,
+    options: ExecuteOptions,
+  ): Promise<T> {
+    const id = `mapram-${randomUUID()}`;
+    options.signal?.throwIfAborted();
+    // Not cancelled once it is sent, so that it can be taken back.
+    await this.#monitor.execute('chardev-add', { id, backend: { type: 'file', data: files } });
+    try {
+      return await use();
+    } finally {
+      await this.#monitor.execute('chardev-remove', { id }).catch(() => {});
+    }
+  }
+
+  /** Calls `use` where no file of the name is, and leaves none: it may hold a guest's secrets, so it goes whatever happens. */
+  async #scratched<T>(use: () => Promise<T>): Promise<T> {
+    // A file that stood there before could be anyone's, and open in any process.
+    await this.#ours(() => rm(this.#path, { force: true }));
+    try {
+      return await use();
+    } finally {
+      await rm(this.#path, { force: true }).catch(() => truncate(this.#path).catch(() => {}));
+    }
+  }
+
+  /** What we do with the file ourselves, with its name in whatever the system says against it. */
+  async #ours<T>(work: () => Promise<T>): Promise<T> {
+    try {
+      return await work();
+    } catch (error) {
+      throw following(undefined, 'The scratch file cannot be used:', error, { path: this.#path });
+    }
+  }
+}
