@@ -10,10 +10,10 @@ function fakeWork() {
   const ended = new Promise<void>((resolve, reject) => {
     end = (error) => (error === undefined ? resolve() : reject(error));
   });
-  const seen = { isCancelled: false, bytesDone: 0 };
+  const seen = { isCancelled: false, bytesDone: 0, completions: 0, stopping: false };
   const work = Object.create(Job.prototype, {
     run: { value: () => ended.then(() => ({ bitmaps: [], dataBytes: 0, transferredBytes: 7 })) },
-    progress: { value: () => ({ bytesDone: seen.bytesDone, bytesTotal: 0 }) },
+    progress: { value: () => ({ ...seen, bytesTotal: 0 }) },
     cancel: {
       value: () => {
         seen.isCancelled = true;
