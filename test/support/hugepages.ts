@@ -9,14 +9,17 @@ const COUNT = '/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages';
  * @returns why the host refused, or undefined.
  */
 export function reserveHugePages(cleanup: Cleanup, mebibytes: number): string | undefined {
-  let before: number;
+  const count = () => Number(readFileSync(COUNT, 'utf8'));
+  const wanted = mebibytes / 2;
+  let got: number;
   try {
-    before = Number(readFileSync(COUNT, 'utf8'));
-    writeFileSync(COUNT, String(before + mebibytes / 2));
+    const before = count();
+    writeFileSync(COUNT, String(before + wanted));
+    got = count() - before;
   } catch (error) {
     return `2 MiB pages cannot be reserved: ${(error as Error).message}`;
   }
-  cleanup.add(() => writeFileSync(COUNT, String(before)));
-  const got = Number(readFileSync(COUNT, 'utf8')) - before;
-  return got < mebibytes / 2 ? `the host reserved only ${got} of ${mebibytes / 2} huge pages` : undefined;
+  // As many as came, not as many as there were: others may reserve and give back meanwhile.
+  cleanup.add(() => writeFileSync(COUNT, String(Math.max(0, count() - got))));
+  return got < wanted ? `the host reserved only ${got} of ${wanted} huge pages` : undefined;
 }
