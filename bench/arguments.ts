@@ -1,7 +1,8 @@
 import { Command, InvalidArgumentError, Option } from 'commander';
+import { MEMORY_KINDS, type MemoryKind } from './guest-memory.ts';
 import { parseChannels, parseNames, parseSize } from './lists.ts';
+import { COPIES, type Copy, ENGINES } from './mapram.ts';
 import { MEMORY_STATES, type MemoryState } from './restore.ts';
-import { ENGINES } from './save.ts';
 import { WORKLOADS, type WorkloadName } from './workload.ts';
 
 /** What is measured. */
@@ -23,16 +24,18 @@ export interface BenchArguments {
   dir: string;
   workload: WorkloadName[];
   operation: Operation[];
-  /** Of the guests that are restored into. */
-  memory: MemoryState[];
+  /** What the pages of shared memory are. */
+  memory: MemoryKind[];
+  /** Of shared memory that is restored into. */
+  state: MemoryState[];
   engine: string[];
+  copy: Copy[];
   against: Rival[];
   runs: number;
   results: string;
   json?: true;
   /** True: all of them; otherwise those of groups whose names begin like this. */
   bars?: true | string[];
-  resume?: true;
 }
 
 /** Parses the words behind the program's name; prints help and ends the process where that is asked for or a word is not understood. */
@@ -51,13 +54,20 @@ export function parseArguments(argv: readonly string[]): BenchArguments {
     .option('--operation <names>', `${OPERATIONS.join(', ')}, or all`, names(OPERATIONS), ['save'])
     .option(
       '--memory <names>',
-      'restore into shared memory: warm (its pages are there), fresh, or all',
+      'shared memory of small (4 KiB) pages, huge (transparent) ones, hugetlb (2 MiB), or all',
+      names(MEMORY_KINDS),
+      ['small'],
+    )
+    .option(
+      '--state <names>',
+      'restore into shared memory that is warm (its pages are there), fresh, or all',
       names(MEMORY_STATES),
       ['warm'],
     )
     .option('--engine <names>', `auto, ${ENGINES.join(', ')}, or all of these three`, checked(parseEngines), [
       'auto',
     ])
+    .option('--copy <names>', `mapram's --copy: ${COPIES.join(', ')}, or all`, names(COPIES), ['auto'])
     .option('--against <names>', `${RIVALS.join(', ')}, or none`, checked(parseRivals), [...RIVALS])
     .option('--runs <number>', 'counted rounds', checked(parseRuns), 3)
     .option('--results <directory>', 'where the report goes', 'bench/results')
@@ -68,12 +78,7 @@ export function parseArguments(argv: readonly string[]): BenchArguments {
         'run what the bars of speed need, and say which are met; of the groups whose names begin with one of these only (save-idle,restore), and keep the others as they were',
       )
         .argParser((text) => text.split(','))
-        .conflicts(['json', 'workload', 'operation', 'memory', 'engine', 'against']),
-    )
-    .addOption(
-      new Option('--resume', 'keep the bars that were measured already with the same code').implies({
-        bars: true,
-      }),
+        .conflicts(['json', 'workload', 'operation', 'memory', 'state', 'engine', 'copy', 'against']),
     );
   program.allowExcessArguments(false).parse(argv, { from: 'user' });
   const options = program.opts<BenchArguments>();
@@ -100,7 +105,7 @@ function names<Name extends string>(known: readonly Name[]): (text: string) => N
 }
 
 /** Makes commander name the option along with what is wrong with its value. */
-function checked<T>(parse: (text: string) => T): (text: string) => T {
+export function checked<T>(parse: (text: string) => T): (text: string) => T {
   return (text) => {
     try {
       return parse(text);

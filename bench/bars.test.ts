@@ -1,5 +1,7 @@
 import { describe, expect, it } from 'vitest';
-import { againstBars, earlierGroups, groupsOf, isMet, type Progress, worstToBest } from './bars.ts';
+import { barsFrom, isMet, worstToBest } from './bar.ts';
+import { groupsOf } from './bar-groups.ts';
+import { earlierGroups, type Progress } from './bars.ts';
 import type { Run } from './measurement.ts';
 import type { Results } from './report.ts';
 import { DIRECT_STOCK_TYPE } from './stock-save.ts';
@@ -35,7 +37,7 @@ describe('the bars against QEMU', () => {
   const theirs = [run(DIRECT_STOCK_TYPE, 1, 900, 9), run(DIRECT_STOCK_TYPE, 2, 600, 4)];
 
   it("set our best channel count against QEMU's best", () => {
-    const bars = againstBars(
+    const bars = barsFrom(
       'save',
       results([1, 4], [run('mapram', 1, 300), run('mapram', 4, 200), ...theirs]),
       needed,
@@ -49,14 +51,34 @@ describe('the bars against QEMU', () => {
 
   it('are missed if any run was void', () => {
     const voided: Run = { type: 'mapram', channels: 4, round: 1, voided: 'page 7 differs' };
-    const [first] = againstBars('save', results([1, 4], [run('mapram', 1, 300), voided, ...theirs]), needed);
+    const [first] = barsFrom('save', results([1, 4], [run('mapram', 1, 300), voided, ...theirs]), needed);
     expect(first).toEqual({ name: 'save: void runs', most: 0, figure: 1 });
     expect(first && isMet(first)).toBe(false);
   });
 
   it('have no figure if one side has no valid run', () => {
-    const bars = againstBars('save', results([1], theirs), needed);
+    const bars = barsFrom('save', results([1], theirs), needed);
     expect(bars.map(({ figure }) => figure)).toEqual([undefined, undefined, undefined]);
+  });
+});
+
+describe('the bars of not copying', () => {
+  const ours = run('mapram', 4, 300, 1);
+  const cheap = { ...ours, measurement: { ...ours.measurement, engineCpuSeconds: 0.25 } } as Run;
+  const theirs = [1, 2, 8, 64].map((channels) => run(DIRECT_STOCK_TYPE, channels, 300 + channels * 50, 0.5));
+
+  it("take QEMU's best of a few channel counts, and of mapram the engine's CPU time alone", () => {
+    const session = results([1, 2, 8, 64], [cheap, ...theirs]);
+    expect(barsFrom('save', session, { uncopied: { time: 0.75, cpu: 0.25 } })).toEqual([
+      { name: "save: time, x QEMU's best of 2, 8", most: 0.75, figure: 0.75 },
+      { name: "save: engine's CPU, x QEMU's best of 2, 8", most: 0.25, figure: 0.5 },
+    ]);
+  });
+
+  it('are only shown where they need not reach anything', () => {
+    const bars = barsFrom('restore', results([2, 4], [cheap, ...theirs]), { uncopied: {} });
+    expect(bars).toHaveLength(2);
+    expect(bars.every(isMet)).toBe(true);
   });
 });
 
@@ -84,13 +106,13 @@ describe('the bars of an earlier run', () => {
     'huge-guest': { commit: 'old', began: '', bars },
     'a group that is no more': { commit: 'old', began: '', bars },
   });
-  const kept = (now: string, how: { bars?: string[]; resume?: true }, of = found) =>
-    Object.keys(earlierGroups(progress(now, {}), of, groupsOf(how.bars ?? true), how.resume));
+  const kept = (now: string, bars?: string[], of = found) =>
+    Object.keys(earlierGroups(progress(now, {}), of, groupsOf(bars ?? true)));
 
   it('are kept if they are not asked for, whatever their code', () => {
-    expect(kept('new', { bars: ['restore', 'huge'] })).toEqual(['save-private-fast']);
-    expect(kept('new', { bars: ['save'] })).toEqual(['restore-private-fast', 'huge-guest']);
-    expect(kept('new', {})).toEqual([]);
+    expect(kept('new', ['restore', 'huge'])).toEqual(['save-private-fast']);
+    expect(kept('new', ['save'])).toEqual(['restore-private-fast', 'huge-guest']);
+    expect(kept('new')).toEqual([]);
   });
 
   it('are asked for by how their names begin', () => {
@@ -103,21 +125,9 @@ describe('the bars of an earlier run', () => {
     expect(() => groupsOf(['save', ''])).toThrow("begin with ''");
   });
 
-  it('are kept by --resume if they are of the same code', () => {
-    expect(kept('old', { resume: true })).toEqual(['restore-private-fast', 'huge-guest']);
-    expect(kept('new', { resume: true })).toEqual([]);
-  });
-
-  it('are measured again if the code may have changed, or if a figure is missing', () => {
-    const dirty = { commit: 'old-dirty', began: '', bars };
-    expect(kept('old-dirty', { resume: true }, progress('x', { 'huge-guest': dirty }))).toEqual([]);
-    const missing = { commit: 'old', began: '', bars: [{ name: 'not measured', figure: undefined }] };
-    expect(kept('old', { resume: true }, progress('x', { 'huge-guest': missing }))).toEqual([]);
-  });
-
   it('are refused rather than lost if they are of other options', () => {
     const other = progress('old', found.groups, 5);
-    expect(() => kept('old', { resume: true }, other)).toThrow('other options');
-    expect(kept('old', {}, other)).toEqual([]);
+    expect(() => kept('old', ['save'], other)).toThrow('other options');
+    expect(kept('old', undefined, other)).toEqual([]);
   });
 });

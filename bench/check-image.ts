@@ -4,7 +4,7 @@ import { succeed } from '../test/support/cli.ts';
 import { Image, type ImageBlock } from '../test/support/oracle.ts';
 import type { Qemu } from '../test/support/qemu.ts';
 import { type LiveBlock, liveBlocks, RamReader } from '../test/support/ram.ts';
-import { MAIN_BLOCK } from './guests.ts';
+import { MAIN_BLOCK } from './guest-memory.ts';
 import { contents, hasData, PAGE, PIECE, type Workload } from './workload.ts';
 
 /**

@@ -1,17 +1,15 @@
 import { closeSync, fstatSync, openSync, readSync } from 'node:fs';
 import { expectEqualPages } from './check-image.ts';
-import { MAIN_BLOCK } from './guests.ts';
+import { MAIN_BLOCK, type MemoryAt } from './guest-memory.ts';
 import { contents, hasData, PIECE, type Workload } from './workload.ts';
 
 /**
  * Compares all of a restored guest's RAM with what it must hold. Holes are not read where the file takes no more than its data does:
  * a guest of 1 TiB has hardly anything else.
  *
- * @param path a memory file, or `/proc/PID/mem`.
- * @param start where RAM begins in it.
  * @throws {Error} at the first difference.
  */
-export function checkMemory(workload: Workload, path: string, start: number): void {
+export function checkMemory(workload: Workload, { path, start }: MemoryAt): void {
   const file = openSync(path, 'r');
   try {
     const isAllData = start === 0 && fstatSync(file).blocks * 512 <= workload.dataBytes;

@@ -1,6 +1,6 @@
 import { closeSync, openSync, readSync } from 'node:fs';
 import { expectEqualPages } from './check-image.ts';
-import { MAIN_BLOCK } from './guests.ts';
+import { MAIN_BLOCK } from './guest-memory.ts';
 import { contents, isData, PAGE, PIECE, type Workload } from './workload.ts';
 
 // The classic migration stream, as far as a stopped guest's has it: QEMU 10.0, migration/savevm.c and migration/ram.c.

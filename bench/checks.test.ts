@@ -5,7 +5,7 @@ import { afterAll, describe, expect, it } from 'vitest';
 import { compareMain, expectEqualPages } from './check-image.ts';
 import { checkMemory } from './check-memory.ts';
 import { checkStream } from './check-stream.ts';
-import { MAIN_BLOCK } from './guests.ts';
+import { MAIN_BLOCK } from './guest-memory.ts';
 import { contents, isData, makeWorkload, PAGE, PIECE } from './workload.ts';
 
 // What voids a run: each kind of damage must be seen.
@@ -40,19 +40,19 @@ function fileOf(bytes: Buffer, damaged?: number): string {
 }
 
 describe('restored memory', () => {
-  it('that is right passes', () => checkMemory(WORKLOAD, fileOf(ram()), 0));
+  it('that is right passes', () => checkMemory(WORKLOAD, { path: fileOf(ram()), start: 0 }));
 
   it.each([
     ['data', DATA_PAGE],
     ['zero', ZERO_PAGE],
   ])('with one wrong bit in a page of %s is found out', (_what, page) => {
     const path = fileOf(ram(), page * PAGE + 77);
-    expect(() => checkMemory(WORKLOAD, path, 0)).toThrow(`page ${page}`);
+    expect(() => checkMemory(WORKLOAD, { path, start: 0 })).toThrow(`page ${page}`);
   });
 
   it('that is too short is found out', () => {
     const path = fileOf(ram().subarray(0, -PAGE));
-    expect(() => checkMemory(WORKLOAD, path, 0)).toThrow('ends at');
+    expect(() => checkMemory(WORKLOAD, { path, start: 0 })).toThrow('ends at');
   });
 });
 

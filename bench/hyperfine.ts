@@ -3,10 +3,11 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdirSync, mkdtempSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
-import { Command, InvalidArgumentError } from 'commander';
+import { Command } from 'commander';
 import { CLI, ROOT } from '../test/support/paths.ts';
-import { FAST_STANDIN } from './arguments.ts';
+import { checked, FAST_STANDIN } from './arguments.ts';
 import { checkImage } from './check-image.ts';
+import { memoryPlace } from './guest-memory.ts';
 import { type Side, startSourceGuests } from './guests.ts';
 import { interruption, runToEnd } from './interruption.ts';
 import { parseChannels, parseSize } from './lists.ts';
@@ -26,10 +27,10 @@ interface Options {
 function parseOptions(argv: string[]): Options {
   const program = new Command('npm run bench:commands --')
     .description("Compare `mapram save` with a script that does QEMU's save by QMP, as whole commands.")
-    .option('--channels <number>', 'for both', strictly(parseChannelCount), 4)
-    .option('--size <bytes>', 'RAM of the guest, such as 512M', strictly(parseSize), 2 * 2 ** 30)
+    .option('--channels <number>', 'for both', checked(parseChannelCount), 4)
+    .option('--size <bytes>', 'RAM of the guest, such as 512M', checked(parseSize), 2 * 2 ** 30)
     .option('--dir <directory>', `where images go, or ${FAST_STANDIN}: an XFS in memory`, '/var/tmp')
-    .option('--runs <number>', 'counted runs of each', strictly(parseRuns), 5)
+    .option('--runs <number>', 'counted runs of each', checked(parseRuns), 5)
     .option('--results <directory>', 'where hyperfine.json goes', 'bench/results');
   return program.allowExcessArguments(false).parse(argv, { from: 'user' }).opts<Options>();
 }
@@ -43,16 +44,6 @@ function parseChannelCount(text: string): number {
 function parseRuns(text: string): number {
   if (!/^[1-9]\d{0,3}$/.test(text) || text === '1') throw new Error('hyperfine needs 2 runs or more');
   return Number(text);
-}
-
-function strictly(parse: (text: string) => number): (text: string) => number {
-  return (text) => {
-    try {
-      return parse(text);
-    } catch (error) {
-      throw new InvalidArgumentError((error as Error).message);
-    }
-  };
 }
 
 /** Words of a shell command, quoted. */
@@ -94,7 +85,8 @@ async function main(options: Options): Promise<number> {
     const directory = mkdtempSync(join(diskFor(options.dir, 2 * options.size, cleanup), 'mapram-bench-'));
     cleanup.add(() => rmSync(directory, { recursive: true, force: true }));
     const workload = makeWorkload('dense', options.size);
-    const guests = await startSourceGuests(workload, directory, cleanup);
+    const place = memoryPlace('small', options.size, cleanup);
+    const guests = await startSourceGuests({ workload, place, directory }, cleanup);
     const of = (side: Side) =>
       guests.withGuest(side, async ({ qemu }) => ({ qemu, image: join(directory, side) }));
     const [ours, theirs] = [await of('ours'), await of('theirs')];

@@ -9,20 +9,14 @@ import { defaultBytes } from './workload.ts';
 
 /** The sessions that the options ask for. */
 function plans(options: BenchArguments): SessionPlan[] {
-  const { channels, engine: engines, against, runs: rounds } = options;
+  const { channels, engine: engines, copy: copies, against, runs: rounds } = options;
   return options.operation.flatMap((operation) =>
     options.workload.flatMap((workload) => {
-      const plan = {
-        operation,
-        workload,
-        guestBytes: options.size ?? defaultBytes(workload),
-        channels,
-        engines,
-        against,
-        rounds,
-      };
-      const isIntoSharedMemory = operation === 'restore' && workload !== 'private';
-      return isIntoSharedMemory ? options.memory.map((memory) => ({ ...plan, memory })) : [plan];
+      const guestBytes = options.size ?? defaultBytes(workload);
+      const plan = { operation, workload, guestBytes, channels, engines, copies, against, rounds };
+      if (workload === 'private') return [plan];
+      const states = operation === 'restore' ? options.state : [undefined];
+      return options.memory.flatMap((memory) => states.map((state) => ({ ...plan, memory, state })));
     }),
   );
 }

@@ -1,4 +1,6 @@
 import { kernelCpuSecondsSince, kernelThreadTimes } from './cpu.ts';
+import type { MemoryPlace } from './guest-memory.ts';
+import type { Workload } from './workload.ts';
 
 /** What one save or restore cost. */
 export interface Measurement {
@@ -11,6 +13,10 @@ export interface Measurement {
   pauseMilliseconds?: number;
   /** User and system time of all processes that took part, QEMU's included. */
   cpuSeconds: number;
+  /** mapram's share of that, without the start of Node: what `mapram --version` costs. QEMU does all of the work where it is absent. */
+  engineCpuSeconds?: number;
+  /** Where mapram took pages from or put them, where it says so. */
+  source?: string;
   /** Time of kernel threads meanwhile, as far as they can be told. */
   kernelCpuSeconds: number;
   /** Bytes that had to be moved: the pages that are not zero. */
@@ -19,6 +25,23 @@ export interface Measurement {
   memoryGrownBytes?: number;
   /** What else is worth keeping in the results. */
   details: Record<string, unknown>;
+}
+
+/** What all who save or restore in a session share. */
+export interface Stage {
+  workload: Workload;
+  /** Where shared memory is made; absent: private memory. */
+  place: MemoryPlace | undefined;
+  /** Where images go. */
+  directory: string;
+  /** What a command of mapram costs that does nothing. */
+  start: CommandStart;
+}
+
+/** What a command costs: medians. */
+export interface CommandStart {
+  milliseconds: number;
+  cpuSeconds: number;
 }
 
 /** Somebody who saves or restores. */

@@ -1,14 +1,14 @@
 import { type Chart, drawChart, type Line } from './chart.ts';
 import { isCeiling } from './disk.ts';
 import type { Disk, Host } from './host.ts';
-import { type Session, sessionName } from './session.ts';
+import { type Session, sessionName, type What } from './session.ts';
 import { DIRECT_STOCK_TYPE } from './stock-save.ts';
 import { cpuRatio, type Series, speedRatio, summarize } from './summary.ts';
 import { isDiskOnly, markdownTable, seriesTable } from './table.ts';
 
 /** A session with all that its figures depend on: what is written as JSON. */
 export interface Results {
-  schemaVersion: 1;
+  schemaVersion: 2;
   host: Host;
   disk: Disk;
   session: Session;
@@ -17,7 +17,7 @@ export interface Results {
 
 /** Puts a session and what it ran on together. */
 export function collectResults(host: Host, disk: Disk, session: Session): Results {
-  return { schemaVersion: 1, host, disk, session, series: summarize(session.runs, session.guestBytes) };
+  return { schemaVersion: 2, host, disk, session, series: summarize(session.runs, session.guestBytes) };
 }
 
 /** Best against best: mapram's fastest channel count, QEMU's with direct I/O, and whatever else of QEMU's was fastest. */
@@ -42,7 +42,7 @@ export function writeReport(results: Results): string {
   const { session, series } = results;
   const voided = session.runs.filter(({ voided: reason }) => reason !== undefined);
   return [
-    `# ${session.operation} of a ${session.workload} guest of ${session.guestBytes / 2 ** 20} MiB${session.memory === undefined ? '' : ` into ${session.memory} shared memory`}`,
+    `# ${describeWhat(session)}, ${session.guestBytes / 2 ** 20} MiB`,
     headline(results),
     ...Object.keys(drawCharts(results)).map((name) => `![${name}](${name})`),
     markdownTable(seriesTable(series, session.runs, session.guestBytes)),
@@ -58,11 +58,18 @@ export function writeReport(results: Results): string {
     .concat('\n');
 }
 
+/** What was measured, in words. */
+export function describeWhat({ operation, workload, memory, state }: What): string {
+  const pages = { small: '', huge: 'huge ', hugetlb: 'hugetlb ' }[memory ?? 'small'];
+  if (state !== undefined) return `${operation} ${workload} into ${state} ${pages}memory`;
+  return `${operation} ${workload}${pages === '' ? '' : `, ${pages}memory`}`;
+}
+
 const METHOD = `MB/s (10^6) and pages/s count all of the guest's RAM; fio and dd move its data pages only and show their own rate, and
 *% of ceiling* compares the rate of data with the best fio shape. Figures are medians over the rounds, with the slowest and the fastest run beside them. A save ends when the image
 is on the disk: fdatasync is inside everybody's time, for QEMU too, which leaves it out itself. A restore by mapram is the whole
 command but for the start of Node. CPU is user and system time of all processes that took part (of mapram the whole command with the start of Node, which is spared NODE_EXTRA_CA_CERTS);
-*kernel* is that of kernel threads meanwhile. Guests were stopped before, so that the pause of a save is all of its time. *x QEMU* is the speed against
+*engine* is that time without QEMU's share in mapram's work and without the start of Node (the CPU time of \`mapram --version\`); *kernel* is that of kernel threads meanwhile. Guests were stopped before, so that the pause of a save is all of its time. *x QEMU* is the speed against
 ${DIRECT_STOCK_TYPE} with as many channels, formed within rounds. Every image, and every restored guest's memory, was compared with what it must hold.`;
 
 /** What a figure cannot be judged without, as a list in Markdown. */

@@ -1,39 +1,31 @@
 import { rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
-import type { CliReport } from '../test/support/cli.ts';
-import { CLI } from '../test/support/paths.ts';
 import type { Qemu } from '../test/support/qemu.ts';
 import { checkImage } from './check-image.ts';
 import { checkStream } from './check-stream.ts';
-import { type Finished, processCpuSeconds, runTimed } from './cpu.ts';
+import { processCpuSeconds } from './cpu.ts';
 import type { SourceGuest, SourceGuests } from './guests.ts';
-import { type Contender, type Measurement, withKernelTime } from './measurement.ts';
-import { configureStock, readyAgain, type StockMethod, stockSaveDurably } from './stock-save.ts';
+import { type MapramWay, mapramType, measureMapram } from './mapram.ts';
+import { type Contender, type Measurement, type Stage, withKernelTime } from './measurement.ts';
+import { configureStock, readyAgain, type StockWay, stockSaveDurably } from './stock-save.ts';
 import type { Workload } from './workload.ts';
 
-/** How images are read and written by mapram. */
-export const ENGINES = ['io-uring', 'tokio-uring', 'blocking'] as const;
-
 /** What saves are measured with. */
-export interface SaveStage {
-  workload: Workload;
+export interface SaveStage extends Stage {
   guests: SourceGuests;
-  /** Where images go. */
-  directory: string;
 }
 
-/** `mapram save`, the whole command, by `engine` over `channels`. */
-export function mapramSave(stage: SaveStage, engine: string, channels: number): Contender {
+/** `mapram save`, the whole command. */
+export function mapramSave(stage: SaveStage, way: MapramWay): Contender {
   const image = join(stage.directory, 'mapram.image');
-  const command = ['save', '--channels', String(channels), '--engine', engine];
   return {
-    type: mapramType(engine),
-    channels,
+    type: mapramType(way),
+    channels: way.channels,
     run: () =>
       stage.guests.withGuest('ours', (guest) =>
         withImage(image, async () => {
           const measurement = await measureSave(guest, () =>
-            measureMapram(guest.qemu, stage.workload, [...command, '--qmp', guest.qemu.socket, image]),
+            measureMapram('save', way, stage, guest.qemu, image),
           );
           await checkImage(stage.workload, guest.qemu, image);
           return measurement;
@@ -42,53 +34,16 @@ export function mapramSave(stage: SaveStage, engine: string, channels: number): 
   };
 }
 
-/** How the table names mapram with an engine. */
-export function mapramType(engine: string): string {
-  return engine === 'auto' ? 'mapram' : `mapram ${engine}`;
-}
-
-/** Runs mapram on a guest and takes the times from its own report; what it costs includes Node's start. */
-export async function measureMapram(
-  guest: Qemu,
-  workload: Workload,
-  words: string[],
-): Promise<Omit<Measurement, 'kernelCpuSeconds'>> {
-  const before = processCpuSeconds(guest.pid);
-  const finished = await runTimed([process.execPath, CLI, ...words, '--json', '--quiet']);
-  const report = parseReport(finished, words);
-  if (report.durationMs === undefined) throw new Error('mapram told no duration');
-  return {
-    milliseconds: report.durationMs,
-    cpuSeconds: finished.cpuSeconds + processCpuSeconds(guest.pid) - before,
-    dataBytes: workload.dataBytes,
-    details: { commandMilliseconds: finished.milliseconds, commandCpuSeconds: finished.cpuSeconds, report },
-  };
-}
-
-function parseReport(finished: Finished, words: string[]): CliReport {
-  const failure = `mapram ${words.join(' ')}: ${finished.status}\n${finished.stdout}\n${finished.stderr}`;
-  if (finished.status !== 0) throw new Error(failure);
-  return JSON.parse(finished.stdout) as CliReport;
-}
-
-/** QEMU's own ways of saving: those with channels once for each count, the others once. */
-export function stockSaves(stage: SaveStage, methods: StockMethod[], channels: number[]): Contender[] {
-  return methods.flatMap((method) =>
-    method.multifd
-      ? channels.map((count) => stockSave(stage, method, count))
-      : [stockSave(stage, method, undefined)],
-  );
-}
-
-function stockSave(stage: SaveStage, method: StockMethod, channels: number | undefined): Contender {
+/** QEMU's own save. */
+export function stockSave(stage: SaveStage, { method, ...channels }: StockWay): Contender {
   const image = join(stage.directory, 'qemu.image');
   return {
     type: method.type,
-    ...(channels === undefined ? {} : { channels }),
+    ...channels,
     run: () =>
       stage.guests.withGuest('theirs', (guest) =>
         withImage(image, async () => {
-          await configureStock(guest.qemu, method, channels ?? 1);
+          await configureStock(guest.qemu, method, channels.channels ?? 1);
           const measurement = await measureSave(guest, () =>
             measureStock(guest.qemu, stage.workload, () => stockSaveDurably(guest.qemu, image)),
           ).finally(() => readyAgain(guest.qemu));

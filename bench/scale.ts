@@ -5,31 +5,25 @@ import type { Cleanup } from '../test/support/cleanup.ts';
 import { start } from '../test/support/cli.ts';
 import { checkImage } from './check-image.ts';
 import { checkMemory } from './check-memory.ts';
-import { emptyFile, type SourceGuest, startGuest, startSourceGuest } from './guests.ts';
+import { emptyFile, type MemoryPlace, memoryPlace } from './guest-memory.ts';
+import { type SourceGuest, startGuest, startSourceGuest } from './guests.ts';
 import { warmMemoryToFill } from './host-memory.ts';
 import { interruption } from './interruption.ts';
 import { median } from './statistics.ts';
 import { withCleanup } from './with-cleanup.ts';
 import { makeWorkload, type Workload } from './workload.ts';
 
+/** Whole commands: planning, and reading the image's bitmap, are what the size of a guest could make slow. */
+const COMMANDS = ['save', 'inspect', 'restore'] as const;
+export type ScaleCommand = (typeof COMMANDS)[number];
+
 /** What a guest costs whose RAM is 256 times its data, against one of the same data and nothing else. */
 export interface Scale {
   /** Time of the huge guest over that of the dense one, formed within rounds. */
-  saveRatio: number;
-  inspectRatio: number;
-  restoreRatio: number;
+  ratios: Record<ScaleCommand, number>;
   /** Most memory that mapram had resident for the huge guest, of all its commands. */
   peakBytes: number;
-  /** Every round's figures. */
-  rounds: Record<GuestName, Figures>[];
-}
-
-/** Whole commands: planning, and reading the image's bitmap, are what the size of a guest could make slow. */
-interface Figures {
-  saveMilliseconds: number;
-  restoreMilliseconds: number;
-  inspectMilliseconds: number;
-  peakBytes: number;
+  rounds: Record<GuestName, Record<ScaleCommand, Run>>[];
 }
 
 /**
@@ -46,29 +40,28 @@ export async function measureScale(
   const directory = mkdtempSync(join(parent, 'mapram-bench-'));
   cleanup.add(() => rmSync(directory, { recursive: true, force: true }));
   const workloads = { dense: makeWorkload('dense', dataBytes), huge: makeWorkload('huge', 256 * dataBytes) };
+  const place = memoryPlace('small', 0, cleanup);
   const imageOf = (name: GuestName) => join(directory, name);
   const saves = await withCleanup(async (own) => {
     const guests = {
-      dense: await startSourceGuest(workloads.dense, own),
-      huge: await startSourceGuest(workloads.huge, own),
+      dense: await startSourceGuest(workloads.dense, place, own),
+      huge: await startSourceGuest(workloads.huge, place, own),
     };
     const saveOne = (name: GuestName) => measureSave(workloads[name], guests[name], imageOf(name));
     return inTurns(rounds, saveOne, (text) => say(`scale, saves, ${text}`));
   });
-  const restoreOne = (name: GuestName) => measureRestore(workloads[name], imageOf(name));
+  const restoreOne = (name: GuestName) => measureRestore(workloads[name], place, imageOf(name));
   const restores = await inTurns(rounds, restoreOne, (text) => say(`scale, restores, ${text}`));
-  const figures = saves.map((saved, round) => {
-    const restored = restores[round] as Record<GuestName, Run>;
-    return { dense: joined(saved.dense, restored.dense), huge: joined(saved.huge, restored.huge) };
+  const all = saves.map(({ dense, huge }, round) => {
+    const restored = restores[round] as (typeof restores)[number];
+    return { dense: { ...dense, ...restored.dense }, huge: { ...huge, ...restored.huge } };
   });
-  const ratio = (figure: keyof Figures) =>
-    median(figures.map(({ huge, dense }) => huge[figure] / dense[figure]));
+  const ratio = (command: ScaleCommand) =>
+    median(all.map(({ huge, dense }) => huge[command].milliseconds / dense[command].milliseconds));
   return {
-    saveRatio: ratio('saveMilliseconds'),
-    inspectRatio: ratio('inspectMilliseconds'),
-    restoreRatio: ratio('restoreMilliseconds'),
-    peakBytes: Math.max(...figures.map((round) => round.huge.peakBytes)),
-    rounds: figures,
+    ratios: { save: ratio('save'), inspect: ratio('inspect'), restore: ratio('restore') },
+    peakBytes: Math.max(...all.flatMap(({ huge }) => COMMANDS.map((command) => huge[command].peakBytes))),
+    rounds: all,
   };
 }
 
@@ -92,41 +85,31 @@ async function inTurns<T>(
   return results;
 }
 
-interface Saves {
-  save: Run;
-  inspect: Run;
-}
-
-async function measureSave(workload: Workload, { qemu }: SourceGuest, image: string): Promise<Saves> {
+async function measureSave(
+  workload: Workload,
+  { qemu }: SourceGuest,
+  image: string,
+): Promise<{ save: Run; inspect: Run }> {
   rmSync(image, { force: true });
   const save = await runWithPeak(['save', '--qmp', qemu.socket, image]);
   await checkImage(workload, qemu, image);
   return { save, inspect: await runWithPeak(['inspect', image]) };
 }
 
-function measureRestore(workload: Workload, image: string): Promise<Run> {
+function measureRestore(workload: Workload, place: MemoryPlace, image: string): Promise<{ restore: Run }> {
   return withCleanup(async (cleanup) => {
-    const memoryFile = emptyFile(workload, cleanup);
+    const memoryFile = emptyFile(workload, place, cleanup);
     const waiting = await startGuest(workload, memoryFile, true, cleanup);
     await waiting.qmp.waitForStatus('inmigrate');
     await warmMemoryToFill(workload);
-    const run = await runWithPeak(['restore', '--then', 'pause', '--qmp', waiting.socket, image]);
-    checkMemory(workload, memoryFile, 0);
-    return run;
+    const restore = await runWithPeak(['restore', '--then', 'pause', '--qmp', waiting.socket, image]);
+    checkMemory(workload, { path: memoryFile, start: 0 });
+    return { restore };
   });
 }
 
-function joined({ save, inspect }: Saves, restore: Run): Figures {
-  return {
-    saveMilliseconds: save.milliseconds,
-    inspectMilliseconds: inspect.milliseconds,
-    restoreMilliseconds: restore.milliseconds,
-    peakBytes: Math.max(save.peakBytes, inspect.peakBytes, restore.peakBytes),
-  };
-}
-
 /** A command's time, and the most memory that it had resident. */
-interface Run {
+export interface Run {
   milliseconds: number;
   peakBytes: number;
 }

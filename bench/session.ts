@@ -1,13 +1,22 @@
 import { mkdtempSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
+import type { Cleanup } from '../test/support/cleanup.ts';
 import type { Operation, Rival } from './arguments.ts';
 import { ddFloor, fioCeilings } from './disk.ts';
+import { type MemoryKind, memoryPlace } from './guest-memory.ts';
 import { startSourceGuests } from './guests.ts';
-import type { Contender, Run } from './measurement.ts';
-import { type MemoryState, mapramRestore, needsStream, prepareRestores, stockRestores } from './restore.ts';
+import { type Copy, type MapramWay, measureCommandStart } from './mapram.ts';
+import type { Contender, Run, Stage } from './measurement.ts';
+import { type MemoryState, mapramRestore, needsStream, prepareRestores, stockRestore } from './restore.ts';
 import { runRounds } from './rounds.ts';
-import { mapramSave, stockSaves } from './save.ts';
-import { DIRECT_STOCK_TYPE, STOCK_METHODS, type StockMethod } from './stock-save.ts';
+import { mapramSave, stockSave } from './save.ts';
+import {
+  DIRECT_STOCK_TYPE,
+  STOCK_METHODS,
+  type StockMethod,
+  type StockWay,
+  stockWays,
+} from './stock-save.ts';
 import { withCleanup } from './with-cleanup.ts';
 import { makeWorkload, type Workload, type WorkloadName } from './workload.ts';
 
@@ -16,12 +25,15 @@ export interface SessionPlan {
   operation: Operation;
   workload: WorkloadName;
   guestBytes: number;
-  /** Only restores into shared memory have one. */
-  memory?: MemoryState;
+  /** Absent: private memory. */
+  memory?: MemoryKind | undefined;
+  /** Of shared memory that is restored into. */
+  state?: MemoryState | undefined;
   channels: number[];
   /** QEMU's, where they are others than mapram's. */
   stockChannels?: number[];
   engines: string[];
+  copies: Copy[];
   against: Rival[];
   /** Measure QEMU's way with multifd and direct I/O alone. */
   onlyDirectStock?: true;
@@ -39,9 +51,13 @@ export interface Session extends SessionPlan {
 }
 
 /** What a session is called in file names. */
-export function sessionName({ operation, workload, memory }: SessionPlan): string {
-  return [operation, workload, ...(memory === undefined ? [] : [memory])].join('-');
+export function sessionName({ operation, workload, memory, state }: What): string {
+  const pages = memory === 'small' ? undefined : memory;
+  return [operation, workload, pages, state].filter((word) => word !== undefined).join('-');
 }
+
+/** What is measured, however often and against whom. */
+export type What = Pick<SessionPlan, 'operation' | 'workload' | 'memory' | 'state'>;
 
 /** Bytes that a session has on the disk at most. */
 export function bytesOnDisk(plan: SessionPlan): number {
@@ -64,17 +80,9 @@ export function runSession(plan: SessionPlan, parent: string, say: (text: string
     cleanup.add(() => rmSync(directory, { recursive: true, force: true }));
     const workload = makeWorkload(plan.workload, plan.guestBytes);
     say(`${sessionName(plan)}: making a guest of ${plan.guestBytes / 2 ** 20} MiB`);
-    const movers =
-      plan.operation === 'save'
-        ? saveContenders(plan, {
-            workload,
-            directory,
-            guests: await startSourceGuests(workload, directory, cleanup),
-          })
-        : restoreContenders(
-            plan,
-            await prepareRestores(workload, plan.memory, stockMethods(plan), directory, cleanup),
-          );
+    const place = plan.memory && memoryPlace(plan.memory, plan.guestBytes, cleanup);
+    const stage = { workload, place, directory, start: await measureCommandStart() };
+    const movers = await (plan.operation === 'save' ? saves : restores)(plan, stage, cleanup);
     const runs = await runRounds(
       [...movers, ...diskContenders(plan, workload, directory)],
       plan.rounds,
@@ -86,18 +94,35 @@ export function runSession(plan: SessionPlan, parent: string, say: (text: string
   });
 }
 
-function saveContenders(plan: SessionPlan, stage: Parameters<typeof mapramSave>[0]): Contender[] {
-  return [
-    ...plan.engines.flatMap((engine) => plan.channels.map((count) => mapramSave(stage, engine, count))),
-    ...stockSaves(stage, stockMethods(plan), plan.stockChannels ?? plan.channels),
-  ];
+async function saves(plan: SessionPlan, base: Stage, cleanup: Cleanup): Promise<Contender[]> {
+  const stage = { ...base, guests: await startSourceGuests(base, cleanup) };
+  return contenders(
+    plan,
+    (way) => mapramSave(stage, way),
+    (way) => stockSave(stage, way),
+  );
 }
 
-function restoreContenders(plan: SessionPlan, stage: Parameters<typeof mapramRestore>[0]): Contender[] {
-  return [
-    ...plan.engines.flatMap((engine) => plan.channels.map((count) => mapramRestore(stage, engine, count))),
-    ...stockRestores(stage, stockMethods(plan), plan.stockChannels ?? plan.channels),
-  ];
+async function restores(plan: SessionPlan, base: Stage, cleanup: Cleanup): Promise<Contender[]> {
+  const stage = await prepareRestores(base, plan.state, stockMethods(plan), cleanup);
+  return contenders(
+    plan,
+    (way) => mapramRestore(stage, way),
+    (way) => stockRestore(stage, way),
+  );
+}
+
+/** mapram with every engine, way of copying and channel count, and QEMU in all of its ways. */
+function contenders(
+  plan: SessionPlan,
+  ours: (way: MapramWay) => Contender,
+  theirs: (way: StockWay) => Contender,
+): Contender[] {
+  const { engines, copies, channels: counts, stockChannels = counts } = plan;
+  const ways = engines.flatMap((engine) =>
+    copies.flatMap((copy) => counts.map((channels) => ({ engine, copy, channels }))),
+  );
+  return [...ways.map(ours), ...stockWays(stockMethods(plan), stockChannels).map(theirs)];
 }
 
 function stockMethods({ against, onlyDirectStock }: SessionPlan): StockMethod[] {

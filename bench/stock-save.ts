@@ -21,6 +21,19 @@ export const STOCK_METHODS: StockMethod[] = [
 /** QEMU's way with direct I/O, which ratios are formed against: it alone leaves the page cache to others. */
 export const DIRECT_STOCK_TYPE = 'QEMU mapped-ram + multifd + direct-io';
 
+/** A method, and its channels if it has any. */
+export interface StockWay {
+  method: StockMethod;
+  channels?: number;
+}
+
+/** The methods that have channels once for each count, the others once. */
+export function stockWays(methods: StockMethod[], counts: number[]): StockWay[] {
+  return methods.flatMap((method) =>
+    method.multifd ? counts.map((channels) => ({ method, channels })) : [{ method }],
+  );
+}
+
 /** Sets everything that a migration by `method` needs; no bandwidth limit, and events that tell its end at once. */
 export async function configureStock(guest: Qemu, method: StockMethod, channels: number): Promise<void> {
   await guest.qmp.execute('migrate-set-capabilities', {

@@ -1,6 +1,14 @@
 import { describe, expect, it } from 'vitest';
 import type { Measurement, Run } from './measurement.ts';
-import { bestOf, cpuRatio, type Series, speedRatio, summarize } from './summary.ts';
+import {
+  bestOf,
+  cpuRatio,
+  engineCpuRatio,
+  type Series,
+  speedRatio,
+  summarize,
+  timeRatio,
+} from './summary.ts';
 
 const GIB = 2 ** 30;
 
@@ -58,7 +66,20 @@ describe('a summary', () => {
 
   it('forms ratios within rounds', () => {
     expect(speedRatio(RUNS, ours, theirs)).toBe(3);
+    expect(timeRatio(RUNS, ours, theirs)).toBe(3 / 8);
     expect(cpuRatio(RUNS, ours, theirs)).toBe(0.25);
+  });
+
+  it('tells the CPU time of the engine, and where its pages came from', () => {
+    const runs = RUNS.map((one) =>
+      one.type === 'mapram' && one.measurement
+        ? { ...one, measurement: { ...one.measurement, engineCpuSeconds: 0.5, source: 'pool' } }
+        : one,
+    );
+    const [, mapram, qemu] = summarize(runs, 2 * GIB) as [Series, Series, Series];
+    expect(mapram).toMatchObject({ cpuSecondsPerGiB: 0.5, engineCpuSecondsPerGiB: 0.25, source: 'pool' });
+    expect(qemu.engineCpuSecondsPerGiB).toBe(qemu.cpuSecondsPerGiB);
+    expect(engineCpuRatio(runs, mapram, qemu)).toBe(0.125);
   });
 
   it('leaves out what has only void runs', () =>

@@ -17,7 +17,11 @@ export interface Series {
   bytesPerSecond: number;
   pagesPerSecond: number;
   cpuSecondsPerGiB: number;
+  /** Without QEMU's share in mapram's work, and without the start of Node. */
+  engineCpuSecondsPerGiB: number;
   kernelCpuSecondsPerGiB: number;
+  /** Where mapram took pages from or put them; more than one if its runs differ. */
+  source?: string;
   pauseMilliseconds?: number;
   /** Bytes that reached the disk or came from it, a second: what is set against the disk's ceiling. */
   dataBytesPerSecond: number;
@@ -49,7 +53,8 @@ function summarizeGroup(group: Run[], guestBytes: number): Series[] {
   const times = measured.map(({ milliseconds }) => milliseconds);
   const milliseconds = median(times);
   const pauses = measured.flatMap(({ pauseMilliseconds }) => pauseMilliseconds ?? []);
-  const gibibytes = guestBytes / 2 ** 30;
+  const sources = [...new Set(measured.flatMap(({ source }) => source ?? []))];
+  const cpu = (figure: typeof processesCpu) => median(measured.map(figure)) / (guestBytes / 2 ** 30);
   return [
     {
       type: first.type,
@@ -61,8 +66,10 @@ function summarizeGroup(group: Run[], guestBytes: number): Series[] {
       slowestMilliseconds: Math.max(...times),
       bytesPerSecond: (guestBytes / milliseconds) * 1000,
       pagesPerSecond: (guestBytes / PAGE / milliseconds) * 1000,
-      cpuSecondsPerGiB: median(measured.map(({ cpuSeconds }) => cpuSeconds)) / gibibytes,
-      kernelCpuSecondsPerGiB: median(measured.map(({ kernelCpuSeconds }) => kernelCpuSeconds)) / gibibytes,
+      cpuSecondsPerGiB: cpu(processesCpu),
+      engineCpuSecondsPerGiB: cpu(engineCpu),
+      kernelCpuSecondsPerGiB: cpu(({ kernelCpuSeconds }) => kernelCpuSeconds),
+      ...(sources.length === 0 ? {} : { source: sources.join(', ') }),
       ...(pauses.length === 0 ? {} : { pauseMilliseconds: median(pauses) }),
       dataBytesPerSecond: median(measured.map(({ dataBytes, milliseconds: ms }) => (dataBytes / ms) * 1000)),
     },
@@ -89,11 +96,22 @@ export function figures(
 
 const time = ({ milliseconds }: Measurement) => milliseconds;
 const processesCpu = ({ cpuSeconds }: Measurement) => cpuSeconds;
+const engineCpu = ({ engineCpuSeconds, cpuSeconds }: Measurement) => engineCpuSeconds ?? cpuSeconds;
 const allCpu = ({ cpuSeconds, kernelCpuSeconds }: Measurement) => cpuSeconds + kernelCpuSeconds;
 
 /** How many times as fast `ours` is as `theirs`, formed within rounds. */
 export function speedRatio(runs: Run[], ours: Series, theirs: Series): number | undefined {
   return ratioWithinRounds(figures(runs, theirs, time), figures(runs, ours, time));
+}
+
+/** What part of the time of `theirs` is taken by `ours`, formed within rounds. */
+export function timeRatio(runs: Run[], ours: Series, theirs: Series): number | undefined {
+  return ratioWithinRounds(figures(runs, ours, time), figures(runs, theirs, time));
+}
+
+/** The same of the CPU time, without QEMU's share in mapram's work and the start of Node. */
+export function engineCpuRatio(runs: Run[], ours: Series, theirs: Series): number | undefined {
+  return ratioWithinRounds(figures(runs, ours, engineCpu), figures(runs, theirs, engineCpu));
 }
 
 /** What part of the CPU time of `theirs` is used by `ours`, processes alone, formed within rounds. */

@@ -14,10 +14,12 @@ const HEAD = [
   'pages/s',
   'ms',
   'CPU-s/GiB',
+  'engine',
   'kernel',
   'pause ms',
   '% of ceiling',
   'x QEMU',
+  'source',
 ];
 
 /** The table of all series: medians, and ratios formed within rounds. fio and dd move the data bytes alone, and show their rate. */
@@ -41,10 +43,12 @@ export function seriesTable(series: Series[], runs: Run[], guestBytes: number): 
       isGuest ? one.pagesPerSecond.toFixed(0) : '',
       one.milliseconds.toFixed(0),
       one.cpuSecondsPerGiB.toFixed(2),
+      isGuest ? one.engineCpuSecondsPerGiB.toFixed(2) : '',
       one.kernelCpuSecondsPerGiB.toFixed(2),
       one.pauseMilliseconds?.toFixed(0) ?? '',
       Number.isFinite(ceiling) ? ((100 * one.dataBytesPerSecond) / ceiling).toFixed(0) : '',
       ratioCell(one, series, runs),
+      one.source ?? '',
     ];
   });
   return [HEAD, ...rows];

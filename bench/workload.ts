@@ -10,15 +10,13 @@ export const WORKLOADS = ['dense', 'scattered', 'idle', 'fragmented', 'private']
 /** `huge` is for mapram alone: a guest that no other way of saving leaves sparse. */
 export type WorkloadName = (typeof WORKLOADS)[number] | 'huge';
 
-/** A guest's RAM: which pages hold data, and where it lies. The same name and size give the same bytes on every machine. */
+/** A guest's RAM: which pages hold data. The same name and size give the same bytes on every machine. */
 export interface Workload {
   name: WorkloadName;
   bytes: number;
   /** One bit a page, lowest first, set if the page holds data; laid out as an image's page bitmap is. */
   bitmap: Buffer;
   dataBytes: number;
-  /** Private memory of the guest's process instead of a shared file. */
-  isPrivate: boolean;
   /** Zero pages were never touched. In all other workloads they are memory that was used and cleared again. */
   isSparse: boolean;
 }
@@ -40,7 +38,6 @@ export function makeWorkload(name: WorkloadName, bytes: number): Workload {
     bytes,
     bitmap,
     dataBytes: countBits(bitmap) * PAGE,
-    isPrivate: name === 'private',
     isSparse: name === 'idle' || name === 'huge',
   };
 }

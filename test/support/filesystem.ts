@@ -18,10 +18,11 @@ export function ext4(cleanup: Cleanup, mebibytes: number, mountOptions = 'defaul
   return mounted(cleanup, join(directory, 'mount'), ['-o', `loop,${mountOptions}`, disk]);
 }
 
-/** A tmpfs of its own with a size limit. */
-export function tmpfs(cleanup: Cleanup, mebibytes: number): string {
+/** A tmpfs of its own with a size limit, of huge pages if asked for. */
+export function tmpfs(cleanup: Cleanup, mebibytes: number, huge: 'never' | 'always' = 'never'): string {
   const directory = diskDirectory(cleanup);
-  return mounted(cleanup, join(directory, 'mount'), ['-t', 'tmpfs', '-o', `size=${mebibytes}m`, 'tmpfs']);
+  const options = `size=${mebibytes}m,huge=${huge}`;
+  return mounted(cleanup, join(directory, 'mount'), ['-t', 'tmpfs', '-o', options, 'tmpfs']);
 }
 
 /** A hugetlbfs of 2 MiB pages. */
