@@ -29,6 +29,8 @@ pub enum ErrorKind {
     Permission,
     /// The process whose memory was read or written is gone.
     GuestGone,
+    /// The guest's monitor refuses a connection.
+    Qmp,
     /// The job was cancelled.
     Cancelled,
     /// A limit or an argument was violated by the caller.
@@ -51,6 +53,7 @@ impl ErrorKind {
             Self::HostUnsupported => "E_HOST_UNSUPPORTED",
             Self::Permission => "E_PERMISSION",
             Self::GuestGone => "E_GUEST_GONE",
+            Self::Qmp => "E_QMP",
             Self::Cancelled => "E_CANCELLED",
             Self::Usage => "E_USAGE",
             Self::Internal => "E_INTERNAL",

@@ -3,9 +3,11 @@
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use mapram_engine::{Error, ErrorKind, Result};
+use rustix::fs::{Mode, OFlags, open};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags,
@@ -23,22 +25,26 @@ pub struct UnixConnection {
 }
 
 impl UnixConnection {
-    /// Connects to the socket at `path`.
+    /// Connects to the socket at `path`, however long that is; to an abstract name if it begins with a NUL.
     ///
     /// # Errors
-    /// `NotFound`, `Permission`, `GuestGone` if nobody listens there, `Usage` for a path that is too long for a
-    /// socket, `Io` otherwise: EAGAIN means that too many others are waiting to be accepted.
+    /// `NotFound`, `Permission`, `Qmp` if nobody listens there or so many wait that the kernel queues no more, `Io`
+    /// otherwise.
     pub fn connect(path: &Path) -> Result<Self> {
         let failure = |errno: Errno| {
             let error = Error::os("connecting to the socket failed", errno).at_path(path);
-            match errno {
-                Errno::CONNREFUSED => Error { message: "nobody listens on the socket".into(), ..error }
-                    .with_kind(ErrorKind::GuestGone),
-                Errno::NAMETOOLONG | Errno::INVAL => error.with_kind(ErrorKind::Usage),
-                _ => error,
-            }
+            let refused = match errno {
+                Errno::CONNREFUSED => {
+                    "nobody listens on the socket: its QEMU has ended, or listens elsewhere"
+                }
+                Errno::AGAIN => {
+                    "the QMP socket is busy: QEMU serves one client a socket, and others already wait for their turn"
+                }
+                _ => return error,
+            };
+            Error { message: refused.into(), ..error }.with_kind(ErrorKind::Qmp)
         };
-        let address = SocketAddrUnix::new(path).map_err(failure)?;
+        let (address, _inode) = address_of(path).map_err(failure)?;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).map_err(failure)?;
         connect(&socket, &address).map_err(failure)?;
@@ -115,6 +121,21 @@ impl UnixConnection {
     }
 }
 
+/// The address of the socket at `path`. A path that is too long for an address is reached through the inode, which has
+/// to stay open until the connection is there.
+fn address_of(path: &Path) -> rustix::io::Result<(SocketAddrUnix, Option<OwnedFd>)> {
+    if let [0, name @ ..] = path.as_os_str().as_bytes() {
+        return Ok((SocketAddrUnix::new_abstract_name(name)?, None));
+    }
+    match SocketAddrUnix::new(path) {
+        Err(Errno::NAMETOOLONG) => {
+            let inode = open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+            Ok((SocketAddrUnix::new(format!("/proc/self/fd/{}", inode.as_raw_fd()))?, Some(inode)))
+        }
+        address => Ok((address?, None)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,7 +143,8 @@ mod tests {
     use std::fs::File;
     use std::io::{IoSliceMut, Read, Write};
     use std::os::fd::AsFd;
-    use std::os::unix::net::{UnixListener, UnixStream};
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 
     fn pair() -> (tempfile::TempDir, UnixConnection, UnixStream) {
         let directory = tempfile::tempdir().unwrap();
@@ -192,12 +214,40 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_path_is_said() {
+    fn what_is_wrong_with_a_socket_is_said() {
         let directory = tempfile::tempdir().unwrap();
-        let kind = |name: &str| UnixConnection::connect(&directory.path().join(name)).unwrap_err().kind;
+        let path = |name: &str| directory.path().join(name);
+        let kind = |name: &str| UnixConnection::connect(&path(name)).unwrap_err().kind;
         assert_eq!(kind("missing"), ErrorKind::NotFound);
-        drop(UnixListener::bind(directory.path().join("dead")).unwrap());
-        assert_eq!(kind("dead"), ErrorKind::GuestGone);
-        assert_eq!(kind(&"long".repeat(40)), ErrorKind::Usage);
+        assert_eq!(kind(&"long".repeat(40)), ErrorKind::NotFound);
+        drop(UnixListener::bind(path("dead")).unwrap());
+        assert_eq!(kind("dead"), ErrorKind::Qmp);
+
+        let _busy = UnixListener::bind(path("busy")).unwrap();
+        let mut waiting = Vec::new();
+        let refusal = loop {
+            match UnixConnection::connect(&path("busy")) {
+                Ok(connection) => waiting.push(connection),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(refusal.kind, ErrorKind::Qmp, "{refusal}");
+        assert!(refusal.message.contains("busy"), "{refusal}");
+    }
+
+    #[test]
+    fn long_paths_and_abstract_names_are_reached() {
+        let directory = tempfile::tempdir().unwrap();
+        let deep = directory.path().join("d".repeat(200));
+        std::fs::create_dir(&deep).unwrap();
+        std::os::unix::fs::symlink(&deep, directory.path().join("short")).unwrap();
+        let listener = UnixListener::bind(directory.path().join("short/qmp")).unwrap();
+        UnixConnection::connect(&deep.join("qmp")).unwrap();
+        listener.accept().unwrap();
+
+        let name = format!("mapram-test-{}", std::process::id());
+        let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+        UnixConnection::connect(Path::new(&format!("\0{name}"))).unwrap();
+        listener.accept().unwrap();
     }
 }

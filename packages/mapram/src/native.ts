@@ -224,7 +224,7 @@ export class UnixConnection {
     this.#connection = connection;
   }
 
-  /** Connects to the socket at `path`. */
+  /** Connects to the socket at `path`, or to the abstract name behind a NUL. */
   static connect(path: string): UnixConnection {
     return new UnixConnection(call(() => addon().UnixConnection.connect(path)));
   }
@@ -232,6 +232,11 @@ export class UnixConnection {
   /** The descriptor for `new net.Socket({ fd })`, which owns it from then on. */
   takeFd(): number {
     return call(() => this.#connection.takeFd());
+  }
+
+  /** The process that listens on the other end: a hint only. 0 if it is in none of our pid namespaces. */
+  peerPid(): number {
+    return call(() => this.#connection.peerPid());
   }
 
   /** Sends a whole line along with descriptors, at once or not at all; nothing else may be queued on the socket. */

@@ -1,8 +1,8 @@
-import { closeSync, mkdtempSync, rmSync } from 'node:fs';
-import { createServer, type Socket } from 'node:net';
+import { closeSync, mkdirSync, mkdtempSync, renameSync, rmSync } from 'node:fs';
+import { createConnection, createServer, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { describe, expect, it, onTestFinished } from 'vitest';
+import { describe, expect, it, onTestFinished, vi } from 'vitest';
 import { createMemfd } from '../native.ts';
 import { startQemu } from './qemu.fixture.ts';
 import { QmpClient } from './qmp.ts';
@@ -101,7 +101,7 @@ describe('QmpClient with a real QEMU', () => {
       closeSync(memfd);
     }
     expect(await client.execute('query-fdsets')).toEqual([]);
-  });
+  }, 20_000);
 
   it('says that another client is connected', async () => {
     const qemu = await startQemu('-S');
@@ -111,6 +111,117 @@ describe('QmpClient with a real QEMU', () => {
       message: expect.stringContaining('another client is connected'),
       path: qemu.socket,
     });
+  });
+
+  it('tells a QEMU that stands still or does not get to it from one that another client holds', async () => {
+    const qemu = await startQemu('-S');
+    const refusal = (): Promise<unknown> =>
+      QmpClient.connect(qemu.socket, { timeoutMs: 200 }).then(
+        () => 'connected',
+        (error: unknown) => error,
+      );
+    qemu.child.kill('SIGSTOP');
+    expect(await refusal()).toMatchObject({
+      code: 'E_QMP',
+      message: expect.stringContaining(`process ${qemu.pid} is stopped by a signal`),
+    });
+    qemu.child.kill('SIGCONT');
+    const server = createServer().listen(join(qemu.directory, 'silent'));
+    onTestFinished(() => void server.close());
+    await expect(QmpClient.connect(join(qemu.directory, 'silent'), { timeoutMs: 200 })).rejects.toMatchObject(
+      { code: 'E_QMP', message: expect.stringContaining('does not greet') },
+    );
+  });
+
+  it('tells after a while that QEMU keeps a command waiting, and why', async () => {
+    const qemu = await startQemu('-S');
+    const notices: (string | undefined)[] = [];
+    const client = await QmpClient.connect(qemu.socket, {
+      notice: (text) => notices.push(text),
+      silenceMs: 50,
+    });
+    onTestFinished(() => client.close());
+    qemu.child.kill('SIGSTOP');
+    const answer = client.execute('query-status', {}, { timeoutMs: 0 });
+    await vi.waitUntil(() => notices.length > 0);
+    expect(notices[0]).toMatch(
+      `QEMU has not answered the QMP command query-status for 0.05 s: process ${qemu.pid} is stopped`,
+    );
+    await expect(client.execute('query-name', {}, { timeoutMs: 20 })).rejects.toMatchObject({
+      message: expect.stringContaining(`process ${qemu.pid} is stopped by a signal`),
+    });
+    qemu.child.kill('SIGCONT');
+    await answer;
+    expect(notices).toHaveLength(2);
+    expect(notices[1]).toBeUndefined();
+  });
+
+  it.each([
+    ['on one line', []],
+    ['pretty', ['-qmp-pretty']],
+  ])('speaks with a QEMU that answers %s', async (_, [option = '-qmp']) => {
+    const qemu = await startQemu('-S');
+    const path = join(qemu.directory, 'other');
+    const other = await startQemu('-S', option, `unix:${path},server=on,wait=off`);
+    const client = await connect(path);
+    expect(await client.execute('query-name')).toEqual({});
+    expect(await client.execute('query-qmp-schema')).toHaveProperty('length');
+    expect(client.peerPid).toBe(other.pid);
+  });
+
+  it('reaches abstract names, long paths and what stands behind -qmp', async () => {
+    const name = `mapram-unit-${process.pid}`;
+    const qemu = await startQemu(
+      ...['-S', '-qmp', `unix:${name},server=on,wait=off,abstract=on`],
+      ...['-qmp', `unix:${name}-loose,server=on,wait=off,abstract=on,tight=off`],
+    );
+    const deep = join(qemu.directory, 'd'.repeat(120));
+    mkdirSync(deep);
+    renameSync(qemu.otherSocket, join(deep, 'qmp'));
+    for (const address of [
+      `@${name}`,
+      `unix:${name},abstract=on`,
+      `unix:${name}-loose,server=on,wait=off,abstract=on,tight=off`,
+      `unix:${qemu.socket},server=on,wait=off`,
+      join(deep, 'qmp'),
+    ]) {
+      const client = await QmpClient.connect(address);
+      expect(await client.execute('query-name')).toEqual({});
+      client.close();
+    }
+    await expect(QmpClient.connect(`@${name}-none`)).rejects.toMatchObject({
+      code: 'E_QMP',
+      path: `@${name}-none`,
+    });
+    await expect(QmpClient.connect('tcp:localhost:1')).rejects.toMatchObject({ code: 'E_USAGE' });
+  });
+
+  it('says what a QEMU in -preconfig needs', async () => {
+    const qemu = await startQemu('-preconfig');
+    const client = await connect(qemu.socket);
+    await expect(client.execute('query-cpus-fast')).rejects.toMatchObject({
+      code: 'E_GUEST_UNSUPPORTED',
+      message: expect.stringContaining('x-exit-preconfig'),
+    });
+  });
+
+  it('says that a relay passes no descriptors', async () => {
+    const qemu = await startQemu('-S');
+    const path = join(qemu.directory, 'relay');
+    const relay = createServer((socket) => {
+      const onward = createConnection(qemu.socket);
+      socket.pipe(onward).pipe(socket);
+      onward.on('error', () => {});
+      socket.on('error', () => {});
+    }).listen(path);
+    onTestFinished(() => void relay.close());
+    const client = await connect(path);
+    const memfd = createMemfd('mapram-test');
+    await expect(client.execute('add-fd', {}, { fds: [memfd] })).rejects.toMatchObject({
+      code: 'E_QMP',
+      message: expect.stringContaining('a relay (socat, ssh -L)'),
+    });
+    closeSync(memfd);
   });
 
   it('says that QEMU is gone when it dies in a command', async () => {
@@ -163,7 +274,7 @@ describe('QmpClient with something else', () => {
     });
   });
 
-  it.each(['220 mail ESMTP\r\n', '[1, 2]\n', '{"QMP": \n'])('refuses the greeting %j', async (text) => {
+  it.each(['220 mail ESMTP\r\n', '[1, 2]\n', '{"QMP": }\n'])('refuses the greeting %j', async (text) => {
     const directory = mkdtempSync('/var/tmp/mapram-unit-');
     const path = join(directory, 'sock');
     const server = createServer((socket) => socket.write(text)).listen(path);
@@ -179,18 +290,18 @@ describe('QmpClient with something else', () => {
   });
 
   it('ends the connection at an answer that is no JSON', async () => {
-    const path = await fakeQemu((_, socket) => socket.write('{"return": \n'));
+    const path = await fakeQemu((_, socket) => socket.write('{"return": }\n'));
     const client = await connect(path);
     await expect(client.execute('x')).rejects.toMatchObject({ code: 'E_QMP' });
     await expect(client.execute('x')).rejects.toMatchObject({ code: 'E_QMP' });
   });
 
   it('ends the connection at an answer without end', async () => {
-    const path = await fakeQemu((_, socket) => socket.write('x'.repeat(17 * 2 ** 20)));
+    const path = await fakeQemu((_, socket) => socket.write(`{"return": "${'x'.repeat(17 * 2 ** 20)}`));
     const client = await connect(path);
     await expect(client.execute('x')).rejects.toMatchObject({
       code: 'E_QMP',
-      message: expect.stringContaining('a line of more than'),
+      message: expect.stringContaining('a message of more than'),
     });
   });
 

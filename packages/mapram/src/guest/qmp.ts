@@ -1,14 +1,18 @@
 import { EventEmitter } from 'node:events';
 import { Socket } from 'node:net';
-import { MapramError } from '../errors.ts';
+import { asMapramError, type ErrorCode, MapramError } from '../errors.ts';
 import { UnixConnection } from '../native.ts';
-import { LineSplitter } from './line-splitter.ts';
+import { MessageSplitter, noQmp } from './message-splitter.ts';
 import type { ExecuteOptions, Monitor } from './monitor.ts';
+import { parseQmpAddress, type QmpAddress } from './qmp-address.ts';
+import { whyNoGreeting, whyStandstill } from './silence.ts';
 
 /** QEMU greets at once unless another client holds the socket. */
 const GREETING_TIMEOUT_MS = 5_000;
 /** QEMU answers at once unless its main thread is busy; what waits for the guest's disks has a limit of its own. */
 const COMMAND_TIMEOUT_MS = 60_000;
+/** A QEMU that has not answered for so long is told of, long before it is given up. */
+const SILENCE_MS = 10_000;
 
 /** What {@link QmpClient.connect} takes. */
 export interface ConnectOptions {
@@ -16,6 +20,10 @@ export interface ConnectOptions {
   timeoutMs?: number | undefined;
   /** Gives up connecting. */
   signal?: AbortSignal | undefined;
+  /** Told, in one sentence, that QEMU keeps a command waiting; and undefined when its answer has come after all. */
+  notice?: ((text: string | undefined) => void) | undefined;
+  /** Silence in milliseconds after which that is told; default 10000. */
+  silenceMs?: number | undefined;
 }
 
 /** A command whose answer has not come yet. */
@@ -39,7 +47,11 @@ export class QmpClient implements Monitor {
   readonly #path: string;
   readonly #connection: UnixConnection;
   readonly #socket: Socket;
-  readonly #splitter = new LineSplitter();
+  readonly #splitter = new MessageSplitter();
+  readonly #notice: (text: string | undefined) => void;
+  readonly #silenceMs: number;
+  /** The process that listens on the socket, as far as the kernel tells: 0 if it is in none of our pid namespaces. */
+  readonly peerPid: number;
   readonly #pending = new Map<number, Pending>();
   readonly #greeted: PromiseWithResolvers;
   #lastId = 0;
@@ -48,9 +60,13 @@ export class QmpClient implements Monitor {
   /** Why nothing more can be sent, once that is so. */
   #ended: MapramError | undefined;
 
-  private constructor(path: string, connection: UnixConnection) {
+  private constructor({ name: path, socket }: QmpAddress, options: ConnectOptions) {
+    const connection = connectTo(socket, path);
     this.#path = path;
     this.#connection = connection;
+    this.#notice = options.notice ?? (() => {});
+    this.#silenceMs = options.silenceMs ?? SILENCE_MS;
+    this.peerPid = connection.peerPid();
     this.#greeted = promiseWithResolvers();
     this.#socket = new Socket({ fd: connection.takeFd(), readable: true, writable: true });
     this.#socket.on('data', (chunk: Buffer) => this.#receive(chunk));
@@ -59,22 +75,17 @@ export class QmpClient implements Monitor {
   }
 
   /**
-   * Connects to the QMP socket at `path` and leaves the negotiation mode.
+   * Connects to the QMP socket that `address` names, as {@link parseQmpAddress} reads it, and leaves the negotiation mode.
    *
-   * @throws {MapramError} E_NOT_FOUND, E_PERMISSION, or E_QMP: nobody listens, another client is connected, or it is no QMP
-   *   socket; or the signal's reason.
+   * @throws {MapramError} E_USAGE, E_NOT_FOUND, E_PERMISSION, or E_QMP: nobody listens, another client is connected, QEMU
+   *   does not get to it, or it is no QMP socket; or the signal's reason.
    */
-  static async connect(path: string, options: ConnectOptions = {}): Promise<QmpClient> {
+  static async connect(address: string, options: ConnectOptions = {}): Promise<QmpClient> {
     const { timeoutMs = GREETING_TIMEOUT_MS, signal } = options;
     signal?.throwIfAborted();
-    const client = new QmpClient(path, UnixConnection.connect(path));
-    const busy = new MapramError(
-      'E_QMP',
-      `No greeting came from the QMP socket within ${timeoutMs / 1000} s. QEMU serves one client a socket: another client is connected`,
-      { path },
-    );
+    const client = new QmpClient(parseQmpAddress(address), options);
     try {
-      await within(client.#greeted.promise, { timeoutMs, error: busy, signal });
+      await within(client.#greeted.promise, { timeoutMs, late: () => client.#noGreeting(timeoutMs), signal });
       await client.execute('qmp_capabilities', {}, { signal, timeoutMs });
       return client;
     } catch (error) {
@@ -103,16 +114,49 @@ export class QmpClient implements Monitor {
     });
     // An answer that nobody waits for any more still has to come before the next command may go.
     this.#idle = answer.catch(() => {});
-    const error = new MapramError(
-      'E_QMP',
-      `QEMU did not answer the QMP command ${command} within ${timeoutMs / 1000} s`,
-      { path: this.#path },
-    );
+    const watch = this.#watchSilence(command, timeoutMs);
     try {
-      return await within(answer, { timeoutMs, error, signal });
+      return await within(answer, { timeoutMs, late: () => this.#noAnswer(command, timeoutMs), signal });
     } finally {
       isGivenUp = true;
+      watch.end();
     }
+  }
+
+  /** Tells after a while that a command waits. Where the caller set no limit waiting is all right, unless QEMU stands still. */
+  #watchSilence(command: string, timeoutMs: number): { end(): void } {
+    let isTold = false;
+    let isOver = false;
+    const tell = async (): Promise<void> => {
+      const standstill = await whyStandstill(this.peerPid);
+      if (isOver || isTold || (timeoutMs === 0 && standstill === undefined)) return;
+      isTold = true;
+      const reason = standstill === undefined ? '' : `: ${standstill}`;
+      this.#notice(
+        `QEMU has not answered the QMP command ${command} for ${this.#silenceMs / 1000} s${reason}`,
+      );
+    };
+    const timer = setInterval(() => void tell(), this.#silenceMs);
+    return {
+      end: () => {
+        isOver = true;
+        clearInterval(timer);
+        if (isTold) this.#notice(undefined);
+      },
+    };
+  }
+
+  async #noGreeting(timeoutMs: number): Promise<MapramError> {
+    const reason = await whyNoGreeting(this.#path, this.peerPid);
+    const message = `No greeting came from the QMP socket within ${timeoutMs / 1000} s. ${upper(reason)}`;
+    return new MapramError('E_QMP', message, { path: this.#path });
+  }
+
+  async #noAnswer(command: string, timeoutMs: number): Promise<MapramError> {
+    const standstill = await whyStandstill(this.peerPid);
+    const reason = standstill === undefined ? '' : `: ${standstill}`;
+    const message = `QEMU did not answer the QMP command ${command} within ${timeoutMs / 1000} s${reason}`;
+    return new MapramError('E_QMP', message, { path: this.#path });
   }
 
   /** Closes the connection; commands that are on their way fail. */
@@ -153,9 +197,9 @@ export class QmpClient implements Monitor {
 
   #receive(chunk: Buffer): void {
     try {
-      for (const line of this.#splitter.push(chunk)) this.#dispatch(parseMessage(line, this.#path));
+      for (const text of this.#splitter.push(chunk)) this.#dispatch(parseMessage(text));
     } catch (error) {
-      this.#end(error as MapramError);
+      this.#end(atPath(asMapramError(error), this.#path));
     }
   }
 
@@ -171,9 +215,7 @@ export class QmpClient implements Monitor {
     const pending = this.#pending.get(Number(message['id']));
     if (pending === undefined) {
       // QEMU answers without an id only what it cannot parse, and we send nothing like that.
-      throw new MapramError('E_QMP', 'The QMP socket sent an answer that belongs to no command', {
-        path: this.#path,
-      });
+      throw new MapramError('E_QMP', 'The QMP socket sent an answer that belongs to no command');
     }
     this.#pending.delete(Number(message['id']));
     if ('return' in message) pending.resolve(message['return']);
@@ -212,13 +254,13 @@ function promiseWithResolvers(): PromiseWithResolvers {
 /** `work`, unless the time is over or the signal comes first. */
 async function within<T>(
   work: Promise<T>,
-  limit: { timeoutMs: number; error: MapramError; signal: AbortSignal | undefined },
+  limit: { timeoutMs: number; late: () => Promise<MapramError>; signal: AbortSignal | undefined },
 ): Promise<T> {
-  const { timeoutMs, error, signal } = limit;
+  const { timeoutMs, late, signal } = limit;
   let timer: NodeJS.Timeout | undefined;
   let onAbort = (): void => {};
   const ended = new Promise<never>((_, reject) => {
-    if (timeoutMs > 0) timer = setTimeout(() => reject(error), timeoutMs);
+    if (timeoutMs > 0) timer = setTimeout(() => void late().then(reject, reject), timeoutMs);
     onAbort = () => reject(signal?.reason);
     signal?.addEventListener('abort', onAbort, { once: true });
   });
@@ -230,27 +272,52 @@ async function within<T>(
   }
 }
 
-function parseMessage(line: string, path: string): Message {
+/** @throws {MapramError} with the name that users know instead of the addon's. */
+function connectTo(socket: string, name: string): UnixConnection {
   try {
-    const message: unknown = JSON.parse(line);
-    if (typeof message === 'object' && message !== null && !Array.isArray(message)) return message as Message;
-  } catch {
-    // Reported below, with the line's beginning instead of the parser's complaint.
+    return UnixConnection.connect(socket);
+  } catch (error) {
+    throw atPath(asMapramError(error), name);
   }
-  throw new MapramError(
-    'E_QMP',
-    `The socket does not speak QMP: it sent ${JSON.stringify(line.slice(0, 80))}`,
-    {
-      path,
-    },
-  );
 }
 
+function atPath({ code, message, cause }: MapramError, path: string): MapramError {
+  return new MapramError(code, message, { path, cause });
+}
+
+function upper(sentence: string): string {
+  return sentence.charAt(0).toUpperCase() + sentence.slice(1);
+}
+
+function parseMessage(text: string): Message {
+  try {
+    return JSON.parse(text) as Message;
+  } catch {
+    throw noQmp(text);
+  }
+}
+
+/** What a refusal of QEMU's means where its own words do not say what to do; by a part of its words (QEMU 10.0.2). */
+const MEANINGS: readonly (readonly [RegExp, ErrorCode, string])[] = [
+  [
+    /SCM_RIGHTS/,
+    'E_QMP',
+    'No descriptor reaches QEMU through this socket, which is a relay (socat, ssh -L): mapram needs a unix socket of QEMU itself, on its host',
+  ],
+  [
+    /permitted only after machine initialization/,
+    'E_GUEST_UNSUPPORTED',
+    'QEMU was started with -preconfig and has no machine yet: give it the QMP command x-exit-preconfig first',
+  ],
+];
+
 function refusal(command: string, error: unknown, path: string): MapramError {
-  const description = (error as { desc?: unknown } | undefined)?.desc;
-  return new MapramError('E_QMP', `QEMU refused the QMP command ${command}: ${String(description)}`, {
-    path,
-  });
+  const description = String((error as { desc?: unknown } | undefined)?.desc);
+  const said = new MapramError('E_QMP', `QEMU refused the QMP command ${command}: ${description}`, { path });
+  const [, code, message] = MEANINGS.find(([words]) => words.test(description)) ?? [];
+  return code === undefined || message === undefined
+    ? said
+    : new MapramError(code, message, { path, cause: said });
 }
 
 function closedError(path: string, cause?: Error): MapramError {
