@@ -125,3 +125,33 @@ function isSystemError(thrown: unknown): thrown is NodeJS.ErrnoException & { cod
     thrown instanceof Error && 'syscall' in thrown && 'code' in thrown && typeof thrown.code === 'string'
   );
 }
+
+/**
+ * What stands behind an error: the reasons of its reasons, outermost first. Each is said once, and none that the error's own
+ * message says already, unless nothing else is left.
+ */
+export function describeCauses(error: MapramError): string | undefined {
+  const told = [error.message];
+  const reasons = causesOf(error).map((cause) => (cause instanceof Error ? cause.message : String(cause)));
+  for (const reason of reasons) {
+    if (!told.some((text) => text.includes(reason))) told.push(reason);
+  }
+  return told.length > 1 ? told.slice(1).join(': ') : reasons.at(-1);
+}
+
+/** The file concerned and the offset in it, by the error or the first of its reasons that knows them. */
+export function placeOf(error: MapramError): Pick<MapramError, 'path' | 'offset'> {
+  const isPlace = (cause: unknown): cause is MapramError =>
+    cause instanceof MapramError && cause.path !== undefined;
+  const { path, offset } = [error, ...causesOf(error)].find(isPlace) ?? error;
+  return { path, offset: error.offset ?? offset };
+}
+
+function causesOf(error: Error): unknown[] {
+  const causes: unknown[] = [];
+  for (let { cause } = error; cause !== undefined && cause !== null; ) {
+    causes.push(cause);
+    cause = cause instanceof Error ? cause.cause : undefined;
+  }
+  return causes;
+}

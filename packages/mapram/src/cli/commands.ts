@@ -43,10 +43,8 @@ export async function runCommand(
         import('../inspect.ts'),
         import('./inspection.ts'),
       ]);
-      const report = await unlessAborted(
-        inspect(invocation.image, { offset: invocation.options.offset }),
-        signal,
-      );
+      const { image, options } = invocation;
+      const report = await unlessAborted(() => inspect(image, { offset: options.offset }), signal);
       return succeeded({ report, text: describeInspection(report) });
     }
     case 'doctor': {
@@ -54,7 +52,7 @@ export async function runCommand(
         import('../doctor.ts'),
         import('./diagnosis.ts'),
       ]);
-      return diagnosis(await unlessAborted(doctor({ ...invocation.options, signal }), signal));
+      return diagnosis(await unlessAborted(() => doctor({ ...invocation.options, signal }), signal));
     }
   }
 }
@@ -64,9 +62,11 @@ function succeeded({ report, text }: { report: object; text: string }): CommandR
 }
 
 /** For commands that change nothing, and so have nothing to drain: the signal ends them at once. */
-async function unlessAborted<T>(work: Promise<T>, signal: AbortSignal): Promise<T> {
+async function unlessAborted<T>(work: () => Promise<T>, signal: AbortSignal): Promise<T> {
+  // It may have come while the command's modules were loaded.
+  signal.throwIfAborted();
   const aborted = new Promise<never>((_, reject) => {
     signal.addEventListener('abort', () => reject(signal.reason), { once: true });
   });
-  return Promise.race([work, aborted]);
+  return Promise.race([work(), aborted]);
 }

@@ -66,6 +66,25 @@ describe('a failure as text', () => {
     expect(text).toContain('failure.test.ts');
   });
 
+  it('has the innermost reason and its file, and says nothing twice', () => {
+    const system = new MapramError('E_NO_SPACE', 'writing a memory file at offset 4096 failed', {
+      path: '/dev/shm/ram',
+      cause: 'No space left on device (os error 28)',
+    });
+    const between = new Error('the fill failed', { cause: system });
+    const message = 'The guest was restored in part only: writing a memory file at offset 4096 failed';
+    const error = new MapramError('E_RESTORE_INCOMPLETE', message, { cause: between });
+    expect(failureText(error)).toBe(
+      `mapram: ${message} (E_RESTORE_INCOMPLETE)\n` +
+        '  file /dev/shm/ram\n' +
+        '  cause: the fill failed: No space left on device (os error 28)\n',
+    );
+    expect(failureReport(error).error).toMatchObject({
+      path: '/dev/shm/ram',
+      cause: 'the fill failed: No space left on device (os error 28)',
+    });
+  });
+
   it('is one line where nothing more is known', () => {
     expect(failureText(new MapramError('E_USAGE', 'no such option'))).toBe(
       'mapram: no such option (E_USAGE)\n',

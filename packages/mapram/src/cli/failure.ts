@@ -1,4 +1,11 @@
-import { type ErrorCode, EXIT_STATUS, type GuestState, type MapramError } from '../errors.ts';
+import {
+  describeCauses,
+  type ErrorCode,
+  EXIT_STATUS,
+  type GuestState,
+  type MapramError,
+  placeOf,
+} from '../errors.ts';
 
 /** Version of every JSON object that the command line prints; it changes only when a field's meaning does. */
 export const SCHEMA_VERSION = 1;
@@ -20,11 +27,11 @@ export interface FailureReport {
 
 /** The JSON object for `error`. A state that was never set means that nothing had reached the guest. */
 export function failureReport(error: MapramError): FailureReport {
-  const { code, message, path, offset, field, guestState = 'untouched' } = error;
+  const { code, message, field, guestState = 'untouched' } = error;
   return {
     schemaVersion: SCHEMA_VERSION,
     ok: false,
-    error: { code, message, path, offset, field, cause: causeText(error.cause) },
+    error: { code, message, ...placeOf(error), field, cause: describeCauses(error) },
     guestState,
   };
 }
@@ -34,7 +41,7 @@ export function failureText(error: MapramError): string {
   const lines = [`mapram: ${error.message} (${error.code})`];
   const place = placeText(error);
   if (place !== '') lines.push(`  ${place}`);
-  const cause = causeText(error.cause);
+  const cause = describeCauses(error);
   if (cause !== undefined && !error.message.includes(cause)) lines.push(`  cause: ${cause}`);
   // Whoever looks for the bug needs to know where it is.
   if (error.code === 'E_INTERNAL' && error.cause instanceof Error) lines.push(`  ${error.cause.stack}`);
@@ -57,7 +64,9 @@ const GUEST_SENTENCES: Record<GuestState, string> = {
 };
 
 /** Where it happened, as far as the message does not say so itself. */
-function placeText({ message, path, offset, field }: MapramError): string {
+function placeText(error: MapramError): string {
+  const { message, field } = error;
+  const { path, offset } = placeOf(error);
   const parts = [];
   if (path !== undefined && !message.includes(path)) parts.push(`file ${path}`);
   if (offset !== undefined && !message.includes(`offset ${offset}`)) {
@@ -65,9 +74,4 @@ function placeText({ message, path, offset, field }: MapramError): string {
   }
   if (field !== undefined && !message.includes(field)) parts.push(`field ${field}`);
   return parts.join(', ');
-}
-
-function causeText(cause: unknown): string | undefined {
-  if (cause === undefined || cause === null) return undefined;
-  return cause instanceof Error ? cause.message : String(cause);
 }

@@ -128,4 +128,12 @@ describe('a command that is interrupted', () => {
     expect(err).toContain('cancelling');
     expect(source.listenerCount('SIGTERM')).toBe(0);
   });
+
+  it('hears a signal that comes while its modules are loaded', async () => {
+    inspect.mockReturnValue(new Promise(() => {}));
+    const source = new FakeProcess();
+    const result = runHere(['inspect', '/i'], source);
+    source.emit('SIGINT');
+    expect(await result).toMatchObject({ status: 130, err: expect.stringContaining('E_CANCELLED') });
+  });
 });
