@@ -13,6 +13,7 @@ import {
   SUBSECTION_UUID,
 } from './format.ts';
 import { invalid } from './invalid.ts';
+import { refuseLibvirt } from './libvirt.ts';
 import { decodePrintable } from './text.ts';
 import type { Image } from './types.ts';
 
@@ -22,6 +23,7 @@ export type Configuration = Pick<Image, 'machine' | 'capabilities' | 'targetPage
 /** Reads the file header and the configuration section, up to the type byte of the first section. */
 export function* readHead(cursor: Cursor): Reading<Configuration> {
   const start = cursor.position;
+  yield* refuseLibvirt(cursor);
   if ((yield* cursor.be32('magic')) !== STREAM_MAGIC) {
     throw invalid('This is no migration stream of QEMU: it does not begin with QEVM', start, 'magic');
   }
