@@ -41,6 +41,7 @@ export class JobContext implements OwningJob {
   guestState: GuestState | undefined;
   onFailing: (() => void) | undefined;
   notice: string | undefined;
+  silence: string | undefined;
   #progress: Progress = { phase: 'prepare', bytesDone: 0, bytesTotal: 0 };
   #counting: NativeJob | undefined;
   readonly #cpuAtStart = process.cpuUsage();
@@ -62,7 +63,7 @@ export class JobContext implements OwningJob {
   /** How far the job is. */
   progress(): Progress {
     const bytesDone = this.#counting?.progress().bytesDone ?? this.#progress.bytesDone;
-    return { ...this.#progress, bytesDone, notice: this.notice };
+    return { ...this.#progress, bytesDone, notice: this.silence ?? this.notice };
   }
 
   /** Processor seconds that this process spent since the job began. */

@@ -35,14 +35,24 @@ export interface GuestLink {
   handover: Handover;
   /** QEMU's process, as the caller says. */
   claimedPid: number | undefined;
+  /** The process that listens on our own connection's socket: 0 if it is in none of our pid namespaces. */
+  peerPid?: number | undefined;
   /** Whether our own connection has ended, so that no command gets through any more. */
   isLost(): boolean;
   /** Ends our own connection; a monitor of the caller's stays open. */
   close(): void;
 }
 
-/** Connects to the guest, unless the caller has. */
-export async function openGuest(guest: Guest, signal?: AbortSignal): Promise<GuestLink> {
+/**
+ * Connects to the guest, unless the caller has.
+ *
+ * @param notice told that QEMU keeps a command waiting, and undefined when it does not any more.
+ */
+export async function openGuest(
+  guest: Guest,
+  signal?: AbortSignal,
+  notice?: (text: string | undefined) => void,
+): Promise<GuestLink> {
   if ('monitor' in guest) {
     const monitor = callersMonitor(guest.monitor);
     const { scratchFile } = guest;
@@ -52,11 +62,12 @@ export async function openGuest(guest: Guest, signal?: AbortSignal): Promise<Gue
         : new ScratchFileHandover(monitor, scratchFile);
     return { monitor, handover, claimedPid: monitor.pid, isLost: () => false, close: () => {} };
   }
-  const client = await QmpClient.connect(guest.qmp, { signal });
+  const client = await QmpClient.connect(guest.qmp, { signal, notice });
   return {
     monitor: client,
     handover: new DescriptorHandover(client),
     claimedPid: guest.pid,
+    peerPid: client.peerPid,
     isLost: () => client.hasEnded,
     close: () => client.close(),
   };

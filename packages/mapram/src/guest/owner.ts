@@ -25,6 +25,8 @@ export interface OwningJob {
   onFailing: (() => void) | undefined;
   /** Something that users should know, for which no error has a place. */
   notice: string | undefined;
+  /** That QEMU keeps a command waiting, while it does. */
+  silence: string | undefined;
 }
 
 /**
@@ -67,7 +69,7 @@ export class GuestOwner {
    */
   static async open(guest: Guest, job: OwningJob): Promise<GuestOwner> {
     try {
-      return new GuestOwner(guest, job, await openGuest(guest, job.signal));
+      return new GuestOwner(guest, job, await openGuest(guest, job.signal, silenceOf(job)));
     } catch (error) {
       const isGone = error instanceof MapramError && error.code === 'E_GUEST_GONE';
       job.guestState = isGone ? 'gone' : 'untouched';
@@ -254,7 +256,7 @@ export class GuestOwner {
     const deadline = performance.now() + RECONNECT_TIMEOUT_MS;
     while (this.#link.isLost() && this.#process !== undefined) {
       if (this.#process.hasEnded() || performance.now() >= deadline) return false;
-      const link = await openGuest(this.#guest).catch(nothing);
+      const link = await openGuest(this.#guest, undefined, silenceOf(this.#job)).catch(nothing);
       if (link !== undefined) {
         this.#link = link;
         return true;
@@ -323,6 +325,12 @@ export class GuestOwner {
       return following('E_QMP', 'The connection to QEMU was lost, though its process lives:', error);
     return error;
   }
+}
+
+function silenceOf(job: OwningJob): (text: string | undefined) => void {
+  return (text) => {
+    job.silence = text;
+  };
 }
 
 function isReason(error: unknown, signal: AbortSignal): boolean {

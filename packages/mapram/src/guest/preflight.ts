@@ -3,6 +3,7 @@ import type { GuestLink } from './link.ts';
 import type { ExecuteOptions, Monitor } from './monitor.ts';
 import {
   listProperties,
+  NO_PROCESSORS,
   queryCommands,
   queryCpus,
   queryMemoryDevices,
@@ -80,6 +81,7 @@ async function findMigrationObstacles(monitor: Monitor, options?: ExecuteOptions
 
 async function findMachineObstacles(monitor: Monitor, options?: ExecuteOptions): Promise<string[]> {
   const targets = new Set((await queryCpus(monitor, options)).map((cpu) => cpu.target));
+  if (targets.size === 0) return [NO_PROCESSORS];
   const foreign = [...targets].filter((target) => !TARGETS.has(target));
   const obstacles = foreign.map((target) => `its architecture ${target} is not supported`);
   const encryption = await confidentialSupport(monitor, options);

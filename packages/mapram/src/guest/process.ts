@@ -1,25 +1,82 @@
-import { readdir, readFile } from 'node:fs/promises';
-import { MapramError } from '../errors.ts';
+import { readdir } from 'node:fs/promises';
+import { asMapramError, MapramError } from '../errors.ts';
 import type { GuestLink } from './link.ts';
 import type { ExecuteOptions } from './monitor.ts';
-import { queryCpus, queryStatus } from './queries.ts';
+import { isAbsence, readIfThere, requireOwnProc } from './proc.ts';
+import { NO_PROCESSORS, queryCpus, queryStatus } from './queries.ts';
 
 /**
  * The process that holds this guest's memory: the one whose threads are the guest's processors, verified.
  *
  * @throws {MapramError} E_GUEST_MISMATCH if the process that the caller names is another one; E_GUEST_UNSUPPORTED if QEMU's
- *   threads cannot be seen from here; E_PERMISSION if its files cannot be looked at; E_GUEST_GONE if QEMU has ended.
+ *   threads cannot be seen from here, or if it has no processors; E_HOST_UNSUPPORTED if /proc is of no use; E_PERMISSION if its
+ *   files cannot be looked at; E_GUEST_GONE if QEMU has ended.
  */
 export async function findGuestProcess(link: GuestLink, options?: ExecuteOptions): Promise<number> {
-  const { monitor, claimedPid } = link;
-  const threads = (await queryCpus(monitor, options)).map((cpu) => cpu.threadId);
-  const pid = claimedPid ?? (await processOfThread(threads[0]));
-  if (pid === undefined) throw await unlessGone(link, invisible(threads[0]), options);
-  const doubt = await findDoubt(link, pid, threads, options);
-  if (doubt === undefined) return pid;
-  // Numbers of another pid namespace lead to whoever has them in ours.
-  const error = claimedPid === undefined ? invisible(threads[0]) : mismatch(pid, doubt);
-  throw await unlessGone(link, error, options);
+  const { claimedPid } = link;
+  const threads = await threadsOfGuest(link, options);
+  await requireOwnProc();
+  if (claimedPid !== undefined) {
+    const doubt = await findDoubt(link, claimedPid, threads, options);
+    if (doubt === undefined) return claimedPid;
+    throw await unlessGone(link, mismatch(claimedPid, doubt), options);
+  }
+  const refusals = new Map<number, MapramError>();
+  for (const pid of await findCandidates(link, threads)) {
+    try {
+      if ((await findDoubt(link, pid, threads, options)) === undefined) return pid;
+    } catch (error) {
+      if (!isAboutProcess(error)) throw error;
+      refusals.set(pid, error);
+    }
+  }
+  // A relay lets QEMU itself be far away; that descriptors arrive at all is asked by looking for one in our own hands.
+  if (link.peerPid !== undefined) await link.handover.reaches(process.pid, options);
+  throw await unlessGone(link, whyNotFound(link, threads, refusals), options);
+}
+
+/**
+ * Processes that may be the guest's: the one that listens on its socket, wherever it runs, and the one that has a thread of the
+ * number that QEMU gives, which in another pid namespace is some other process's.
+ */
+async function findCandidates({ peerPid }: GuestLink, [thread]: readonly number[]): Promise<Set<number>> {
+  const candidates = new Set<number>();
+  if (peerPid !== undefined && peerPid > 0) candidates.add(peerPid);
+  const status = await readIfThere(`/proc/${thread}/status`);
+  const group = /^Tgid:\s+(\d+)$/m.exec(status)?.[1];
+  if (group !== undefined) candidates.add(Number(group));
+  return candidates;
+}
+
+/** Whether it is the look at a process that failed, rather than our means for it or QEMU. */
+function isAboutProcess(error: unknown): error is MapramError {
+  return error instanceof MapramError && (error.code === 'E_PERMISSION' || error.code === 'E_GUEST_GONE');
+}
+
+/** Of a process that may not be looked at we know only the thread's number, which is no proof where QEMU is out of sight. */
+function whyNotFound(
+  { peerPid }: GuestLink,
+  [thread]: readonly number[],
+  refusals: ReadonlyMap<number, MapramError>,
+): MapramError {
+  const isOutOfSight = peerPid === 0;
+  const refused = [...refusals.values()].find(({ code }) => code === 'E_PERMISSION');
+  if (refused !== undefined && !isOutOfSight) return refused;
+  const way = isOutOfSight
+    ? 'run mapram in that namespace, or in one above it'
+    : "name its process by --pid, or by the monitor's pid";
+  return new MapramError(
+    'E_GUEST_UNSUPPORTED',
+    `QEMU's thread ${thread} is not visible here, for QEMU runs in another pid namespace: ${way}`,
+    { field: 'pid' },
+  );
+}
+
+/** The threads of the guest's processors, at least one. */
+async function threadsOfGuest({ monitor }: GuestLink, options?: ExecuteOptions): Promise<number[]> {
+  const cpus = await queryCpus(monitor, options);
+  if (cpus.length > 0) return cpus.map((cpu) => cpu.threadId);
+  throw new MapramError('E_GUEST_UNSUPPORTED', `This QEMU holds no guest: ${NO_PROCESSORS}`);
 }
 
 /**
@@ -31,7 +88,7 @@ export async function confirmGuestProcess(
   pid: number,
   options?: ExecuteOptions,
 ): Promise<void> {
-  const threads = (await queryCpus(link.monitor, options)).map((cpu) => cpu.threadId);
+  const threads = await threadsOfGuest(link, options);
   const doubt = await findDoubt(link, pid, threads, options);
   if (doubt !== undefined) throw await unlessGone(link, mismatch(pid, doubt), options);
 }
@@ -50,13 +107,6 @@ async function unlessGone(
   return error;
 }
 
-/** The process that a thread belongs to; undefined if there is no such thread here. */
-async function processOfThread(thread: number | undefined): Promise<number | undefined> {
-  const status = thread === undefined ? '' : await readOrEmpty(`/proc/${thread}/status`);
-  const group = /^Tgid:\s+(\d+)$/m.exec(status)?.[1];
-  return group === undefined ? undefined : Number(group);
-}
-
 /** Why process `pid` is not the guest's, or undefined if it is. */
 async function findDoubt(
   link: GuestLink,
@@ -70,7 +120,6 @@ async function findDoubt(
   if (own.size === 0) return 'there is no such process';
   const stranger = threads.find((thread) => !own.has(thread));
   if (stranger !== undefined) return `thread ${stranger} of the guest is not one of its threads`;
-  if (threads.length === 0) return 'the guest has no processor to know it by';
   // Thread numbers of another pid namespace can coincide with ours; a descriptor in its hands cannot.
   if (await link.handover.reaches(pid, options)) return undefined;
   return 'what is sent to the guest does not arrive there';
@@ -78,25 +127,21 @@ async function findDoubt(
 
 /** The process's threads by the numbers that they have in their own, innermost, pid namespace. */
 async function threadsOf(pid: number): Promise<Set<number>> {
-  const tasks = await readdir(`/proc/${pid}/task`).catch(() => []);
-  const statuses = await Promise.all(tasks.map((task) => readOrEmpty(`/proc/${pid}/task/${task}/status`)));
-  return new Set(statuses.map((status) => Number(/^NSpid:.*?(\d+)$/m.exec(status)?.[1])));
-}
-
-function invisible(thread: number | undefined): MapramError {
-  return new MapramError(
-    'E_GUEST_UNSUPPORTED',
-    `QEMU's thread ${thread} is not visible here, for QEMU runs in another pid namespace: name its process by --pid, or by the monitor's pid`,
-    { field: 'pid' },
-  );
+  const tasks = await readdir(`/proc/${pid}/task`).catch((error: unknown) => {
+    if (isAbsence(error)) return [];
+    throw asMapramError(error);
+  });
+  // One after the other, for there may be more threads than this process has descriptors.
+  const threads = new Set<number>();
+  for (const task of tasks) {
+    const status = await readIfThere(`/proc/${pid}/task/${task}/status`);
+    threads.add(Number(/^NSpid:.*?(\d+)$/m.exec(status)?.[1]));
+  }
+  return threads;
 }
 
 function mismatch(pid: number, reason: string): MapramError {
   return new MapramError('E_GUEST_MISMATCH', `Process ${pid} is not this guest's QEMU: ${reason}`, {
     field: 'pid',
   });
-}
-
-async function readOrEmpty(path: string): Promise<string> {
-  return readFile(path, 'utf8').catch(() => '');
 }

@@ -22,6 +22,9 @@ export interface MigrationStatus {
   errorDescription: string | undefined;
 }
 
+/** What a QEMU without processors is. */
+export const NO_PROCESSORS = 'it has no processors (-machine none has none)';
+
 /** What is needed of `query-cpus-fast`. */
 export interface GuestCpu {
   /** Thread of the processor, as QEMU's own pid namespace counts. */
