@@ -6,7 +6,7 @@ import { MapramError } from '../errors.ts';
 import { inspect } from '../inspect.ts';
 import { restore } from '../restore.ts';
 import { save } from '../save.ts';
-import { LineSplitter } from './line-splitter.ts';
+import { MessageSplitter } from './message-splitter.ts';
 import type { Monitor } from './monitor.ts';
 import { connect, interpose, type SmallQemu, startQemu, stateOf, tell } from './qemu.fixture.ts';
 import { QmpClient } from './qmp.ts';
@@ -44,7 +44,7 @@ async function garbleAfterStop(qemu: SmallQemu): Promise<void> {
   const watcher = await QmpClient.connect(qemu.otherSocket);
   watcher.events.on('STOP', () => {
     watcher.close();
-    vi.spyOn(LineSplitter.prototype, 'push').mockReturnValueOnce(['no QMP']);
+    vi.spyOn(MessageSplitter.prototype, 'push').mockReturnValueOnce(['no QMP']);
   });
 }
 

@@ -27,6 +27,11 @@ describe('findSaveObstacles', () => {
     expect(obstacles).toEqual([expect.stringContaining('waits for an incoming migration')]);
   });
 
+  it('finds no guest in a QEMU without processors', async () => {
+    const obstacles = await obstaclesOf(await startQemu('-machine', 'none'));
+    expect(obstacles).toEqual([expect.stringContaining('no processors')]);
+  });
+
   it('finds another migration, and none any more when it has ended', async () => {
     const qemu = await startQemu('-S');
     const capabilities = [{ capability: 'pause-before-switchover', state: true }];
