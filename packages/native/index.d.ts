@@ -103,8 +103,22 @@ export interface BlockPlace {
 /** A job that makes every page with a clear bit read zero, on so many threads. */
 export declare function clear(memory: GuestMemory, bitmaps: Array<Uint8Array>, threads: number): Job
 
+/**
+ * A job that compares the memory that is mapped for reading only, and so cannot be restored into, with the image. `image_fd` stays
+ * the caller's.
+ */
+export declare function compare(imageFd: number, memory: GuestMemory, blocks: Array<BlockPlace>, bitmaps: Array<Uint8Array>, engineName: string, how: TransferOptions): Job
+
 /** A new anonymous file in memory; the caller closes the descriptor. */
 export declare function createMemfd(name: string): number
+
+/** A page of guest memory that is not what the image says. */
+export interface Difference {
+  /** Index of the block. */
+  block: number
+  /** First byte of the page, from the start of the block. */
+  offset: number
+}
 
 /**
  * What direct I/O needs on the file system of `path`: an existing file, or a directory in which a nameless probe
@@ -142,6 +156,8 @@ export interface JobOutcome {
   transferredBytes?: number
   /** For a restore or a clear: bytes of guest memory that were not zero and were made so. */
   clearedBytes?: number
+  /** For a comparison: a page that differs, if there is one. */
+  difference?: Difference
 }
 
 /** How far a job is. */
@@ -222,6 +238,10 @@ export interface RegionInfo {
   kind: string
   /** Bytes in a page of this memory. */
   pageBytes: number
+  /** Whether it may be written; if not, the process has mapped it for reading only. */
+  writable: boolean
+  /** Path of the file behind it. */
+  path?: string
 }
 
 /**

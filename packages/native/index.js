@@ -842,6 +842,7 @@ module.exports.ProcessHandle = nativeBinding.ProcessHandle
 module.exports.UnixConnection = nativeBinding.UnixConnection
 module.exports.autoEngine = nativeBinding.autoEngine
 module.exports.clear = nativeBinding.clear
+module.exports.compare = nativeBinding.compare
 module.exports.createMemfd = nativeBinding.createMemfd
 module.exports.directAlignment = nativeBinding.directAlignment
 module.exports.engineNames = nativeBinding.engineNames

@@ -3,9 +3,11 @@
 use std::os::fd::{AsFd, BorrowedFd, IntoRawFd};
 use std::path::Path;
 
+use mapram_engine::Result;
 use mapram_engine::image;
 use mapram_engine::io;
 use mapram_engine::transfer::Options;
+use mapram_host::descriptor;
 use mapram_host::files;
 use mapram_host::process;
 use mapram_host::unix_connection;
@@ -46,9 +48,11 @@ impl UnixConnection {
     /// Sends a whole line along with descriptors, at once or not at all. Nothing else may be queued on the socket.
     #[napi(catch_unwind)]
     pub fn send_with_fds(&self, env: &Env, line: Uint8Array, fds: Vec<i32>) -> napi::Result<()> {
-        // SAFETY: the caller's descriptors are open for the duration of this synchronous call.
-        let fds: Vec<BorrowedFd<'_>> = fds.iter().map(|&fd| unsafe { BorrowedFd::borrow_raw(fd) }).collect();
-        or_throw(env, self.connection.send_with_fds(&line, &fds))
+        let sent = fds.into_iter().map(descriptor::duplicate).collect::<Result<Vec<_>>>().and_then(|fds| {
+            let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+            self.connection.send_with_fds(&line, &fds)
+        });
+        or_throw(env, sent)
     }
 
     /// Closes the duplicate that sends descriptors; the taken one is not touched.

@@ -1,6 +1,6 @@
 //! Image file handles and the jobs that fill and read an image.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -9,6 +9,7 @@ use mapram_engine::image::ImageWriter;
 use mapram_engine::memory::Memory;
 use mapram_engine::transfer::{self, Buffers, RestoreJob, SaveJob};
 use mapram_engine::{Error, ErrorKind, PAGE_BYTES, Result};
+use mapram_host::descriptor;
 use napi::Env;
 use napi::bindgen_prelude::{Float64Array, Uint8Array};
 use napi_derive::napi;
@@ -172,7 +173,7 @@ pub fn restore(
     let memory = memory.open();
     // JavaScript's arrays are read here, on its thread.
     let (plan, places, bitmaps) = (plan(&channels, &how), places(&blocks), copies(&bitmaps));
-    let image = own(image_fd);
+    let image = descriptor::duplicate(image_fd);
     Job::new(move |control| {
         let (image, memory, plan, places) = (image?, memory?, plan?, places?);
         let bitmaps = page_bitmaps(&bitmaps, &memory)?;
@@ -211,12 +212,12 @@ pub fn clear(memory: &GuestMemory, bitmaps: Vec<Uint8Array>, threads: u32) -> Jo
     })
 }
 
-fn copies(arrays: &[Uint8Array]) -> Vec<Vec<u8>> {
+pub(crate) fn copies(arrays: &[Uint8Array]) -> Vec<Vec<u8>> {
     arrays.iter().map(|array| array.to_vec()).collect()
 }
 
 /// A bitmap that is too short would silently mean zero pages, so its length has to be right.
-fn page_bitmaps(bitmaps: &[Vec<u8>], memory: &Memory) -> Result<Vec<PageBitmap>> {
+pub(crate) fn page_bitmaps(bitmaps: &[Vec<u8>], memory: &Memory) -> Result<Vec<PageBitmap>> {
     let bitmap = |(bytes, length): (&Vec<u8>, &u64)| {
         let pages = length / PAGE_BYTES;
         if bytes.len() as u64 != pages.div_ceil(64) * 8 {
@@ -226,11 +227,4 @@ fn page_bitmaps(bitmaps: &[Vec<u8>], memory: &Memory) -> Result<Vec<PageBitmap>>
         Ok(PageBitmap::from_bytes(bytes, pages))
     };
     bitmaps.iter().zip(memory.blocks()).map(bitmap).collect()
-}
-
-/// A descriptor of our own for the same open file, so that the caller may close his whenever he likes.
-fn own(fd: i32) -> Result<OwnedFd> {
-    // SAFETY: only used within this call from JavaScript, during which nothing else runs that could close it.
-    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
-    borrowed.try_clone_to_owned().map_err(|cause| Error::os("the image's descriptor is not usable", cause))
 }

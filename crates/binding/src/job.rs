@@ -10,6 +10,7 @@ use napi::bindgen_prelude::{Object, ToNapiValue, Uint8Array};
 use napi::{Env, JsDeferred};
 use napi_derive::napi;
 
+use crate::compare::Difference;
 use crate::convert::number;
 use crate::failure::NativeError;
 
@@ -29,6 +30,8 @@ pub struct JobOutcome {
     pub transferred_bytes: Option<f64>,
     /// For a restore or a clear: bytes of guest memory that were not zero and were made so.
     pub cleared_bytes: Option<f64>,
+    /// For a comparison: a page that differs, if there is one.
+    pub difference: Option<Difference>,
 }
 
 /// How far a job is.

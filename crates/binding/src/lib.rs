@@ -4,6 +4,7 @@
 //! `code`, `path` and `offset`; jobs run on threads of their own and resolve with an outcome object, because a
 //! rejected promise could carry no more than a message.
 
+mod compare;
 mod convert;
 mod failure;
 mod host;

@@ -56,6 +56,10 @@ pub struct RegionInfo {
     pub kind: String,
     /// Bytes in a page of this memory.
     pub page_bytes: f64,
+    /// Whether it may be written; if not, the process has mapped it for reading only.
+    pub writable: bool,
+    /// Path of the file behind it.
+    pub path: Option<String>,
 }
 
 /// The extents that a scan found.
@@ -122,6 +126,8 @@ impl GuestMemory {
             length: number(region.length),
             kind: region.backing.kind().to_owned(),
             page_bytes: number(region.page_bytes),
+            writable: region.writable,
+            path: path(region),
         };
         self.memory.iter().flat_map(|memory| memory.regions()).map(info).collect()
     }
@@ -155,6 +161,10 @@ impl GuestMemory {
     pub(crate) fn open(&self) -> Result<Arc<Memory>> {
         self.memory.clone().ok_or_else(|| Error::new(ErrorKind::Usage, "the memory was already closed"))
     }
+}
+
+fn path(region: &Region) -> Option<String> {
+    region.backing.file()?.path.as_ref().map(|path| path.to_string_lossy().into_owned())
 }
 
 fn packed(memory: &Memory, block: usize) -> Result<Float64Array> {

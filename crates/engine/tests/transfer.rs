@@ -219,9 +219,10 @@ fn only_set_pages_reach_memory_in_huge_pages() {
             offset,
             length,
             backing: Backing::SharedHugetlb {
-                file: FileRange { file: Arc::clone(&file), offset },
+                file: FileRange { file: Arc::clone(&file), path: None, offset },
                 process: None,
             },
+            writable: true,
             page_bytes: HUGE_PAGE_BYTES,
         };
         let regions = vec![region(0, HUGE_PAGE_BYTES), region(HUGE_PAGE_BYTES, length - HUGE_PAGE_BYTES)];

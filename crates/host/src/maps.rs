@@ -15,6 +15,8 @@ pub struct Vma {
     pub end: u64,
     /// Whether writes reach the file and others who have mapped it.
     pub shared: bool,
+    /// Whether the process may write to it.
+    pub writable: bool,
     /// Offset in the file of the first byte.
     pub offset: u64,
     /// Device number of the file's file system, in the form of `st_dev`; a few file systems tell stat(2) another one.
@@ -62,9 +64,8 @@ fn parse_line(line: &[u8]) -> Option<Vma> {
     let offset = hex(field()?)?;
     let (major, minor) = field()?.split_once(':')?;
     let inode = field()?.parse().ok()?;
-    let shared = match permissions.as_bytes() {
-        [_, _, _, b's'] => true,
-        [_, _, _, b'p'] => false,
+    let (writable, shared) = match permissions.as_bytes() {
+        [_, write @ (b'w' | b'-'), _, share @ (b's' | b'p')] => (*write == b'w', *share == b's'),
         _ => return None,
     };
     let device =
@@ -74,6 +75,7 @@ fn parse_line(line: &[u8]) -> Option<Vma> {
         start: hex(start)?,
         end: hex(end)?,
         shared,
+        writable,
         offset,
         device,
         inode,
@@ -95,6 +97,7 @@ mod tests {
         let vmas = parse_maps(text).unwrap();
         assert_eq!(vmas.len(), 4);
         assert!(vmas[0].shared && !vmas[1].shared);
+        assert!(vmas[0].writable && vmas[1].writable && !vmas[2].writable);
         assert_eq!(
             (vmas[0].offset, vmas[0].inode, vmas[0].device),
             (0x1000, 2050, rustix::fs::makedev(0, 1))

@@ -43,6 +43,8 @@ export interface JobResult {
   dataBytes: number;
   /** Bytes of the image's page areas that were written or read; for a measurement, that a save would write. */
   transferredBytes: number;
+  /** For a comparison: a page that differs, if there is one. */
+  difference?: Native.Difference | undefined;
 }
 
 /** A failure as the addon tells it, thrown or as a job's outcome. */
@@ -92,8 +94,8 @@ export class Job {
   async run(): Promise<JobResult> {
     const outcome = await this.#job.run();
     if (!outcome.ok) throw toMapramError(outcome.error ?? { code: 'E_IO', message: 'the job failed' });
-    const { bitmaps = [], dataBytes = 0, transferredBytes = 0 } = outcome;
-    return { bitmaps, dataBytes, transferredBytes };
+    const { bitmaps = [], dataBytes = 0, transferredBytes = 0, difference } = outcome;
+    return { bitmaps, dataBytes, transferredBytes, difference };
   }
 
   /** Bytes handled and planned so far; cheap enough to poll. */
@@ -204,6 +206,16 @@ export function restoreMemory(
 ): Job {
   const { imageFd, blocks, bitmaps, channels } = source;
   return new Job(call(() => addon().restore(imageFd, memory.handle, blocks, bitmaps, channels, engine, how)));
+}
+
+/** A job that compares the memory that is mapped for reading only with the image, and results in a page that differs. */
+export function compareMemory(
+  { imageFd, blocks, bitmaps }: Omit<RestoreSource, 'channels'>,
+  memory: GuestMemory,
+  engine: string,
+  how: EngineOptions,
+): Job {
+  return new Job(call(() => addon().compare(imageFd, memory.handle, blocks, bitmaps, engine, how)));
 }
 
 /** A job that reads the planned ranges and counts the bytes of pages that are not zero. */

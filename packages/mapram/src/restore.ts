@@ -22,6 +22,7 @@ import { matchGuest } from './restore/compare.ts';
 import { fillGuest } from './restore/fill.ts';
 import { restoreIntoMemory } from './restore/memory.ts';
 import { loadByQemu, requireLoadable } from './restore/qemu.ts';
+import { requireEqualReadOnlyMemory } from './restore/read-only.ts';
 import type { Restoring } from './restore/restoring.ts';
 import { planRunState } from './restore/run-state.ts';
 
@@ -79,6 +80,8 @@ async function restoreInto(
   const restoring: Restoring = { opened, how, job, owner, waiting, runState };
   const reached = await reachMemory(owner, matched.blocks, settings.method, job);
   try {
+    if (reached.memory instanceof GuestMemory)
+      await requireEqualReadOnlyMemory(opened, reached.memory, reached.method, how, job);
     if (reached.method === 'qemu') {
       await requireLoadable(restoring, matched.resized, reached.memory);
       await loadByQemu(restoring, reached.memory);

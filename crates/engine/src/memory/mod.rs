@@ -113,8 +113,18 @@ impl Memory {
     /// # Errors
     /// `HostUnsupported` if not.
     pub fn check_writable(&self) -> Result<()> {
-        let by_mapping = |region: &Region| matches!(region.backing, Backing::SharedHugetlb { .. });
+        let by_mapping =
+            |region: &Region| region.writable && matches!(region.backing, Backing::SharedHugetlb { .. });
         if self.regions.iter().any(by_mapping) { hugetlb::check_writable() } else { Ok(()) }
+    }
+
+    /// The parts of a block's bytes that may be written, ascending: all of them but what is mapped for reading only.
+    pub fn writable_parts(&self, block: usize, bytes: Range<u64>) -> impl Iterator<Item = Range<u64>> + '_ {
+        let writable = self.regions[self.regions_of(block)].iter().filter(|region| region.writable);
+        let part = move |region: &Region| {
+            region.offset.max(bytes.start)..(region.offset + region.length).min(bytes.end)
+        };
+        writable.map(part).filter(|part| !part.is_empty())
     }
 
     /// The block that a source belongs to; `None` if [`scan`](Self::scan) can never name that source.
@@ -162,17 +172,17 @@ impl Memory {
             // SAFETY: the segments are the pieces, for which the caller promises what is asked here.
             unsafe { process.read(segments) }
         } else {
-            let FileRange { file, offset } = region.backing.file().ok_or_else(unknown)?;
-            let segments = region.segments(*offset, pieces, buffer)?;
+            let at = region.backing.file().ok_or_else(unknown)?;
+            let segments = region.segments(at.offset, pieces, buffer)?;
             // SAFETY: the segments are the pieces, for which the caller promises what is asked here.
-            unsafe { file::read(file, segments) }
+            unsafe { file::read(&at.file, segments) }.map_err(|error| at.name(error))
         }
     }
 
     /// Writes `pieces` of a block from `buffer`; all of them or an error.
     ///
     /// # Errors
-    /// `Usage` if a piece is not part of the block, `NoSpace` where a file system or the host's huge pages run out,
+    /// `Usage` if a piece is not part of the block or lies in memory that is mapped for reading only, `NoSpace` where a file system or the host's huge pages run out,
     /// `GuestGone`, or whatever the kernel said.
     ///
     /// # Safety
@@ -180,16 +190,25 @@ impl Memory {
     pub unsafe fn write(&self, block: usize, pieces: &[Piece], buffer: *const u8) -> Result<()> {
         for (index, pieces) in self.split(block, pieces)? {
             let region = &self.regions[index];
+            region.check_writable()?;
             let segments = |base| region.segments(base, &pieces, buffer.cast_mut());
             match &region.backing {
-                Backing::SharedFile(FileRange { file, offset }) => {
-                    // SAFETY: the segments are the pieces, for which the caller promises what is asked here.
-                    unsafe { file::write(file, segments(*offset)?) }
+                Backing::SharedFile { file, process } => {
+                    let by_process = process.as_ref().map(|mapped| {
+                        // SAFETY: the segments are the pieces, for which the caller promises what is asked here.
+                        unsafe { mapped.process.write(segments(mapped.address)?) }
+                    });
+                    match by_process {
+                        Some(written) if !written.as_ref().is_err_and(process::is_fault) => written,
+                        // SAFETY: as above. Where no page could be had, the file itself says why.
+                        _ => unsafe { file::write(&file.file, segments(file.offset)?) }
+                            .map_err(|error| file.name(error)),
+                    }
                 }
                 Backing::SharedHugetlb { file, .. } => {
                     let mapping = self.mapping(index, file)?;
                     // SAFETY: as above.
-                    unsafe { mapping.write(segments(file.offset)?) }
+                    unsafe { mapping.write(segments(file.offset)?) }.map_err(|error| file.name(error))
                 }
                 Backing::Anonymous(mapped) | Backing::PrivateFile { process: mapped, .. } => {
                     // SAFETY: as above.
@@ -213,12 +232,14 @@ impl Memory {
     /// error; a plain write would end the process by SIGBUS.
     ///
     /// # Errors
-    /// `NoSpace` where the host's huge pages run out, or whatever the kernel said.
+    /// `Usage` for memory that is mapped for reading only, `NoSpace` where the host's huge pages run out, or whatever the
+    /// kernel said.
     pub fn direct_address(&self, block: usize, offset: u64, length: u64) -> Result<Option<*mut u8>> {
         let Some(index) = self.region_at(block, offset) else {
             return Ok(None);
         };
         let region = &self.regions[index];
+        region.check_writable()?;
         match &region.backing {
             Backing::SharedHugetlb { file, .. } if length <= region.offset + region.length - offset => {
                 let start = file.offset + (offset - region.offset);

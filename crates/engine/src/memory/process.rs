@@ -7,15 +7,13 @@ use std::sync::OnceLock;
 
 use rustix::io::{Errno, pread, pwrite, retry_on_intr};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::thread::{CapabilitySet, capabilities};
 
 use super::Segment;
 use crate::{Error, ErrorKind, Result};
 
 /// Most pieces that one process_vm_readv or process_vm_writev takes (UIO_MAXIOV).
 const MAX_PIECES: usize = 1024;
-
-const ACCESS_HINT: &str =
-    "this takes the same user and a kernel.yama.ptrace_scope that allows it, or CAP_SYS_PTRACE";
 
 /// A process whose memory is read or written.
 ///
@@ -112,6 +110,7 @@ impl Process {
         // SAFETY: the segment is the one byte of a local variable.
         match retry_on_intr(|| unsafe { self.vm_transfer(Direction::Read, &[segment]) }) {
             Ok(_) | Err(Errno::FAULT) => self.check_alive(),
+            Err(errno) if is_forbidden(errno) => self.memory().map(drop),
             Err(errno) => Err(self.failure(Direction::Read, 0, errno)),
         }
     }
@@ -143,10 +142,17 @@ impl Process {
             let batch = &segments[next..segments.len().min(next + MAX_PIECES)];
             // SAFETY: the batch's buffers are the caller's, cut only at the front by what has been moved.
             match unsafe { self.vm_transfer(direction, batch) } {
-                Ok(0) | Err(Errno::FAULT) => {
+                Ok(0) | Err(Errno::FAULT) if matches!(direction, Direction::Read) => {
                     // SAFETY: as above, for one of them.
                     unsafe { self.mem_transfer(direction, segments[next]) }?;
                     next += 1;
+                }
+                Err(errno) if is_forbidden(errno) => {
+                    for &segment in &segments[next..] {
+                        // SAFETY: as above.
+                        unsafe { self.mem_transfer(direction, segment) }?;
+                    }
+                    return self.check_alive();
                 }
                 Ok(moved) => next = advance(&mut segments, next, moved),
                 // Not left to retry_on_intr, as every call needs a check right before it.
@@ -183,8 +189,8 @@ impl Process {
         usize::try_from(moved).map_err(|_| last_errno())
     }
 
-    /// The same for one segment by /proc/PID/mem, which also reaches pages that the process itself may not read or
-    /// write (a ROM backend of QEMU is mapped so), but goes page by page.
+    /// The same for one segment by /proc/PID/mem, which goes page by page. It also reaches pages that the process itself may
+    /// not read or write, so nothing is written by it that another call has refused to write.
     ///
     /// # Safety
     /// As for [`Self::transfer`].
@@ -219,7 +225,7 @@ impl Process {
         let pid = self.pid();
         let memory =
             OpenOptions::new().read(true).write(true).open(format!("/proc/{pid}/mem")).map_err(|cause| {
-                Error::os(format!("opening the memory of process {pid} failed; {ACCESS_HINT}"), cause)
+                Error::os(format!("opening the memory of process {pid} failed; {}", access_hint()), cause)
             })?;
         // The file belongs to the memory that the process has now: the guest's, if that is still there.
         self.check_alive()?;
@@ -238,7 +244,9 @@ impl Process {
         let error =
             Error::os(format!("{verb} the memory of process {} at {at:#x} failed", self.pid()), errno);
         match error.kind {
-            ErrorKind::Permission => Error { message: format!("{}; {ACCESS_HINT}", error.message), ..error },
+            ErrorKind::Permission => {
+                Error { message: format!("{}; {}", error.message, access_hint()), ..error }
+            }
             ErrorKind::GuestGone => self.gone(),
             _ => error,
         }
@@ -250,8 +258,41 @@ fn open_pagemap(pid: i32) -> Result<File> {
         io::ErrorKind::NotFound => {
             Error::os("the kernel has no /proc/PID/pagemap", cause).with_kind(ErrorKind::HostUnsupported)
         }
-        _ => Error::os(format!("reading the memory map of process {pid} failed; {ACCESS_HINT}"), cause),
+        _ => Error::os(format!("reading the memory map of process {pid} failed; {}", access_hint()), cause),
     })
+}
+
+/// Whether process_vm_readv or process_vm_writev itself is refused: by the kernel, where we may not touch that process at all, or by a
+/// seccomp filter, which may leave /proc/PID/mem to us.
+fn is_forbidden(errno: Errno) -> bool {
+    matches!(errno, Errno::PERM | Errno::NOSYS)
+}
+
+/// What it takes to reach another process's memory, or what else is in the way of one who has that.
+fn access_hint() -> &'static str {
+    let may_trace = capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_PTRACE));
+    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    let is_filtered = status.lines().any(|line| line.starts_with("Seccomp:") && line.ends_with('2'));
+    match (may_trace, is_filtered) {
+        (true, true) => {
+            "this process has CAP_SYS_PTRACE, but a seccomp filter (a container's profile, say) forbids it"
+        }
+        (true, false) => {
+            "this process has CAP_SYS_PTRACE, but a security module or a user namespace forbids it"
+        }
+        (false, true) => {
+            "this takes the same user and a kernel.yama.ptrace_scope that allows it, or CAP_SYS_PTRACE, and a seccomp filter \
+             that does not forbid it"
+        }
+        (false, false) => {
+            "this takes the same user and a kernel.yama.ptrace_scope that allows it, or CAP_SYS_PTRACE"
+        }
+    }
+}
+
+/// Whether the process could not have some page of its own memory.
+pub(super) fn is_fault(error: &Error) -> bool {
+    error.cause.as_ref().and_then(io::Error::raw_os_error) == Some(libc::EFAULT)
 }
 
 /// Drops `moved` bytes from the front of `segments[next..]`; returns the first segment that is left.

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::pagemap::{ZeroPage, populated};
@@ -21,6 +22,8 @@ pub struct Region {
     pub backing: Backing,
     /// Bytes in a page of the memory itself: 4096, or more for hugetlbfs.
     pub page_bytes: u64,
+    /// Whether the bytes may be written; if not, whoever uses the memory has mapped it for reading only.
+    pub writable: bool,
 }
 
 /// Where a region's bytes are.
@@ -43,7 +46,13 @@ pub enum Backing {
         file: FileRange,
     },
     /// A file or memfd that whoever uses the memory has mapped shared.
-    SharedFile(FileRange),
+    SharedFile {
+        /// What is mapped.
+        file: FileRange,
+        /// Where a process has mapped it, if that is how it is to be written: pages of a tmpfs that are not there yet are then
+        /// charged to that process's memory cgroup rather than to ours.
+        process: Option<ProcessRange>,
+    },
     /// The same for a file on hugetlbfs.
     SharedHugetlb {
         /// What is mapped.
@@ -68,6 +77,8 @@ pub struct ProcessRange {
 pub struct FileRange {
     /// The file, opened for writing if the memory is to be written. Its position may be moved.
     pub file: Arc<File>,
+    /// Its path, for messages.
+    pub path: Option<Arc<Path>>,
     /// First byte; page-aligned.
     pub offset: u64,
 }
@@ -87,7 +98,7 @@ impl Backing {
             Self::Anonymous(_) => "anonymous",
             Self::PrivateFile { .. } => "private-file",
             Self::PrivateHugetlb { .. } => "private-hugetlb",
-            Self::SharedFile(_) => "shared-file",
+            Self::SharedFile { .. } => "shared-file",
             Self::SharedHugetlb { .. } => "shared-hugetlb",
         }
     }
@@ -98,18 +109,29 @@ impl Backing {
             Self::Anonymous(process)
             | Self::PrivateFile { process, .. }
             | Self::PrivateHugetlb { process, .. } => Some(process),
-            Self::SharedFile(_) | Self::SharedHugetlb { .. } => None,
+            Self::SharedFile { .. } | Self::SharedHugetlb { .. } => None,
         }
     }
 
     /// The file that the bytes, or those that no process holds, are read from.
-    pub(super) fn file(&self) -> Option<&FileRange> {
+    #[must_use]
+    pub fn file(&self) -> Option<&FileRange> {
         match self {
             Self::Anonymous(_) => None,
-            Self::SharedFile(file)
+            Self::SharedFile { file, .. }
             | Self::PrivateFile { file, .. }
             | Self::PrivateHugetlb { file, .. }
             | Self::SharedHugetlb { file, .. } => Some(file),
+        }
+    }
+}
+
+impl FileRange {
+    /// The error, naming the file.
+    pub(super) fn name(&self, error: Error) -> Error {
+        match &self.path {
+            Some(path) => error.at_path(path.as_ref()),
+            None => error,
         }
     }
 }
@@ -118,7 +140,7 @@ impl Region {
     /// Checks that all numbers are page-aligned and that no sum of them overflows.
     pub(super) fn validate(&self) -> Result<()> {
         let process = match &self.backing {
-            Backing::SharedHugetlb { process, .. } => process.as_ref(),
+            Backing::SharedFile { process, .. } | Backing::SharedHugetlb { process, .. } => process.as_ref(),
             backing => backing.process(),
         };
         let starts = [
@@ -140,6 +162,14 @@ impl Region {
         } else {
             Err(usage(format!("a region of block {} is not page-aligned", self.block)))
         }
+    }
+
+    /// Refuses a region that is mapped for reading only.
+    pub(super) fn check_writable(&self) -> Result<()> {
+        if self.writable {
+            return Ok(());
+        }
+        Err(usage(format!("block {} is mapped for reading only at offset {}", self.block, self.offset)))
     }
 
     /// The pages that may hold data, from the start of the region, ascending and disjoint, and how to read them.
@@ -165,7 +195,7 @@ impl Region {
 
     /// The pages for which the file holds data, from the start of the region.
     fn file_spans(&self, memory: &Memory) -> Result<Vec<Range<u64>>> {
-        let Some(FileRange { file, offset }) = self.backing.file() else {
+        let Some(FileRange { file, offset, .. }) = self.backing.file() else {
             return Ok(Vec::new());
         };
         let span = *offset..offset + self.length;

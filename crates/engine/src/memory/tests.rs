@@ -80,20 +80,23 @@ impl Guest {
         let Some(file) = &self.file else {
             return Backing::Anonymous(process);
         };
-        let file = FileRange { file: Arc::new(file.try_clone().unwrap()), offset: 0 };
+        let file = FileRange { file: Arc::new(file.try_clone().unwrap()), path: None, offset: 0 };
         match (self.private, self.page_bytes > PAGE_BYTES) {
             (true, false) => Backing::PrivateFile { process, file },
             (true, true) => Backing::PrivateHugetlb { process, file },
-            (false, false) => Backing::SharedFile(file),
+            (false, false) => Backing::SharedFile { file, process: None },
             (false, true) => Backing::SharedHugetlb { file, process: Some(process) },
         }
     }
 
+    fn region(&self, length: u64) -> Region {
+        let (backing, page_bytes) = (self.backing(), self.page_bytes);
+        Region { block: 0, offset: 0, length, backing, page_bytes, writable: true }
+    }
+
     fn memory(&self) -> Memory {
         let length = self.model.len() as u64;
-        let page_bytes = self.page_bytes;
-        let region = Region { block: 0, offset: 0, length, backing: self.backing(), page_bytes };
-        Memory::new(vec![length], vec![region]).unwrap()
+        Memory::new(vec![length], vec![self.region(length)]).unwrap()
     }
 
     /// What the guest would see now.
@@ -105,7 +108,11 @@ impl Guest {
     fn allocated(&self) -> u64 {
         let span = self.base as u64..self.base as u64 + self.model.len() as u64;
         let held = pagemap::populated(&me(), span, pagemap::ZeroPage::Present).unwrap();
-        let file = self.file.as_ref().map_or(0, |file| file::allocated_bytes(file).unwrap());
+        let file = self.file.as_ref().map_or(0, |file| {
+            // A file system on disk may allocate what is behind a dirty page whenever it writes it back.
+            file.sync_all().unwrap();
+            file::allocated_bytes(file).unwrap()
+        });
         file + held.iter().map(|span| span.end - span.start).sum::<u64>()
     }
 }
@@ -341,6 +348,7 @@ fn a_block_spans_regions_of_several_kinds() {
         length: part,
         backing: guest.backing(),
         page_bytes: PAGE_BYTES,
+        writable: true,
     };
     let regions: Vec<_> = guests.iter().enumerate().map(region).rev().collect();
     let memory = Memory::new(vec![0, 3 * part], regions).unwrap();
@@ -386,17 +394,19 @@ fn what_lies_behind_the_end_of_a_file_reads_zero() {
     }
 }
 
+/// They may be protected after the memory was opened, so it is the kernel that has the last word.
 #[test]
-fn pages_that_the_guest_itself_may_not_write_are_written() {
+fn pages_that_the_guest_itself_may_not_write_are_read_only() {
     let mut guest = Guest::anonymous();
     (0..4).for_each(|page| guest.touch(page, 5));
     // SAFETY: the pages are the guest's, and nobody refers to them.
     unsafe { mprotect(guest.base.cast(), 2 * PAGE, rustix::mm::MprotectFlags::READ) }.unwrap();
-    let data = vec![9_u8; 4 * PAGE];
-    let piece = Piece { offset: 0, length: data.len(), buffer_offset: 0 };
+    let memory = guest.memory();
+    assert!(scan_and_read(&memory, 0).0 == guest.model);
+    let piece = Piece { offset: PAGE_BYTES, length: 2 * PAGE, buffer_offset: 0 };
     // SAFETY: the piece is as long as the data.
-    unsafe { guest.memory().write(0, &[piece], data.as_ptr()) }.unwrap();
-    assert!(guest.bytes()[..4 * PAGE] == data);
+    unsafe { memory.write(0, &[piece], [9_u8; 2 * PAGE].as_ptr()) }.unwrap_err();
+    assert!(guest.bytes() == guest.model, "a page that is mapped for reading only was written");
 }
 
 /// More pieces than one system call takes, some of them out of order.
@@ -452,6 +462,7 @@ fn regions_must_cover_the_blocks_exactly() {
         length: length * PAGE_BYTES,
         backing: guest.backing(),
         page_bytes: PAGE_BYTES,
+        writable: true,
     };
     let length = 4 * PAGE_BYTES;
     let made = |regions: Vec<Region>| Memory::new(vec![length], regions);
@@ -484,7 +495,7 @@ fn a_process_that_has_ended_is_gone() {
     let number = |text| u64::from_str_radix(text, 16).unwrap();
     let (address, length) = (number(start), number(end) - number(start));
     let backing = Backing::Anonymous(ProcessRange { process: Arc::clone(&process), address });
-    let region = Region { block: 0, offset: 0, length, backing, page_bytes: PAGE_BYTES };
+    let region = Region { block: 0, offset: 0, length, backing, page_bytes: PAGE_BYTES, writable: true };
     let memory = Memory::new(vec![length], vec![region]).unwrap();
     let (content, total) = scan_and_read(&memory, 0);
     assert!(total > 0 && content.windows(5).any(|window| window == b"sleep"));

@@ -6,16 +6,16 @@ use super::plan::{Chunk, ChunkQueue, Seat};
 use super::read::read_data;
 use super::{Control, Plan, Range, threads, to_usize};
 use crate::bitmap::{PageBitmap, PageRun};
-use crate::memory::{Memory, Piece};
+use crate::memory::{Extent, Memory, Piece};
 use crate::pool::Pool;
-use crate::{Error, ErrorKind, PAGE_BYTES, Result};
+use crate::{PAGE_BYTES, Result};
 
 /// Bytes that are looked at in one go.
 const CHUNK_BYTES: u64 = 1 << 20;
 
 /// Makes every page whose bit is clear read zero, whatever the memory held before; returns the bytes that held
 /// something else. Pages that are zero already are left alone: whoever set them aside wants them there, and holes
-/// are to stay holes.
+/// are to stay holes. Memory that is mapped for reading only is left alone too.
 ///
 /// # Errors
 /// `Usage` if the bitmaps are not those of the blocks, `Cancelled`, or whatever the memory said.
@@ -36,19 +36,18 @@ pub(super) struct Clearing<'a> {
 impl<'a> Clearing<'a> {
     /// Finds what may not be zero; changes nothing.
     pub fn new(memory: &'a Memory, bitmaps: &'a [PageBitmap]) -> Result<Self> {
-        let fits = |(bitmap, length): (&PageBitmap, &u64)| bitmap.pages() == length / PAGE_BYTES;
-        if bitmaps.len() != memory.blocks().len() || !bitmaps.iter().zip(memory.blocks()).all(fits) {
-            return Err(Error::new(ErrorKind::Usage, "the page bitmaps are not those of the RAM blocks"));
-        }
+        super::check_bitmaps(memory, bitmaps)?;
         let mut ranges = Vec::new();
         for block in 0..bitmaps.len() {
-            let extents = memory.scan(block)?.into_iter();
-            ranges.extend(extents.map(|extent| Range {
-                block,
-                offset: extent.offset,
-                length: extent.length,
-                source: extent.source,
-            }));
+            for Extent { offset, length, source } in memory.scan(block)? {
+                let parts = memory.writable_parts(block, offset..offset + length);
+                ranges.extend(parts.map(|part| Range {
+                    block,
+                    offset: part.start,
+                    length: part.end - part.start,
+                    source,
+                }));
+            }
         }
         let chunks = ChunkQueue::new(Plan { chunk_bytes: CHUNK_BYTES, channels: vec![ranges] });
         Ok(Self { memory, bitmaps, chunks, cleared: AtomicU64::new(0) })

@@ -6,6 +6,7 @@
 
 mod buffers;
 mod clear;
+mod compare;
 mod control;
 mod driver;
 mod measure;
@@ -15,8 +16,13 @@ mod restore;
 mod save;
 mod threads;
 
+use crate::bitmap::PageBitmap;
+use crate::memory::Memory;
+use crate::{Error, ErrorKind, PAGE_BYTES, Result};
+
 pub use buffers::Buffers;
 pub use clear::clear;
+pub use compare::{CompareJob, Difference};
 pub use control::{Control, Progress};
 pub use measure::measure;
 pub use plan::{Chunk, ChunkQueue, Place, Plan, Range, Seat, Sources};
@@ -43,6 +49,16 @@ pub struct Options {
     pub queue_depth: u32,
     /// Threads, 1 to [`MAX_THREADS`].
     pub threads: usize,
+}
+
+/// # Errors
+/// `Usage` if the bitmaps are not those of the blocks.
+fn check_bitmaps(memory: &Memory, bitmaps: &[PageBitmap]) -> Result<()> {
+    let fits = |(bitmap, length): (&PageBitmap, &u64)| bitmap.pages() == length / PAGE_BYTES;
+    if bitmaps.len() == memory.blocks().len() && bitmaps.iter().zip(memory.blocks()).all(fits) {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Usage, "the page bitmaps are not those of the RAM blocks"))
 }
 
 /// Lengths and offsets within a chunk always fit: a chunk is at most 64 MiB.

@@ -42,7 +42,8 @@ pub struct Restored {
 }
 
 impl RestoreJob<'_> {
-    /// Clears and fills the memory. Nothing is written before every thread is ready to.
+    /// Clears and fills the memory. Nothing is written before every thread is ready to; memory that is mapped for reading
+    /// only is left as it is ([`CompareJob`](super::CompareJob) looks at it).
     ///
     /// # Errors
     /// `Usage` for a plan or bitmaps that do not fit, `HostUnsupported` if the engine cannot be set up, `ImageInvalid`
@@ -187,11 +188,14 @@ impl Shared<'_> {
 
     fn runs_of(&self, chunk: &Chunk) -> Vec<PageRun> {
         let bitmap = &self.bitmaps[chunk.block];
-        let pages = |range: &super::Range| PageRun {
-            first: range.offset / PAGE_BYTES,
-            count: range.length / PAGE_BYTES,
+        let parts = chunk.ranges.iter().flat_map(|range| {
+            self.memory.writable_parts(chunk.block, range.offset..range.offset + range.length)
+        });
+        let pages = |part: std::ops::Range<u64>| PageRun {
+            first: part.start / PAGE_BYTES,
+            count: (part.end - part.start) / PAGE_BYTES,
         };
-        chunk.ranges.iter().flat_map(|range| bitmap.runs(pages(range), true)).collect()
+        parts.flat_map(|part| bitmap.runs(pages(part), true)).collect()
     }
 
     /// Waits for a chunk if none has finished, puts every finished one in place and frees its slot.

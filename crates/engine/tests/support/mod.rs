@@ -87,7 +87,11 @@ impl Guest {
             block,
             offset: 0,
             length: self.lengths[block],
-            backing: Backing::SharedFile(FileRange { file: Arc::clone(file), offset: 0 }),
+            backing: Backing::SharedFile {
+                file: FileRange { file: Arc::clone(file), path: None, offset: 0 },
+                process: None,
+            },
+            writable: true,
             page_bytes: PAGE_BYTES,
         };
         Memory::new(self.lengths.clone(), self.files.iter().enumerate().map(region).collect()).unwrap()

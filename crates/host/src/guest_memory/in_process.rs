@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
 
 use mapram_engine::memory::{Backing, FileRange, Memory, Process, ProcessRange, Region};
@@ -48,11 +49,14 @@ pub(super) fn finish(lengths: Vec<u64>, regions: Vec<Region>, writable: bool) ->
     Ok(memory)
 }
 
+/// Device, inode, path, and whether it is mapped for writing.
+type FileKey = (u64, u64, OsString, bool);
+
 /// Makes regions of a process's mappings; opens each mapped file once.
 pub(super) struct ProcessOpener {
     process: Arc<Process>,
     vmas: Vec<Vma>,
-    files: HashMap<(u64, u64, OsString), Arc<File>>,
+    files: HashMap<FileKey, Arc<File>>,
     writable: bool,
 }
 
@@ -87,6 +91,7 @@ impl ProcessOpener {
                 length,
                 backing,
                 page_bytes,
+                writable: vma.writable,
             });
             address += length;
         }
@@ -100,24 +105,29 @@ impl ProcessOpener {
         if vma.inode == 0 {
             return Ok((Backing::Anonymous(process), PAGE_BYTES));
         }
-        let file = FileRange { file: self.file(vma)?, offset: vma.offset + (address - vma.start) };
+        let file = FileRange {
+            file: self.file(vma)?,
+            path: Some(Path::new(&vma.path).into()),
+            offset: vma.offset + (address - vma.start),
+        };
         let huge_page_bytes = vma_file::huge_page_bytes(&file.file)?;
         let backing = match (vma.shared, huge_page_bytes.is_some()) {
             (false, false) => Backing::PrivateFile { process, file },
             (false, true) => Backing::PrivateHugetlb { process, file },
-            (true, false) => Backing::SharedFile(file),
+            (true, false) => Backing::SharedFile { file, process: None },
             (true, true) => Backing::SharedHugetlb { file, process: Some(process) },
         };
         Ok((backing, huge_page_bytes.unwrap_or(PAGE_BYTES)))
     }
 
     fn file(&mut self, vma: &Vma) -> Result<Arc<File>> {
-        let key = (vma.device, vma.inode, vma.path.clone());
+        // Writes to private memory go to the process, never to the file; what is mapped for reading only is not written at all.
+        let writable = self.writable && vma.shared && vma.writable;
+        let key = (vma.device, vma.inode, vma.path.clone(), writable);
         if let Some(file) = self.files.get(&key) {
             return Ok(Arc::clone(file));
         }
-        // Writes to private memory go to the process, never to the file.
-        let file = Arc::new(vma_file::open(&self.process, vma, self.writable && vma.shared)?);
+        let file = Arc::new(vma_file::open(&self.process, vma, writable)?);
         self.files.insert(key, Arc::clone(&file));
         Ok(file)
     }
@@ -125,7 +135,7 @@ impl ProcessOpener {
     /// Refuses before anything is transferred if a region needs the process's memory and the kernel forbids that.
     pub fn check_access(&self, regions: &[Region]) -> Result<()> {
         let by_file = |region: &Region| {
-            matches!(region.backing, Backing::SharedFile(_) | Backing::SharedHugetlb { .. })
+            matches!(region.backing, Backing::SharedFile { .. } | Backing::SharedHugetlb { .. })
         };
         if regions.iter().all(by_file) { Ok(()) } else { self.process.check_access() }
     }

@@ -1,7 +1,7 @@
 //! Memory that the embedding program names itself: a file, an fd, or a range of a process.
 
 use std::fs::{File, OpenOptions};
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ use rustix::fs::OFlags;
 
 use super::in_process::{BlockAddress, ProcessOpener, finish};
 use super::vma_file::huge_page_bytes;
+use crate::descriptor;
 
 /// A RAM block whose memory the caller names by `file`, by `fd`, or by `pid` and `address`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -84,26 +85,22 @@ fn file_region(index: usize, block: &NamedMemory, file: File) -> Result<Region> 
         ));
     }
     let huge_page_bytes = huge_page_bytes(&file)?;
-    let file = FileRange { file: Arc::new(file), offset: *offset };
+    let path = block.file.as_deref().map(Into::into);
+    let file = FileRange { file: Arc::new(file), path, offset: *offset };
     let backing = match huge_page_bytes {
         Some(_) => Backing::SharedHugetlb { file, process: None },
-        None => Backing::SharedFile(file),
+        None => Backing::SharedFile { file, process: None },
     };
     let page_bytes = huge_page_bytes.unwrap_or(PAGE_BYTES);
-    Ok(Region { block: index, offset: 0, length: block.length, backing, page_bytes })
+    Ok(Region { block: index, offset: 0, length: block.length, backing, page_bytes, writable: true })
 }
 
 /// A duplicate of the caller's fd that is fit for what is to be done.
 fn duplicate(fd: RawFd, name: &str, writable: bool) -> Result<File> {
-    // SAFETY: the call takes two numbers and a command, and touches no memory.
-    let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
-    if copy < 0 {
-        let cause = std::io::Error::last_os_error();
-        let message = format!("duplicating fd {fd} of RAM block {name} failed");
-        return Err(Error::os(message, cause).with_kind(ErrorKind::Usage));
-    }
-    // SAFETY: the kernel has just made this fd for us; nobody else knows it.
-    let file = File::from(unsafe { OwnedFd::from_raw_fd(copy) });
+    let file = File::from(
+        descriptor::duplicate(fd)
+            .map_err(|error| Error { message: format!("RAM block {name}: {}", error.message), ..error })?,
+    );
     let flags = rustix::fs::fcntl_getfl(&file).map_err(|errno| {
         Error::os(format!("asking how fd {fd} of RAM block {name} is open failed"), errno)
     })?;

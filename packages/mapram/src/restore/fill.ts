@@ -2,7 +2,7 @@ import { loadIncoming, withSettings } from '../guest/incoming.ts';
 import { dataExtents, encodeRamlessStream, type Image, patchRunState } from '../image/index.ts';
 import type { OpenImage } from '../image-file.ts';
 import type { JobContext } from '../job.ts';
-import { closeFd, type GuestMemory, openForReading, restoreMemory } from '../native.ts';
+import { closeFd, type GuestMemory, openForReading, type RestoreSource, restoreMemory } from '../native.ts';
 import type { Transfer } from '../options.ts';
 import { planTransfer, type TransferPlan } from '../plan/index.ts';
 import type { Restoring } from './restoring.ts';
@@ -59,18 +59,21 @@ export async function fillMemory(
   // Reopened by its descriptor, so that it is the file that was checked whatever stands under its name by now.
   const imageFd = openForReading(`/proc/self/fd/${fd}`, how.direct);
   try {
-    const source = {
-      imageFd,
-      blocks: image.blocks.map(({ pagesOffset, usedLength }) => ({ pagesOffset, length: usedLength })),
-      bitmaps: image.blocks.map(({ bitmap }) => bitmap),
-      channels: plan.channels,
-    };
+    const source = { imageFd, ...imagePages(image), channels: plan.channels };
     job.enter('transfer', plan.dataBytes);
     begin();
     await job.transfer(restoreMemory(source, memory, how.engine, { ...how, threads }));
   } finally {
     closeFd(imageFd);
   }
+}
+
+/** Which pages the image holds of each block, and where. */
+export function imagePages({ blocks }: Image): Pick<RestoreSource, 'blocks' | 'bitmaps'> {
+  return {
+    blocks: blocks.map(({ pagesOffset, usedLength }) => ({ pagesOffset, length: usedLength })),
+    bitmaps: blocks.map(({ bitmap }) => bitmap),
+  };
 }
 
 function planRestore({ blocks }: Image, { channels, chunkBytes }: Transfer): TransferPlan {

@@ -6,6 +6,7 @@ import type { MemoryRestore, Transfer } from '../options.ts';
 import { type MemoryRestoreReport, transferReport } from '../report.ts';
 import { mismatch, requireSameNames } from './compare.ts';
 import { fillMemory } from './fill.ts';
+import { requireEqualReadOnlyMemory } from './read-only.ts';
 
 /** Restores an image into memory that the program names. */
 export async function restoreIntoMemory(
@@ -24,6 +25,7 @@ export async function restoreIntoMemory(
     since = performance.now();
   };
   try {
+    await requireEqualReadOnlyMemory(opened, memory, 'fill', how, job);
     await fillMemory(opened, memory, how, job, noteStart);
   } catch (error) {
     const isCancel = job.signal.aborted && error === job.signal.reason;

@@ -1,0 +1,46 @@
+import { MapramError } from '../errors.ts';
+import type { OpenImage } from '../image-file.ts';
+import type { JobContext } from '../job.ts';
+import { closeFd, compareMemory, type GuestMemory, openForReading } from '../native.ts';
+import type { Transfer } from '../options.ts';
+import { imagePages } from './fill.ts';
+
+/**
+ * Compares memory that is mapped for reading only with the image, before anything is written. It is a file that QEMU promised not to
+ * change (an NVDIMM that many guests share, for example): restoring must leave it alone, so it has to be right already.
+ *
+ * @throws {MapramError} E_GUEST_MISMATCH naming block and file; E_GUEST_UNSUPPORTED if QEMU's own loader would write to it.
+ */
+export async function requireEqualReadOnlyMemory(
+  { fd, image }: OpenImage,
+  memory: GuestMemory,
+  method: 'fill' | 'qemu',
+  how: Transfer,
+  job: JobContext,
+): Promise<void> {
+  const readOnly = memory.regions().filter(({ writable }) => !writable);
+  if (readOnly.length === 0) return;
+  const nameOf = (block: number): string => image.blocks[block]?.name ?? '';
+  const stored = readOnly.find(({ block }) => (image.blocks[block]?.setPages ?? 0) > 0);
+  if (method === 'qemu' && stored !== undefined) {
+    const reason = `QEMU cannot load this image by itself: it would write to RAM block ${nameOf(stored.block)}, which is mapped for reading only; use method fill`;
+    throw new MapramError('E_GUEST_UNSUPPORTED', reason, { path: stored.path });
+  }
+  // Reopened by its descriptor, so that it is the file that was checked whatever stands under its name by now.
+  const imageFd = openForReading(`/proc/self/fd/${fd}`, how.direct);
+  try {
+    const { difference } = await job.run(
+      compareMemory({ imageFd, ...imagePages(image) }, memory, how.engine, how),
+    );
+    if (difference === undefined) return;
+    const { block, offset } = difference;
+    const { path } = readOnly.find((region) => region.block === block) ?? {};
+    throw new MapramError(
+      'E_GUEST_MISMATCH',
+      `The image does not fit: RAM block ${nameOf(block)} is mapped for reading only${path === undefined ? '' : ` from ${path}`}, and what it holds at ${offset} is not what the image has there`,
+      { path, field: 'memory' },
+    );
+  } finally {
+    closeFd(imageFd);
+  }
+}
