@@ -26,10 +26,15 @@ export declare class GuestMemory {
   close(): void
 }
 
-/** An image that is being written: a partial file until it is published, gone if it is discarded. */
+/** An image that is being written: a partial file until it is published, gone if it is discarded; or a block device. */
 export declare class ImageFile {
-  /** Creates the partial file beside `path` and locks it. `direct` asks for direct I/O while pages are written. */
-  static create(path: string, force: boolean, direct: boolean, engineName: string): ImageFile
+  /** No file yet: `create` makes one. */
+  constructor()
+  /**
+   * Creates the partial file beside `path` and locks it, or opens the block device at `path`. `direct` asks for
+   * direct I/O while pages are written.
+   */
+  create(path: string, force: boolean, direct: boolean, engineName: string): Promise<CreateOutcome>
   /** A job that makes the buffers for a save of about `data_bytes`, so that it need not once the guest stands still. */
   prepare(dataBytes: number, how: TransferOptions): Job
   /**
@@ -80,7 +85,7 @@ export declare class UnixConnection {
 }
 
 /** The engine that `auto` stands for on this host, for so many chunks in flight on each of so many threads. */
-export declare function autoEngine(queueDepth: number, threads: number): string
+export declare function autoEngine(queueDepth: number, threads: number): Promise<HostOutcome>
 
 /** Where a RAM block is in the guest process. */
 export interface BlockAddress {
@@ -112,6 +117,18 @@ export declare function compare(imageFd: number, memory: GuestMemory, blocks: Ar
 /** A new anonymous file in memory; the caller closes the descriptor. */
 export declare function createMemfd(name: string): number
 
+/** How an image was begun. */
+export interface CreateOutcome {
+  /** Whether it was. */
+  ok: boolean
+  /** Why not. */
+  error?: NativeError
+  /** Bytes of the block device that it goes to; absent for a file. */
+  deviceBytes?: number
+  /** What direct I/O needs there. */
+  direct?: DirectAlignment
+}
+
 /** A page of guest memory that is not what the image says. */
 export interface Difference {
   /** Index of the block. */
@@ -120,13 +137,7 @@ export interface Difference {
   offset: number
 }
 
-/**
- * What direct I/O needs on the file system of `path`: an existing file, or a directory in which a nameless probe
- * file is opened.
- */
-export declare function directAlignment(path: string): DirectAlignment
-
-/** Which direct I/O a file or directory supports. */
+/** Which direct I/O an image's file system or device supports. */
 export interface DirectAlignment {
   /** Whether it is supported at all. */
   supported: boolean
@@ -139,8 +150,25 @@ export interface DirectAlignment {
 /** The I/O engines that can be chosen by name. */
 export declare function engineNames(): Array<string>
 
-/** Bytes that an ordinary user could still write to the file system of `directory`. */
-export declare function freeBytes(directory: string): number
+/**
+ * Bytes that an ordinary user could still write to the file system of `directory`. With `settle` the file system is
+ * synced first, for some give the space of removed files back late.
+ */
+export declare function freeBytes(directory: string, settle: boolean): Promise<HostOutcome>
+
+/** What a question to the host or its file systems was answered. Which field is given depends on the question. */
+export interface HostOutcome {
+  /** Whether there is an answer. */
+  ok: boolean
+  /** Why not. */
+  error?: NativeError
+  /** A descriptor, which the caller closes. */
+  fd?: number
+  /** A count of bytes. */
+  bytes?: number
+  /** The name of an I/O engine. */
+  engine?: string
+}
 
 /** How a job ended. Which counts are given depends on the job. */
 export interface JobOutcome {
@@ -173,6 +201,9 @@ export interface JobProgress {
   /** Milliseconds since the first byte was written to guest memory; absent before that. */
   writingMs?: number
 }
+
+/** Bytes in the file or block device that `fd` leads to. */
+export declare function lengthInBytes(fd: number): Promise<HostOutcome>
 
 /** A job that reads the planned ranges and counts the bytes that a save would write; nothing is written. */
 export declare function measure(memory: GuestMemory, channels: Array<Float64Array>, how: TransferOptions): Job
@@ -217,14 +248,11 @@ export interface NativeError {
   cause?: string
 }
 
-/** Opens an existing file for reading, optionally for direct I/O; the caller closes the descriptor. */
-export declare function openForReading(path: string, direct: boolean): number
-
 /**
- * Why the engine does not work on this host with so many chunks in flight on each of so many threads, or null if it
- * does.
+ * Fails with the reason if the engine does not work on this host with so many chunks in flight on each of so many
+ * threads.
  */
-export declare function probeEngine(name: string, queueDepth: number, threads: number): NativeError | null
+export declare function probeEngine(name: string, queueDepth: number, threads: number): Promise<HostOutcome>
 
 /** A part of a RAM block with memory of one kind. */
 export interface RegionInfo {
@@ -243,6 +271,12 @@ export interface RegionInfo {
   /** Path of the file behind it. */
   path?: string
 }
+
+/**
+ * Opens anew, for reading, the file or block device that `fd` leads to, optionally for direct I/O. `path` is its name
+ * for messages.
+ */
+export declare function reopenForReading(fd: number, path: string, direct: boolean): Promise<HostOutcome>
 
 /**
  * A job that makes every page with a clear bit read zero and then puts the image's pages in place. `image_fd` stays

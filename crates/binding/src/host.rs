@@ -4,7 +4,6 @@ use std::os::fd::{AsFd, BorrowedFd, IntoRawFd};
 use std::path::Path;
 
 use mapram_engine::Result;
-use mapram_engine::image;
 use mapram_engine::io;
 use mapram_engine::transfer::Options;
 use mapram_host::descriptor;
@@ -12,11 +11,12 @@ use mapram_host::files;
 use mapram_host::process;
 use mapram_host::unix_connection;
 use napi::Env;
-use napi::bindgen_prelude::Uint8Array;
+use napi::bindgen_prelude::{Object, Uint8Array};
 use napi_derive::napi;
 
 use crate::convert::number;
 use crate::failure::{NativeError, or_throw};
+use crate::job::{Outcome, promise};
 
 /// A connected Unix stream socket that can pass file descriptors.
 #[napi]
@@ -89,45 +89,78 @@ impl ProcessHandle {
     }
 }
 
-/// Which direct I/O a file or directory supports.
-#[napi(object)]
-pub struct DirectAlignment {
-    /// Whether it is supported at all.
-    pub supported: bool,
-    /// Alignment of buffers in memory, in bytes.
-    pub memory: u32,
-    /// Alignment of file offsets and lengths, in bytes.
-    pub offset: u32,
-}
-
 /// A new anonymous file in memory; the caller closes the descriptor.
 #[napi(catch_unwind)]
 pub fn create_memfd(env: &Env, name: String) -> napi::Result<i32> {
     or_throw(env, files::create_memfd(&name)).map(IntoRawFd::into_raw_fd)
 }
 
-/// Opens an existing file for reading, optionally for direct I/O; the caller closes the descriptor.
-#[napi(catch_unwind)]
-pub fn open_for_reading(env: &Env, path: String, direct: bool) -> napi::Result<i32> {
-    or_throw(env, files::open_for_reading(Path::new(&path), direct)).map(IntoRawFd::into_raw_fd)
+/// What a question to the host or its file systems was answered. Which field is given depends on the question.
+#[napi(object)]
+#[derive(Default)]
+pub struct HostOutcome {
+    /// Whether there is an answer.
+    pub ok: bool,
+    /// Why not.
+    pub error: Option<NativeError>,
+    /// A descriptor, which the caller closes.
+    pub fd: Option<i32>,
+    /// A count of bytes.
+    pub bytes: Option<f64>,
+    /// The name of an I/O engine.
+    pub engine: Option<String>,
 }
 
-/// Bytes that an ordinary user could still write to the file system of `directory`.
-#[napi(catch_unwind)]
-pub fn free_bytes(env: &Env, directory: String) -> napi::Result<f64> {
-    or_throw(env, files::free_bytes(Path::new(&directory))).map(number)
+impl Outcome for HostOutcome {
+    fn failed(error: NativeError) -> Self {
+        Self { error: Some(error), ..Self::default() }
+    }
 }
 
-/// What direct I/O needs on the file system of `path`: an existing file, or a directory in which a nameless probe
-/// file is opened.
-#[napi(catch_unwind)]
-pub fn direct_alignment(env: &Env, path: String) -> napi::Result<DirectAlignment> {
-    let probe = or_throw(env, files::open_probe(Path::new(&path)))?;
-    Ok(match image::direct_alignment(probe.as_fd()) {
-        Some(alignment) => {
-            DirectAlignment { supported: true, memory: alignment.memory, offset: alignment.offset }
+/// Asks on a thread of its own: a file system that hangs must not hang Node's thread.
+fn ask<'env>(
+    env: &'env Env,
+    question: impl FnOnce() -> Result<HostOutcome> + Send + 'static,
+) -> napi::Result<Object<'env>> {
+    promise(env, move || question().map(|answer| HostOutcome { ok: true, ..answer }))
+}
+
+/// Opens anew, for reading, the file or block device that `fd` leads to, optionally for direct I/O. `path` is its name
+/// for messages.
+#[napi(ts_return_type = "Promise<HostOutcome>", catch_unwind)]
+pub fn reopen_for_reading<'env>(
+    env: &'env Env,
+    fd: i32,
+    path: String,
+    direct: bool,
+) -> napi::Result<Object<'env>> {
+    let file = descriptor::duplicate(fd);
+    ask(env, move || {
+        let opened = files::reopen_for_reading(file?.as_fd(), Path::new(&path), direct)?;
+        Ok(HostOutcome { fd: Some(opened.into_raw_fd()), ..HostOutcome::default() })
+    })
+}
+
+/// Bytes in the file or block device that `fd` leads to.
+#[napi(ts_return_type = "Promise<HostOutcome>", catch_unwind)]
+pub fn length_in_bytes<'env>(env: &'env Env, fd: i32) -> napi::Result<Object<'env>> {
+    let file = descriptor::duplicate(fd);
+    ask(env, move || {
+        let bytes = Some(number(files::length_in_bytes(file?.as_fd())?));
+        Ok(HostOutcome { bytes, ..HostOutcome::default() })
+    })
+}
+
+/// Bytes that an ordinary user could still write to the file system of `directory`. With `settle` the file system is
+/// synced first, for some give the space of removed files back late.
+#[napi(ts_return_type = "Promise<HostOutcome>", catch_unwind)]
+pub fn free_bytes<'env>(env: &'env Env, directory: String, settle: bool) -> napi::Result<Object<'env>> {
+    ask(env, move || {
+        let directory = Path::new(&directory);
+        if settle {
+            files::settle(directory)?;
         }
-        None => DirectAlignment { supported: false, memory: 0, offset: 0 },
+        Ok(HostOutcome { bytes: Some(number(files::free_bytes(directory)?)), ..HostOutcome::default() })
     })
 }
 
@@ -137,19 +170,27 @@ pub fn engine_names() -> Vec<String> {
     io::NAMES.iter().map(ToString::to_string).collect()
 }
 
-/// Why the engine does not work on this host with so many chunks in flight on each of so many threads, or null if it
-/// does.
-#[napi(catch_unwind)]
-pub fn probe_engine(name: String, queue_depth: u32, threads: u32) -> Option<NativeError> {
+/// Fails with the reason if the engine does not work on this host with so many chunks in flight on each of so many
+/// threads.
+#[napi(ts_return_type = "Promise<HostOutcome>", catch_unwind)]
+pub fn probe_engine<'env>(
+    env: &'env Env,
+    name: String,
+    queue_depth: u32,
+    threads: u32,
+) -> napi::Result<Object<'env>> {
     let (requests, queues) = queues(queue_depth, threads);
-    io::probe(&name, requests, queues).err().map(NativeError::from)
+    ask(env, move || io::probe(&name, requests, queues).map(|()| HostOutcome::default()))
 }
 
 /// The engine that `auto` stands for on this host, for so many chunks in flight on each of so many threads.
-#[napi(catch_unwind)]
-pub fn auto_engine(env: &Env, queue_depth: u32, threads: u32) -> napi::Result<String> {
+#[napi(ts_return_type = "Promise<HostOutcome>", catch_unwind)]
+pub fn auto_engine<'env>(env: &'env Env, queue_depth: u32, threads: u32) -> napi::Result<Object<'env>> {
     let (requests, queues) = queues(queue_depth, threads);
-    or_throw(env, io::auto(requests, queues).map(|engine| engine.name().to_owned()))
+    ask(env, move || {
+        let engine = io::auto(requests, queues)?.name().to_owned();
+        Ok(HostOutcome { engine: Some(engine), ..HostOutcome::default() })
+    })
 }
 
 fn queues(queue_depth: u32, threads: u32) -> (u32, usize) {

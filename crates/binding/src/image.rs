@@ -5,18 +5,18 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mapram_engine::bitmap::PageBitmap;
-use mapram_engine::image::ImageWriter;
+use mapram_engine::image::{Alignment, ImageWriter, direct_alignment};
 use mapram_engine::memory::Memory;
 use mapram_engine::transfer::{self, Buffers, RestoreJob, SaveJob};
 use mapram_engine::{Error, ErrorKind, PAGE_BYTES, Result};
 use mapram_host::descriptor;
 use napi::Env;
-use napi::bindgen_prelude::{Float64Array, Uint8Array};
+use napi::bindgen_prelude::{Float64Array, Object, Uint8Array};
 use napi_derive::napi;
 
 use crate::convert::{BlockPlace, TransferOptions, engine, integer, number, options, places, plan};
-use crate::failure::or_throw;
-use crate::job::{Job, JobOutcome};
+use crate::failure::NativeError;
+use crate::job::{Job, JobOutcome, Outcome, promise};
 use crate::memory::GuestMemory;
 
 /// Bytes of the image's headers, bitmaps or device state, and where they go.
@@ -28,7 +28,38 @@ pub struct MetadataPart {
     pub bytes: Uint8Array,
 }
 
-/// An image that is being written: a partial file until it is published, gone if it is discarded.
+/// Which direct I/O an image's file system or device supports.
+#[napi(object)]
+pub struct DirectAlignment {
+    /// Whether it is supported at all.
+    pub supported: bool,
+    /// Alignment of buffers in memory, in bytes.
+    pub memory: u32,
+    /// Alignment of file offsets and lengths, in bytes.
+    pub offset: u32,
+}
+
+/// How an image was begun.
+#[napi(object)]
+#[derive(Default)]
+pub struct CreateOutcome {
+    /// Whether it was.
+    pub ok: bool,
+    /// Why not.
+    pub error: Option<NativeError>,
+    /// Bytes of the block device that it goes to; absent for a file.
+    pub device_bytes: Option<f64>,
+    /// What direct I/O needs there.
+    pub direct: Option<DirectAlignment>,
+}
+
+impl Outcome for CreateOutcome {
+    fn failed(error: NativeError) -> Self {
+        Self { error: Some(error), ..Self::default() }
+    }
+}
+
+/// An image that is being written: a partial file until it is published, gone if it is discarded; or a block device.
 #[napi]
 pub struct ImageFile {
     file: Slot,
@@ -41,19 +72,35 @@ type Slot = Arc<Mutex<Option<Arc<ImageWriter>>>>;
 
 #[napi]
 impl ImageFile {
-    /// Creates the partial file beside `path` and locks it. `direct` asks for direct I/O while pages are written.
-    #[napi(factory, catch_unwind)]
-    pub fn create(
-        env: &Env,
+    /// No file yet: `create` makes one.
+    #[napi(constructor, catch_unwind)]
+    pub fn new() -> Self {
+        Self { file: Arc::default(), buffers: Arc::default() }
+    }
+
+    /// Creates the partial file beside `path` and locks it, or opens the block device at `path`. `direct` asks for
+    /// direct I/O while pages are written.
+    #[napi(ts_return_type = "Promise<CreateOutcome>", catch_unwind)]
+    pub fn create<'env>(
+        &self,
+        env: &'env Env,
         path: String,
         force: bool,
         direct: bool,
         engine_name: String,
-    ) -> napi::Result<Self> {
-        let created =
-            engine(&engine_name).and_then(|io| ImageWriter::create(io, Path::new(&path), force, direct));
-        or_throw(env, created)
-            .map(|file| Self { file: Arc::new(Mutex::new(Some(Arc::new(file)))), buffers: Arc::default() })
+    ) -> napi::Result<Object<'env>> {
+        let slot = Arc::clone(&self.file);
+        promise(env, move || {
+            let file = ImageWriter::create(engine(&engine_name)?, Path::new(&path), force, direct)?;
+            let outcome = CreateOutcome {
+                ok: true,
+                error: None,
+                device_bytes: file.device_bytes().map(number),
+                direct: Some(alignment(direct_alignment(file.fd()))),
+            };
+            *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(file));
+            Ok(outcome)
+        })
     }
 
     /// A job that makes the buffers for a save of about `data_bytes`, so that it need not once the guest stands still.
@@ -147,6 +194,11 @@ impl ImageFile {
             Ok(JobOutcome::default())
         })
     }
+}
+
+fn alignment(found: Option<Alignment>) -> DirectAlignment {
+    let Alignment { memory, offset } = found.unwrap_or(Alignment { memory: 0, offset: 0 });
+    DirectAlignment { supported: found.is_some(), memory, offset }
 }
 
 fn open_file(slot: &Slot) -> Result<Arc<ImageWriter>> {

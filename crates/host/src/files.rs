@@ -1,12 +1,13 @@
 //! Files that TypeScript cannot open itself, and room for them.
 
 use std::fs::{File, OpenOptions};
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use mapram_engine::{Error, ErrorKind, Result};
-use rustix::fs::{MemfdFlags, memfd_create};
+use mapram_engine::image::{Alignment, direct_alignment};
+use mapram_engine::{Error, ErrorKind, PAGE_BYTES, Result};
+use rustix::fs::{FileType, MemfdFlags, SeekFrom, memfd_create};
 
 /// An empty memfd, open for reading and writing, closed on exec. `name` is shown in /proc only.
 ///
@@ -19,46 +20,69 @@ pub fn create_memfd(name: &str) -> Result<OwnedFd> {
     })
 }
 
-/// Opens an existing file or block device for reading, for direct I/O if asked.
+/// Opens anew, for reading, the file or block device that `file` is, for direct I/O if asked: what was checked is what is
+/// read, whatever has its name by now. `path` is its name for messages.
 ///
 /// # Errors
-/// `NotFound`, `Permission` or `Io`; `HostUnsupported` where the file system has no direct I/O; `Usage` if it is
-/// something else than a file or block device.
-pub fn open_for_reading(path: &Path, direct: bool) -> Result<File> {
-    // A pipe would make open(2) wait for a writer; O_NONBLOCK means nothing to files.
-    let flags = libc::O_NONBLOCK | if direct { libc::O_DIRECT } else { 0 };
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(|cause| {
+/// `Permission` or `Io`; `HostUnsupported` where there is no direct I/O on pages; `Usage` if it is something else than a
+/// file or a block device.
+pub fn reopen_for_reading(file: BorrowedFd<'_>, path: &Path, direct: bool) -> Result<File> {
+    let kind = rustix::fs::fstat(file)
+        .map_err(|cause| Error::os("asking for the image's type failed", cause).at_path(path))
+        .map(|status| FileType::from_raw_mode(status.st_mode))?;
+    if !matches!(kind, FileType::RegularFile | FileType::BlockDevice) {
+        return Err(Error::new(ErrorKind::Usage, "this is neither a file nor a block device").at_path(path));
+    }
+    let flags = if direct { libc::O_DIRECT } else { 0 };
+    let name = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let opened = OpenOptions::new().read(true).custom_flags(flags).open(name).map_err(|cause| {
         match cause.raw_os_error() {
-            Some(libc::EINVAL) if direct => {
-                Error::os("the file system has no direct I/O; --no-direct goes without", cause)
-                    .with_kind(ErrorKind::HostUnsupported)
-            }
-            _ => Error::os("opening the file failed", cause),
+            Some(libc::EINVAL) if direct => no_direct(),
+            _ => Error::os("opening the image failed", cause),
         }
         .at_path(path)
     })?;
-    let kind = file
-        .metadata()
-        .map_err(|cause| Error::os("asking for the file's type failed", cause).at_path(path))?
-        .file_type();
-    if kind.is_file() || kind.is_block_device() {
-        return Ok(file);
+    if direct {
+        check_alignment(direct_alignment(opened.as_fd())).map_err(|error| error.at_path(path))?;
     }
-    Err(Error::new(ErrorKind::Usage, "this is neither a file nor a block device").at_path(path))
+    Ok(opened)
 }
 
-/// Opens something on the file system of `path` that shows how I/O works there: the existing file, or a file without
-/// a name in the directory.
+/// Refuses direct I/O that does not move single pages: an image's pages are read from wherever they are.
+fn check_alignment(found: Option<Alignment>) -> Result<()> {
+    let Alignment { memory, offset } = found.ok_or_else(no_direct)?;
+    let unit = u64::from(memory.max(offset));
+    if unit <= PAGE_BYTES {
+        return Ok(());
+    }
+    let message = format!(
+        "direct I/O there needs units of {unit} bytes, more than a guest page; --no-direct goes without"
+    );
+    Err(Error::new(ErrorKind::HostUnsupported, message))
+}
+
+fn no_direct() -> Error {
+    let message = "the file system has no direct I/O; --no-direct goes without";
+    Error::new(ErrorKind::HostUnsupported, message)
+}
+
+/// Bytes in a file or a block device.
 ///
 /// # Errors
-/// `NotFound`, `Permission`, `HostUnsupported` where files must have names, or whatever else the kernel said.
-pub fn open_probe(path: &Path) -> Result<File> {
-    if !path.is_dir() {
-        return open_for_reading(path, false);
-    }
-    let options =
-        OpenOptions::new().read(true).write(true).mode(0o600).custom_flags(libc::O_TMPFILE).open(path);
-    options.map_err(|cause| Error::os("creating a probe file failed", cause).at_path(path))
+/// What lseek(2) said.
+pub fn length_in_bytes(file: BorrowedFd<'_>) -> Result<u64> {
+    rustix::fs::seek(file, SeekFrom::End(0))
+        .map_err(|cause| Error::os("asking for the file's length failed", cause))
+}
+
+/// Has the file system of `directory` finish what it put off: XFS gives the blocks of removed files back when it gets to
+/// it, which a sync hastens.
+///
+/// # Errors
+/// `NotFound`, `Permission` or `Io`, naming the directory.
+pub fn settle(directory: &Path) -> Result<()> {
+    let synced = File::open(directory).and_then(|opened| Ok(rustix::fs::syncfs(opened)?));
+    synced.map_err(|cause| Error::os("syncing the file system failed", cause).at_path(directory))
 }
 
 /// Bytes that an ordinary user may still write to the file system that holds `directory`.
@@ -98,25 +122,28 @@ mod tests {
     }
 
     #[test]
-    fn only_files_are_opened_for_reading_and_pipes_do_not_block() {
+    fn what_is_reopened_is_the_same_file_and_errors_name_it_as_its_user_does() {
         let directory = tempfile::tempdir().unwrap();
-        let (file, pipe) = (directory.path().join("file"), directory.path().join("pipe"));
-        std::fs::write(&file, "x").unwrap();
-        let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
-        assert!(made.success());
-        assert!(open_for_reading(&file, false).is_ok());
-        let kind = |path: &Path| open_for_reading(path, false).unwrap_err().kind;
-        assert_eq!(kind(&pipe), ErrorKind::Usage);
-        assert_eq!(kind(directory.path()), ErrorKind::Usage);
-        assert_eq!(kind(&directory.path().join("missing")), ErrorKind::NotFound);
+        let path = directory.path().join("file");
+        std::fs::write(&path, "x").unwrap();
+        let file = File::open(&path).unwrap();
+        std::fs::rename(&path, directory.path().join("moved")).unwrap();
+        let again = reopen_for_reading(file.as_fd(), &path, false).unwrap();
+        assert_eq!(again.metadata().unwrap().ino(), file.metadata().unwrap().ino());
+        assert_eq!(length_in_bytes(again.as_fd()).unwrap(), 1);
+        for (name, kind) in [("/proc/self/status", ErrorKind::HostUnsupported), ("/proc", ErrorKind::Usage)] {
+            let error = reopen_for_reading(File::open(name).unwrap().as_fd(), &path, true).unwrap_err();
+            assert_eq!((error.kind, error.path.as_deref()), (kind, Some(path.as_path())));
+        }
     }
 
     #[test]
-    fn a_probe_file_has_no_name_and_is_on_the_same_file_system() {
-        let directory = tempfile::tempdir().unwrap();
-        let probe = open_probe(directory.path()).unwrap();
-        assert_eq!(probe.metadata().unwrap().dev(), directory.path().metadata().unwrap().dev());
-        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
-        assert_eq!(open_probe(&directory.path().join("missing")).unwrap_err().kind, ErrorKind::NotFound);
+    fn direct_io_in_units_of_more_than_a_page_is_refused() {
+        let of = |memory, offset| check_alignment(Some(Alignment { memory, offset }));
+        assert!(of(4, 512).is_ok() && of(4096, 4096).is_ok());
+        for refused in [of(4, 16384), of(8192, 512), check_alignment(None)] {
+            let error = refused.unwrap_err();
+            assert!(error.kind == ErrorKind::HostUnsupported && error.message.contains("--no-direct"));
+        }
     }
 }

@@ -38,7 +38,7 @@ export async function doctor(options: DoctorOptions = {}): Promise<DoctorReport>
   }
   const addon = checkAddon();
   const hasAddon = addon.status === 'ok';
-  const checks = [addon, ...checkHost(hasAddon), ...(await checkDirectory(dir, hasAddon))];
+  const checks = [addon, ...(await checkHost(hasAddon)), ...(await checkDirectory(dir, hasAddon))];
   if (qmp !== undefined) checks.push(...(await checkGuest({ qmp, pid }, dir, signal)));
   return { checks };
 }

@@ -1,8 +1,9 @@
 import { constants, fstat, open, read } from 'node:fs';
 import { promisify } from 'node:util';
+import { decodeRecord, isOf, RECORD_BYTES } from './device-record.ts';
 import { type ErrorCode, MapramError } from './errors.ts';
 import { type Image, readImage } from './image/index.ts';
-import { closeFd } from './native.ts';
+import { closeFd, lengthInBytes } from './native.ts';
 
 const openFile = promisify(open);
 const statFile = promisify(fstat);
@@ -13,7 +14,7 @@ export interface OpenImage {
   fd: number;
   /** The path as the caller gave it. */
   path: string;
-  /** Length of the whole file in bytes, whatever stands before and behind the image included. */
+  /** Length of the whole file or device in bytes, whatever stands before and behind the image included. */
   length: number;
   /** The image's checked structure. */
   image: Image;
@@ -34,8 +35,10 @@ export async function openImage(path: string, offset = 0): Promise<OpenImage> {
   });
   let isOpen = true;
   try {
-    const length = await regularFileLength(fd, path);
-    const image = await driveReader(fd, length, offset);
+    const { length, isDevice } = await examine(fd, path);
+    const image = await (isDevice
+      ? readFromDevice(fd, length, offset)
+      : drive(fd, readImage(length, offset)));
     return {
       fd,
       path,
@@ -52,16 +55,36 @@ export async function openImage(path: string, offset = 0): Promise<OpenImage> {
   }
 }
 
-async function regularFileLength(fd: number, path: string): Promise<number> {
+/** Length of what was opened, if an image can be in it. */
+async function examine(fd: number, path: string): Promise<{ length: number; isDevice: boolean }> {
   const stat = await statFile(fd);
-  if (stat.isFile()) return stat.size;
-  const kind = stat.isDirectory() ? 'a directory' : stat.isFIFO() ? 'a pipe' : 'a device';
-  throw new MapramError('E_IMAGE_INVALID', `${path} is ${kind}; an image is an ordinary file`);
+  if (stat.isFile()) return { length: stat.size, isDevice: false };
+  if (stat.isBlockDevice()) return { length: await lengthInBytes(fd), isDevice: true };
+  const kind = stat.isDirectory() ? 'a directory' : stat.isFIFO() ? 'a pipe' : 'no block device';
+  throw new MapramError('E_IMAGE_INVALID', `${path} is ${kind}; an image is a file or on a block device`);
+}
+
+/** Reads an image on a device: to the end that its record tells, if it has one, else to the end that can be found. */
+async function readFromDevice(fd: number, length: number, offset: number): Promise<Image> {
+  const end = offset === 0 ? await recordedEnd(fd, length) : undefined;
+  if (end === undefined) return drive(fd, readImage(length, offset, true));
+  const image = await drive(fd, readImage(end, offset));
+  return { ...image, trailingBytes: length - image.end };
+}
+
+/** Where the image on a device ends, if there is a record of the one that is there. */
+async function recordedEnd(fd: number, length: number): Promise<number | undefined> {
+  if (length < RECORD_BYTES) return undefined;
+  const last = await readExactly(fd, length - RECORD_BYTES, RECORD_BYTES);
+  const record = decodeRecord(last, length);
+  if (record === undefined) return undefined;
+  const head = await readExactly(fd, 0, RECORD_BYTES);
+  const tail = await readExactly(fd, record.end - record.tailBytes, record.tailBytes);
+  return isOf(record, head, tail) ? record.end : undefined;
 }
 
 /** Hands the pure reader the bytes that it asks for until it returns the image. */
-async function driveReader(fd: number, length: number, offset: number): Promise<Image> {
-  const reader = readImage(length, offset);
+async function drive(fd: number, reader: ReturnType<typeof readImage>): Promise<Image> {
   let step = reader.next();
   while (!step.done) {
     step = reader.next(await readExactly(fd, step.value.offset, step.value.length));
@@ -103,7 +126,7 @@ const OPEN_ERRORS: Record<string, readonly [ErrorCode, string]> = {
   ENOTDIR: ['E_NOT_FOUND', 'does not exist'],
   EACCES: ['E_PERMISSION', 'may not be read by this user'],
   EPERM: ['E_PERMISSION', 'may not be read by this user'],
-  ENXIO: ['E_IMAGE_INVALID', 'is a socket; an image is an ordinary file'],
+  ENXIO: ['E_IMAGE_INVALID', 'is a socket; an image is a file or on a block device'],
 };
 
 function errno(cause: unknown): string {

@@ -58,9 +58,9 @@ export interface InspectReport {
   imageBytes: number;
   /** Bytes of the file behind the image; QEMU ignores them. */
   trailingBytes: number;
-  /** Length of the whole file in bytes. */
+  /** Length of the whole file or device in bytes. */
   fileBytes: number;
-  /** Bytes that the file occupies on its disk: holes do not count. */
+  /** Bytes that the file occupies on its disk: holes do not count, except on a block device. */
   allocatedBytes: number;
   /** The RAM blocks in the image's order. */
   blocks: InspectedBlock[];
@@ -76,12 +76,12 @@ export async function inspect(path: string, options: InspectOptions = {}): Promi
   checkOptions(path, options);
   const opened = await openImage(path, options.offset);
   try {
-    const { blocks } = await promisify(fstat)(opened.fd);
+    const stat = await promisify(fstat)(opened.fd);
     return {
       ...describeImage(opened.image),
       image: path,
       fileBytes: opened.length,
-      allocatedBytes: blocks * 512,
+      allocatedBytes: stat.isBlockDevice() ? opened.length : stat.blocks * 512,
     };
   } finally {
     opened.close();

@@ -1,4 +1,4 @@
-import { closeSync } from 'node:fs';
+import { close } from 'node:fs';
 import type * as Native from '@mapram/native';
 import { addon } from './addon.ts';
 import { asMapramError, type ErrorCode, EXIT_STATUS, MapramError } from './errors.ts';
@@ -76,6 +76,15 @@ function call<T>(work: () => T): T {
   }
 }
 
+/** Asks the addon, which answers from a thread of its own. */
+async function answered<T extends { ok: boolean; error?: Native.NativeError }>(
+  question: () => Promise<T>,
+): Promise<T> {
+  const outcome = await call(question);
+  if (!outcome.ok) throw toMapramError(outcome.error ?? { code: 'E_INTERNAL', message: 'no answer' });
+  return outcome;
+}
+
 /** Optional properties of the addon may be absent but not undefined. */
 function withoutUndefined<T extends object>(value: T): { [K in keyof T]: Exclude<T[K], undefined> } {
   const entries = Object.entries(value).filter(([, entry]) => entry !== undefined);
@@ -140,23 +149,28 @@ export class GuestMemory {
 
   /** For each block the extents that may hold data, three numbers each: offset in the block, length, source. */
   async scan(): Promise<Float64Array[]> {
-    const outcome = await call(() => this.handle.scan());
-    if (!outcome.ok) throw toMapramError(outcome.error ?? { code: 'E_IO', message: 'the scan failed' });
-    return outcome.extents ?? [];
+    return (await answered(() => this.handle.scan())).extents ?? [];
   }
 }
 
-/** An image that is being written: a partial file until it is published, gone once it is discarded. */
+/** An image that is being written: a partial file until it is published, gone once it is discarded; or a block device. */
 export class ImageFile {
+  /** Bytes of the block device that the image goes to; undefined for a file. */
+  readonly deviceBytes: number | undefined;
+  /** What direct I/O needs there. */
+  readonly alignment: Native.DirectAlignment | undefined;
   readonly #file: Native.ImageFile;
 
-  private constructor(file: Native.ImageFile) {
+  private constructor(file: Native.ImageFile, { deviceBytes, direct }: Native.CreateOutcome) {
     this.#file = file;
+    this.deviceBytes = deviceBytes;
+    this.alignment = direct;
   }
 
-  /** Creates and locks the partial file beside `path`. */
-  static create(path: string, force: boolean, direct: boolean, engine: string): ImageFile {
-    return new ImageFile(call(() => addon().ImageFile.create(path, force, direct, engine)));
+  /** Creates and locks the partial file beside `path`, or opens the block device at `path`. */
+  static async create(path: string, force: boolean, direct: boolean, engine: string): Promise<ImageFile> {
+    const file = call(() => new (addon().ImageFile)());
+    return new ImageFile(file, await answered(() => file.create(path, force, direct, engine)));
   }
 
   /** A job that makes the buffers for a save of about `dataBytes`, so that it need not once the guest stands still. */
@@ -291,28 +305,33 @@ export function createMemfd(name: string): number {
   return call(() => addon().createMemfd(name));
 }
 
-/** Opens an existing file for reading, for direct I/O if `direct`; the caller closes the descriptor. */
-export function openForReading(path: string, direct: boolean): number {
-  return call(() => addon().openForReading(path, direct));
-}
-
 /** Closes a descriptor. What close(2) has to say comes too late to change what was done, so it is not heard. */
 export function closeFd(fd: number): void {
-  try {
-    closeSync(fd);
-  } catch {
-    // Linux gives the number up whatever it says.
-  }
+  // Off Node's thread: a file system that hangs may keep it.
+  close(fd, () => {});
 }
 
-/** Bytes that can still be written to the file system of `directory`. */
-export function freeBytes(directory: string): number {
-  return call(() => addon().freeBytes(directory));
+/**
+ * Opens anew, for reading, the file that `fd` leads to, for direct I/O if `direct`; the caller closes the descriptor.
+ *
+ * @param path the file's name, for messages.
+ */
+export async function reopenForReading(fd: number, path: string, direct: boolean): Promise<number> {
+  return (await answered(() => addon().reopenForReading(fd, path, direct))).fd as number;
 }
 
-/** What direct I/O needs on the file system of `path`, a file or a directory. */
-export function directAlignment(path: string): Native.DirectAlignment {
-  return call(() => addon().directAlignment(path));
+/** Bytes in the file or the block device that `fd` leads to. */
+export async function lengthInBytes(fd: number): Promise<number> {
+  return (await answered(() => addon().lengthInBytes(fd))).bytes as number;
+}
+
+/**
+ * Bytes that can still be written to the file system of `directory`.
+ *
+ * @param settle whether the file system shall first finish what it put off, as XFS does when it frees removed files.
+ */
+export async function freeBytes(directory: string, settle = false): Promise<number> {
+  return (await answered(() => addon().freeBytes(directory, settle))).bytes as number;
 }
 
 /** The I/O engines that can be chosen by name. */
@@ -328,13 +347,16 @@ export interface EngineLoad {
   threads: number;
 }
 
-/** Why an engine does not work on this host, or null if it does. */
-export function probeEngine(name: string, { queueDepth, threads }: EngineLoad): MapramError | null {
-  const failure = addon().probeEngine(name, queueDepth, threads);
-  return failure === null ? null : toMapramError(failure);
+/** Why an engine does not work on this host, or undefined if it does. */
+export async function probeEngine(
+  name: string,
+  { queueDepth, threads }: EngineLoad,
+): Promise<MapramError | undefined> {
+  const { error } = await call(() => addon().probeEngine(name, queueDepth, threads));
+  return error === undefined ? undefined : toMapramError(error);
 }
 
 /** The engine that `auto` stands for on this host. */
-export function autoEngine({ queueDepth, threads }: EngineLoad): string {
-  return call(() => addon().autoEngine(queueDepth, threads));
+export async function autoEngine({ queueDepth, threads }: EngineLoad): Promise<string> {
+  return (await answered(() => addon().autoEngine(queueDepth, threads))).engine as string;
 }

@@ -131,14 +131,14 @@ describe('options of restore', () => {
 describe('chooseTransfer', () => {
   const how = { queueDepth: 4, engine: 'blocking', direct: false } as const;
 
-  it('takes no more threads than channels, and no more than 8', () => {
-    expect(chooseTransfer({ ...how, channels: 1 })).toMatchObject({ threads: 1, engine: 'blocking' });
-    const { threads, threadsForFreshMemory } = chooseTransfer({ ...how, channels: 128 });
+  it('takes no more threads than channels, and no more than 8', async () => {
+    expect(await chooseTransfer({ ...how, channels: 1 })).toMatchObject({ threads: 1, engine: 'blocking' });
+    const { threads, threadsForFreshMemory } = await chooseTransfer({ ...how, channels: 128 });
     expect(threads).toBeLessThanOrEqual(threadsForFreshMemory);
     expect(threadsForFreshMemory).toBeLessThanOrEqual(8);
   });
 
-  it('names the engine that auto stands for', () => {
-    expect(chooseTransfer({ ...how, channels: 1, engine: 'auto' }).engine).not.toBe('auto');
+  it('names the engine that auto stands for', async () => {
+    expect((await chooseTransfer({ ...how, channels: 1, engine: 'auto' })).engine).not.toBe('auto');
   });
 });

@@ -234,26 +234,26 @@ export interface Transfer extends EngineOptions {
 }
 
 /** @throws {MapramError} E_HOST_UNSUPPORTED if the engine that was asked for does not work here. */
-export function chooseTransfer(options: {
+export async function chooseTransfer(options: {
   channels: number;
   queueDepth: number;
   engine: Engine;
   direct: boolean;
-}): Transfer {
+}): Promise<Transfer> {
   const { channels, queueDepth, direct } = options;
   const processors = availableParallelism();
   // The other half is for the kernel, which carries out what these ask for.
   const threads = threadsFor(channels, Math.ceil(processors / 2));
   const threadsForFreshMemory = threadsFor(channels, processors);
-  const engine = chooseEngine(options.engine, { queueDepth, threads: threadsForFreshMemory });
+  const engine = await chooseEngine(options.engine, { queueDepth, threads: threadsForFreshMemory });
   return { channels, queueDepth, direct, engine, threads, threadsForFreshMemory, chunkBytes: CHUNK_BYTES };
 }
 
 /** An engine that works here: the best one, or the one that was named. */
-function chooseEngine(engine: Engine, load: EngineLoad): string {
+async function chooseEngine(engine: Engine, load: EngineLoad): Promise<string> {
   if (engine === 'auto') return autoEngine(load);
-  const failure = probeEngine(engine, load);
-  if (failure !== null) throw failure;
+  const failure = await probeEngine(engine, load);
+  if (failure !== undefined) throw failure;
   return engine;
 }
 

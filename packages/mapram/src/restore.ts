@@ -37,7 +37,7 @@ export function restore(options: MemoryRestoreOptions): JobPromise<MemoryRestore
 export function restore(options: RestoreOptions): JobPromise<RestoreReport | MemoryRestoreReport> {
   return startJob<RestoreReport | MemoryRestoreReport>(options?.signal, async (job) => {
     const settings = checkRestoreOptions(options);
-    const how = chooseTransfer(settings);
+    const how = await chooseTransfer(settings);
     const opened = await openImage(settings.image, settings.offset);
     try {
       return 'guest' in settings

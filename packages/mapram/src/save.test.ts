@@ -382,7 +382,9 @@ describe('save through a monitor of the caller’s', () => {
 });
 
 describe('save where space is short', () => {
-  it('counts what is needed truly: zeros need none, and too much data is refused before the guest is stopped', async (context) => {
+  it('counts what is needed truly: zeros need none, and too much data is refused before the guest is stopped', {
+    timeout: 20_000,
+  }, async (context) => {
     const qemu = await startQemu(
       '-object',
       'memory-backend-ram,id=m,size=64M,prealloc=on',

@@ -16,6 +16,7 @@ import {
   type Transfer,
 } from './options.ts';
 import { type SaveReport, transferReport } from './report.ts';
+import { requireBlankDevice } from './save/device.ts';
 import { recordRunState } from './save/recorded-state.ts';
 import { requireSpace } from './save/space.ts';
 import { requireTargetApart, requireTargetApartFromGuest } from './save/target.ts';
@@ -31,7 +32,7 @@ export function save(options: SaveOptions): JobPromise<SaveReport> {
   // A program without types may give no options at all, which is for checkSaveOptions to say.
   return startJob(options?.signal, async (job) => {
     const settings = checkSaveOptions(options);
-    const how = chooseTransfer(settings);
+    const how = await chooseTransfer(settings);
     return 'guest' in settings ? saveGuest(settings, how, job) : saveMemory(settings, how, job);
   });
 }
@@ -43,7 +44,7 @@ async function saveGuest(settings: GuestSave, how: Transfer, job: JobContext): P
     await requireSavable(owner.link, job.commandOptions);
     const pid = await owner.find();
     // A target that cannot be written is refused before the guest is stopped.
-    file = createFile(settings, how);
+    file = await createFile(settings, how);
     return await saveTo(file, { settings, how, job, owner, pid });
   } catch (error) {
     throw await owner.explain(error);
@@ -70,9 +71,8 @@ async function saveTo(file: ImageFile, saving: Saving): Promise<SaveReport> {
   const blocks = await queryRamBlocks(link.monitor, commandOptions);
   await requireTargetApartFromGuest(settings, pid, blocks);
   const memory = await openGuestMemory(link, pid, blocks, READ, commandOptions);
-  const touched = await requireSpace(settings.image, { blocks, memory }, how, job).finally(() =>
-    memory.close(),
-  );
+  const target = { image: settings.image, file, machine };
+  const touched = await requireSpace(target, { blocks, memory }, how, job).finally(() => memory.close());
   await reserveLength(file, machine, blocks, job);
   await job.run(file.prepare(touched, how));
   const found = await owner.stop();
@@ -120,8 +120,8 @@ async function saveMemory(settings: MemorySave, how: Transfer, job: JobContext):
   let file: ImageFile | undefined;
   try {
     const since = performance.now();
-    file = createFile(settings, how);
-    await requireSpace(image, { blocks, memory }, how, job);
+    file = await createFile(settings, how);
+    await requireSpace({ image, file, machine }, { blocks, memory }, how, job);
     const pages = await writePages(file, machine, { blocks, memory }, how, job);
     await finishImage(file, pages, deviceState, job);
     await job.run(file.publish());
@@ -133,7 +133,11 @@ async function saveMemory(settings: MemorySave, how: Transfer, job: JobContext):
   }
 }
 
-function createFile({ image, force }: { image: string; force: boolean }, how: Transfer): ImageFile {
+async function createFile(
+  { image, force }: { image: string; force: boolean },
+  how: Transfer,
+): Promise<ImageFile> {
+  if (!force) await requireBlankDevice(image);
   return ImageFile.create(image, force, how.direct, how.engine);
 }
 

@@ -112,7 +112,7 @@ async function examineMemory(
   await step(
     'space',
     'make room, or name another directory by --dir',
-    async () => ({ needed: spaceBound(blocks, await memory.scan()), free: freeBytes(directory) }),
+    async () => ({ needed: spaceBound(blocks, await memory.scan()), free: await freeBytes(directory) }),
     judgeSpace,
   );
   memory.close();

@@ -1,6 +1,7 @@
 import { accessSync, constants, readFileSync } from 'node:fs';
 import { release } from 'node:os';
 import { addon } from '../addon.ts';
+import type { MapramError } from '../errors.ts';
 import { autoEngine, engineNames, probeEngine } from '../native.ts';
 import { DEFAULT_LOAD } from '../options.ts';
 import { type Check, type Finding, failed, messageOf, ok, warn } from './check.ts';
@@ -25,11 +26,11 @@ export function checkAddon(): Check {
 }
 
 /** What the host offers to any guest and any directory. The engines are the addon's. */
-export function checkHost(hasAddon: boolean): Check[] {
+export async function checkHost(hasAddon: boolean): Promise<Check[]> {
   const capabilities = effectiveCapabilities();
   const findings: [name: string, finding: Finding][] = [
     ['kernel', judgeKernel(release())],
-    ...(hasAddon ? checkEngines() : []),
+    ...(hasAddon ? await checkEngines() : []),
     ['locked-memory', judgeLockedMemory(readOr('/proc/self/limits', ''), hasBit(capabilities, CAP_IPC_LOCK))],
     [
       'process-memory',
@@ -40,23 +41,27 @@ export function checkHost(hasAddon: boolean): Check[] {
   return findings.map(([name, finding]) => ({ name, area: 'host', ...finding }));
 }
 
-function checkEngines(): [name: string, finding: Finding][] {
-  const named = engineNames().map((name): [string, Finding] => [`engine-${name}`, probedEngine(name)]);
-  return [...named, ['engine-auto', chosenEngine()]];
+async function checkEngines(): Promise<[name: string, finding: Finding][]> {
+  const named = await Promise.all(engineNames().map(probedEngine));
+  return [...named, ['engine-auto', await chosenEngine()]];
 }
 
-function probedEngine(name: string): Finding {
-  const error = probeEngine(name, DEFAULT_LOAD);
-  if (error === null) return ok(`I/O engine ${name} works`);
+async function probedEngine(name: string): Promise<[name: string, finding: Finding]> {
+  const error = await probeEngine(name, DEFAULT_LOAD);
+  const finding = error === undefined ? ok(`I/O engine ${name} works`) : brokenEngine(name, error);
+  return [`engine-${name}`, finding];
+}
+
+function brokenEngine(name: string, error: MapramError): Finding {
   return warn(
     `I/O engine ${name} does not work: ${messageOf(error)}`,
     'use another engine, or lift what forbids this one (sysctl kernel.io_uring_disabled, a seccomp profile)',
   );
 }
 
-function chosenEngine(): Finding {
+async function chosenEngine(): Promise<Finding> {
   try {
-    return ok(`--engine auto means ${autoEngine(DEFAULT_LOAD)}`);
+    return ok(`--engine auto means ${await autoEngine(DEFAULT_LOAD)}`);
   } catch (error) {
     return failed('no I/O engine works: ', error, 'see the engines above');
   }

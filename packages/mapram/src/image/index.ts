@@ -1,6 +1,6 @@
 export { countSetPages, dataExtents } from './bitmap.ts';
 export { findRunState, patchRunState, splitDevicesState } from './device-state.ts';
-export { encodeImage, encodeRamlessStream } from './encode.ts';
+export { type EncodedImage, encodeImage, encodeRamlessStream, type ImagePart } from './encode.ts';
 export { bitmapBytes, PAGE_BYTES } from './format.ts';
 export { type BlockSize, type Layout, layoutImage } from './layout.ts';
 export { readImage } from './read.ts';

@@ -52,11 +52,16 @@ export function* readRamSections(cursor: Cursor, ramId: number): Reading<void> {
  * length and whole JSON text. The guest may have put just that into a device's memory, so an end at which the file ends too comes
  * before all others, and then the first one behind section `globalstate`. Without a description the file must end in a footer
  * and EOF.
+ *
+ * On a device the end says nothing, and what follows the image may be of an earlier one. There an end counts only if it is the
+ * only one: what a guest planted makes two.
  */
-export function* readDeviceState(cursor: Cursor): Reading<Tail> {
+export function* readDeviceState(cursor: Cursor, isDevice: boolean): Reading<Tail> {
   const start = cursor.position;
   yield* checkFirstSection(cursor);
-  const tail = (yield* readToEndOfFile(cursor, start)) ?? (yield* readToFirstEnd(cursor, start));
+  const tail = isDevice
+    ? yield* readToOnlyEnd(cursor, start)
+    : ((yield* readToEndOfFile(cursor, start)) ?? (yield* readToFirstEnd(cursor, start)));
   cursor.position = start + tail.deviceState.length;
   if (tail.vmdesc !== undefined) cursor.position += VMDESC_HEADER_BYTES - 1 + tail.vmdesc.length;
   return tail;
@@ -83,7 +88,7 @@ function* readToFirstEnd(cursor: Cursor, start: number): Reading<Tail> {
   for (let wanted = FIRST_READ_BYTES; ; wanted *= 4) {
     const length = Math.min(wanted, available, MAX_DEVICE_STATE_BYTES);
     bytes = yield* grow(cursor, start, bytes, length);
-    const { proper, other } = findEnds(bytes);
+    const { proper, other } = firstEnds(bytes);
     if (proper !== undefined) return tailAt(bytes, proper);
     if (length === available && isWholeDeviceState(bytes)) return { deviceState: bytes, vmdesc: undefined };
     const isAll = length === available || length === MAX_DEVICE_STATE_BYTES;
@@ -91,6 +96,20 @@ function* readToFirstEnd(cursor: Cursor, start: number): Reading<Tail> {
     if (length === available) throw noEnd(cursor.fileLength);
     if (isAll) throw invalid('No end of the device state within 1 GiB', start, 'device state');
   }
+}
+
+/** The device state up to its only end. */
+function* readToOnlyEnd(cursor: Cursor, start: number): Reading<Tail> {
+  const bytes = yield* cursor.readAt(start, Math.min(cursor.fileLength - start, MAX_DEVICE_STATE_BYTES));
+  const [eof, another] = findEnds(bytes);
+  if (eof === undefined) throw noEnd(cursor.fileLength);
+  if (another !== undefined) {
+    const message =
+      'The device holds more than one possible end of the image, perhaps that of an earlier one: ' +
+      'discard it (blkdiscard) before the image is copied there, or let mapram save to it';
+    throw invalid(message, start, 'device state');
+  }
+  return tailAt(bytes, eof);
 }
 
 /** Refuses a device state that begins with anything but EOF or a full section with a printable name. */
@@ -134,20 +153,26 @@ interface Ends {
   other: number | undefined;
 }
 
-function findEnds(bytes: Uint8Array): Ends {
+function firstEnds(bytes: Uint8Array): Ends {
   const stateEnd = endOfFirstRunState(bytes) ?? Number.POSITIVE_INFINITY;
   let other: number | undefined;
+  for (const eof of findEnds(bytes)) {
+    if (eof === 0 || eof >= stateEnd) return { proper: eof, other: undefined };
+    other ??= eof;
+  }
+  return { proper: undefined, other };
+}
+
+/** Offsets of all EOF bytes that a whole description follows. */
+function* findEnds(bytes: Uint8Array): Generator<number, void, undefined> {
   for (
     let brace = bytes.indexOf(OPENING_BRACE, VMDESC_HEADER_BYTES);
     brace >= 0;
     brace = bytes.indexOf(OPENING_BRACE, brace + 1)
   ) {
     const eof = brace - VMDESC_HEADER_BYTES;
-    if (endOfVmdesc(bytes, eof) === undefined) continue;
-    if (eof === 0 || eof >= stateEnd) return { proper: eof, other: undefined };
-    other ??= eof;
+    if (endOfVmdesc(bytes, eof) !== undefined) yield eof;
   }
-  return { proper: undefined, other };
 }
 
 /** Where the description behind the EOF byte at `eof` ends; undefined if device sections do not end there, or no whole one follows. */

@@ -18,16 +18,21 @@ import type { Image, ImageBlock, ReadRequest } from './types.ts';
  *
  * @param fileLength bytes in the file.
  * @param base where the stream begins in the file.
+ * @param isDevice whether the file is a block device, whose end says nothing about the image's.
  * @throws MapramError E_IMAGE_INVALID with the offset and the name of the field that is wrong.
  */
-export function* readImage(fileLength: number, base = 0): Generator<ReadRequest, Image, Uint8Array> {
+export function* readImage(
+  fileLength: number,
+  base = 0,
+  isDevice = false,
+): Generator<ReadRequest, Image, Uint8Array> {
   if (!Number.isSafeInteger(base) || base < 0 || base >= fileLength) {
     throw invalid(`There is no image at ${base}: the file has ${fileLength} bytes`, base, 'base');
   }
   const cursor = new Cursor(fileLength, base);
   const configuration = yield* readHead(cursor);
   const ram = yield* readRam(cursor, base, configuration);
-  const { deviceState, vmdesc } = yield* readRest(cursor, ram);
+  const { deviceState, vmdesc } = yield* readRest(cursor, ram, isDevice);
   const end = cursor.position;
   checkAreas(base, ram.blocks, { start: ram.tailOffset, end });
   return {
@@ -45,10 +50,10 @@ export function* readImage(fileLength: number, base = 0): Generator<ReadRequest,
 }
 
 /** QEMU writes bitmaps last, so that a stream without an end and with no page marked is what an interrupted save leaves. */
-function* readRest(cursor: Cursor, ram: RamSection): Reading<Tail> {
+function* readRest(cursor: Cursor, ram: RamSection, isDevice: boolean): Reading<Tail> {
   try {
     yield* readRamSections(cursor, ram.id);
-    return yield* readDeviceState(cursor);
+    return yield* readDeviceState(cursor, isDevice);
   } catch (error) {
     const nothingSaved = ram.blocks.every(({ setPages }) => setPages === 0);
     if (!(error instanceof MapramError && nothingSaved)) throw error;

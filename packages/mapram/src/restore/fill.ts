@@ -2,7 +2,7 @@ import { loadIncoming, withSettings } from '../guest/incoming.ts';
 import { dataExtents, encodeRamlessStream, type Image, patchRunState } from '../image/index.ts';
 import type { OpenImage } from '../image-file.ts';
 import type { JobContext } from '../job.ts';
-import { closeFd, type GuestMemory, openForReading, type RestoreSource, restoreMemory } from '../native.ts';
+import { closeFd, type GuestMemory, type RestoreSource, reopenForReading, restoreMemory } from '../native.ts';
 import type { Transfer } from '../options.ts';
 import { planTransfer, type TransferPlan } from '../plan/index.ts';
 import type { Restoring } from './restoring.ts';
@@ -48,7 +48,7 @@ export async function fillGuest(restoring: Restoring, memory: GuestMemory): Prom
  * @param begin called right before the first write.
  */
 export async function fillMemory(
-  { fd, image }: OpenImage,
+  { fd, path, image }: OpenImage,
   memory: GuestMemory,
   how: Transfer,
   job: JobContext,
@@ -57,7 +57,7 @@ export async function fillMemory(
   const plan = planRestore(image, how);
   const threads = await threadsToFill(memory, plan.dataBytes, how);
   // Reopened by its descriptor, so that it is the file that was checked whatever stands under its name by now.
-  const imageFd = openForReading(`/proc/self/fd/${fd}`, how.direct);
+  const imageFd = await reopenForReading(fd, path, how.direct);
   try {
     const source = { imageFd, ...imagePages(image), channels: plan.channels };
     job.enter('transfer', plan.dataBytes);

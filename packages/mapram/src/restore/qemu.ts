@@ -3,7 +3,8 @@ import { loadIncoming, type MigrationSettings, type WaitingGuest, withSettings }
 import type { GuestLink } from '../guest/link.ts';
 import { listProperties } from '../guest/queries.ts';
 import { type Image, PAGE_BYTES } from '../image/index.ts';
-import { clearMemory, closeFd, type GuestMemory, openForReading } from '../native.ts';
+import type { OpenImage } from '../image-file.ts';
+import { clearMemory, closeFd, type GuestMemory, reopenForReading } from '../native.ts';
 import type { Restoring } from './restoring.ts';
 import type { RunStatePlan } from './run-state.ts';
 
@@ -52,7 +53,7 @@ export async function loadByQemu(restoring: Restoring, memory: GuestMemory | Map
       job.enter('transfer', dataPages * PAGE_BYTES);
       await loadIncoming(monitor, `file:${path},offset=${image.base}`, commandOptions);
     });
-  await withImageFds(opened.fd, how.direct, (fds) => handover.lend(fds, load, commandOptions));
+  await withImageFds(opened, how.direct, (fds) => handover.lend(fds, load, commandOptions));
 }
 
 function loaderSettings({ how }: Restoring): MigrationSettings {
@@ -67,12 +68,15 @@ function loaderSettings({ how }: Restoring): MigrationSettings {
 }
 
 /** QEMU reads headers through one descriptor and pages through another, which must have been opened apart. */
-async function withImageFds<T>(fd: number, direct: boolean, use: (fds: number[]) => Promise<T>): Promise<T> {
+async function withImageFds<T>(
+  { fd, path }: OpenImage,
+  direct: boolean,
+  use: (fds: number[]) => Promise<T>,
+): Promise<T> {
   // Reopened by its descriptor, so that it is the file that was checked whatever stands under its name by now.
-  const path = `/proc/self/fd/${fd}`;
-  const forHeaders = openForReading(path, false);
+  const forHeaders = await reopenForReading(fd, path, false);
   try {
-    const forPages = openForReading(path, direct);
+    const forPages = await reopenForReading(fd, path, direct);
     try {
       return await use([forHeaders, forPages]);
     } finally {

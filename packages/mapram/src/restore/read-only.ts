@@ -1,7 +1,7 @@
 import { MapramError } from '../errors.ts';
 import type { OpenImage } from '../image-file.ts';
 import type { JobContext } from '../job.ts';
-import { closeFd, compareMemory, type GuestMemory, openForReading } from '../native.ts';
+import { closeFd, compareMemory, type GuestMemory, reopenForReading } from '../native.ts';
 import type { Transfer } from '../options.ts';
 import { imagePages } from './fill.ts';
 
@@ -12,7 +12,7 @@ import { imagePages } from './fill.ts';
  * @throws {MapramError} E_GUEST_MISMATCH naming block and file; E_GUEST_UNSUPPORTED if QEMU's own loader would write to it.
  */
 export async function requireEqualReadOnlyMemory(
-  { fd, image }: OpenImage,
+  { fd, path: imagePath, image }: OpenImage,
   memory: GuestMemory,
   method: 'fill' | 'qemu',
   how: Transfer,
@@ -27,7 +27,7 @@ export async function requireEqualReadOnlyMemory(
     throw new MapramError('E_GUEST_UNSUPPORTED', reason, { path: stored.path });
   }
   // Reopened by its descriptor, so that it is the file that was checked whatever stands under its name by now.
-  const imageFd = openForReading(`/proc/self/fd/${fd}`, how.direct);
+  const imageFd = await reopenForReading(fd, imagePath, how.direct);
   try {
     const { difference } = await job.run(
       compareMemory({ imageFd, ...imagePages(image) }, memory, how.engine, how),

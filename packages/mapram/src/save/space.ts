@@ -1,8 +1,10 @@
 import { dirname } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import { RECORD_BYTES } from '../device-record.ts';
 import { MapramError } from '../errors.ts';
-import { bitmapBytes, PAGE_BYTES } from '../image/index.ts';
+import { bitmapBytes, layoutImage, PAGE_BYTES } from '../image/index.ts';
 import type { JobContext } from '../job.ts';
-import { freeBytes, measureMemory } from '../native.ts';
+import { freeBytes, type ImageFile, measureMemory } from '../native.ts';
 import type { Transfer } from '../options.ts';
 import { bytesIn, planTransfer } from '../plan/index.ts';
 import type { SourceMemory } from './write-image.ts';
@@ -11,6 +13,9 @@ import type { SourceMemory } from './write-image.ts';
 const JOINED_HOLE_BYTES: number = 16 * PAGE_BYTES;
 /** More than the state of a guest's devices takes; it is not known before the guest is stopped. */
 const DEVICE_STATE_BYTES: number = 4 * 1024 * 1024;
+/** A file system that gives back the space of removed files is waited for until it has given none for so long. */
+const STANDSTILL_MS = 1_500;
+const LOOK_AGAIN_MS = 100;
 
 /**
  * Bytes that an image may take on the disk: no less than it will, unless the guest goes on to fill memory.
@@ -25,30 +30,67 @@ export function spaceBound(
   return extents.reduce((sum, list) => sum + joinedBytes(list), metadataBytes(blocks));
 }
 
+/** Where an image is to go. */
+export interface Target {
+  /** The path as the caller gave it. */
+  image: string;
+  /** What was created there. */
+  file: ImageFile;
+  /** The machine type that the image will name. */
+  machine: string;
+}
+
 /**
- * Refuses an image that the target's file system has no room for. Memory that was never touched needs none. Touched pages are
- * read only if they could be too many, for they may hold zeros; a running guest may still come to need more.
+ * Refuses an image that its target has no room for. On a file system, memory that was never touched needs none. Touched pages are
+ * read only if they could be too many, for they may hold zeros; a running guest may still come to need more. A device has to hold
+ * all of the guest's memory.
  *
  * @returns bytes that were touched.
  * @throws {MapramError} E_NO_SPACE
  */
 export async function requireSpace(
-  path: string,
+  { image, file, machine }: Target,
   { blocks, memory }: SourceMemory,
   how: Transfer,
   job: JobContext,
 ): Promise<number> {
-  const free = freeBytes(dirname(path));
   const extents = await memory.scan();
   const touched = bytesIn(extents);
-  if (spaceBound(blocks, extents) <= free) return touched;
+  if (file.deviceBytes !== undefined) {
+    const needed = layoutImage({ machine, blocks }).tailOffset + DEVICE_STATE_BYTES + RECORD_BYTES;
+    if (needed > file.deviceBytes) throw noSpace(image, needed, `the device has ${file.deviceBytes}`);
+    return touched;
+  }
+  const directory = dirname(image);
+  if (spaceBound(blocks, extents) <= (await freeBytes(directory))) return touched;
   const lengths = blocks.map(({ usedLength }) => ({ length: usedLength }));
   const { channels } = planTransfer({ ...how, blocks: lengths, extents });
   const measured = await job.run(measureMemory(memory, channels, how));
   const needed = measured.transferredBytes + metadataBytes(blocks);
-  if (needed <= free) return touched;
-  const message = `The image needs up to ${needed} bytes, and its file system has ${free} left`;
-  throw new MapramError('E_NO_SPACE', message, { path });
+  const free = await freeBytesInTime(directory, needed, job.signal);
+  if (needed > free) throw noSpace(image, needed, `its file system has ${free} left`);
+  return touched;
+}
+
+/**
+ * Bytes that can be written to the file system of `directory`: as many as are needed, or as many as there are in the end. XFS, for
+ * one, frees the blocks of a removed file in its own time, which for a scattered one takes seconds.
+ */
+async function freeBytesInTime(directory: string, needed: number, signal: AbortSignal): Promise<number> {
+  let most = await freeBytes(directory);
+  let grewAt = performance.now();
+  while (most < needed && performance.now() - grewAt < STANDSTILL_MS) {
+    await delay(LOOK_AGAIN_MS);
+    signal.throwIfAborted();
+    const free = await freeBytes(directory, true);
+    if (free > most) grewAt = performance.now();
+    most = Math.max(most, free);
+  }
+  return most;
+}
+
+function noSpace(path: string, needed: number, there: string): MapramError {
+  return new MapramError('E_NO_SPACE', `The image needs up to ${needed} bytes, and ${there}`, { path });
 }
 
 /** Bytes of everything but pages. Headers and bitmaps stand alone among holes, so each takes one more page of the file. */

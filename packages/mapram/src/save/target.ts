@@ -7,6 +7,8 @@ import type { MemorySave } from '../options.ts';
 interface FileId {
   dev: bigint;
   ino: bigint;
+  rdev: bigint;
+  isBlockDevice(): boolean;
 }
 
 /** Where a range of a process's memory lies. */
@@ -18,7 +20,7 @@ interface Range {
 const BIG = { bigint: true } as const;
 
 /**
- * Refuses to replace, by force, a file that holds the memory to be saved.
+ * Refuses to replace, by force, a file that holds the memory to be saved, or to write to a device that does.
  *
  * @throws {MapramError} E_USAGE
  */
@@ -50,8 +52,13 @@ export async function requireTargetApartFromGuest(
   if (target !== undefined) await requireUnmapped(image, target, pid, blocks);
 }
 
-/** The file that the image replaces, if there is one. A symbolic link is replaced itself, and what it leads to stays. */
+/**
+ * The file that the image replaces, if there is one. A symbolic link is replaced itself, and what it leads to stays, unless that
+ * is a block device.
+ */
 async function replacedFile(image: string, force: boolean): Promise<FileId | undefined> {
+  const found = await stat(image, BIG).catch(() => undefined);
+  if (found?.isBlockDevice()) return found;
   return force ? lstat(image, BIG).catch(() => undefined) : undefined;
 }
 
@@ -89,7 +96,10 @@ function statOf(fd: number): FileId | undefined {
 }
 
 function isSame(target: FileId, other: FileId | undefined): boolean {
-  return other !== undefined && target.dev === other.dev && target.ino === other.ino;
+  if (other === undefined) return false;
+  // One device may have many nodes.
+  if (target.isBlockDevice()) return other.isBlockDevice() && target.rdev === other.rdev;
+  return target.dev === other.dev && target.ino === other.ino;
 }
 
 function clash(image: string): MapramError {

@@ -1,3 +1,4 @@
+import { encodeRecord } from '../device-record.ts';
 import { type BlockSize, encodeImage, type Layout, layoutImage } from '../image/index.ts';
 import type { JobContext } from '../job.ts';
 import type { GuestMemory, ImageFile } from '../native.ts';
@@ -22,7 +23,7 @@ export interface SourceMemory {
 
 /**
  * Gives the empty file the length that the image will have up to its device state, so that a limit on the length of files shows
- * while the guest still runs. It takes no space.
+ * while the guest still runs. It takes no space. On a device, what it held is overwritten here.
  *
  * @throws {MapramError} E_NO_SPACE
  */
@@ -64,6 +65,8 @@ export async function finishImage(
   job: JobContext,
 ): Promise<void> {
   job.enter('finish');
-  const { parts, length } = encodeImage({ layout, bitmaps, deviceState });
-  await job.run(file.finish(parts, length));
+  const image = encodeImage({ layout, bitmaps, deviceState });
+  const { deviceBytes } = file;
+  const record = deviceBytes === undefined ? [] : [encodeRecord(image, deviceBytes)];
+  await job.run(file.finish([...image.parts, ...record], image.length));
 }

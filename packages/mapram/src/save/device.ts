@@ -1,0 +1,37 @@
+import { execFile } from 'node:child_process';
+import { stat } from 'node:fs/promises';
+import { MapramError } from '../errors.ts';
+
+/** What blkid(8) exits with where it finds nothing that it knows. */
+const BLKID_FOUND_NOTHING = 2;
+/** blkid is among root's programs, which are not on every user's PATH. */
+const PATH = `${process.env['PATH'] ?? ''}:/usr/sbin:/sbin`;
+
+/**
+ * Refuses a block device that holds something, such as a file system or a partition table. That of which only its users know is not
+ * found: a guest's raw data, say. Images are found by whoever opens the device.
+ *
+ * @throws {MapramError} E_TARGET_EXISTS
+ */
+export async function requireBlankDevice(image: string): Promise<void> {
+  const found = await stat(image).catch(() => undefined);
+  if (found === undefined || !found.isBlockDevice()) return;
+  const content = await probe(image);
+  if (content === undefined) return;
+  const message = `${image} ${content}; use --force to overwrite it`;
+  throw new MapramError('E_TARGET_EXISTS', message, { path: image });
+}
+
+/** What the device holds, as far as blkid can tell by looking at the device itself. */
+function probe(device: string): Promise<string | undefined> {
+  const words = ['--probe', '--output', 'export', '--', device];
+  return new Promise((resolve) => {
+    execFile('blkid', words, { env: { ...process.env, PATH } }, (error, stdout) => {
+      if (error?.code === BLKID_FOUND_NOTHING) return resolve(undefined);
+      if (typeof error?.code === 'string')
+        return resolve('may hold anything: blkid, of util-linux, is missing');
+      const type = /^(?:PT)?TYPE=(.*)$/m.exec(stdout)?.[1];
+      resolve(type === undefined ? 'holds something that blkid cannot name' : `holds something: ${type}`);
+    });
+  });
+}

@@ -1,0 +1,280 @@
+import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
+import {
+  closeSync,
+  existsSync,
+  mkdirSync,
+  openSync,
+  readlinkSync,
+  readSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { beforeEach, describe, expect, test } from 'vitest';
+import type { Cleanup } from './support/cleanup.ts';
+import { failWith, run, succeed } from './support/cli.ts';
+import { imageOn, loopDevice, needLoopDevices } from './support/device.ts';
+import { pausedGuest, SMALL, testCleanup, waitingQemu } from './support/fixtures.ts';
+import { expectSameRam } from './support/oracle.ts';
+import { diskDirectory, ROOT } from './support/paths.ts';
+import { Qemu } from './support/qemu.ts';
+import { stockLoad, stockSave } from './support/stock.ts';
+
+// Block devices as the target and the source of an image: nothing there is created, renamed or truncated, and what is not a whole
+// image never looks like one.
+
+beforeEach(needLoopDevices);
+
+/** Larger than the small guest's image. */
+const ROOMY = 128;
+
+const save = (qemu: Qemu, ...words: string[]): string[] => ['save', '--qmp', qemu.socket, ...words];
+
+describe('an image on a block device', () => {
+  test('is loaded by stock QEMU and by both methods of restore', async () => {
+    const cleanup = testCleanup();
+    const source = await pausedGuest(cleanup);
+    const device = loopDevice(cleanup, ROOMY);
+    const before = statSync(device);
+    await succeed(save(source, device));
+    const after = statSync(device);
+    expect([after.ino, after.rdev, after.isBlockDevice()]).toEqual([before.ino, before.rdev, true]);
+    const copy = await imageOn(device, cleanup);
+    await expectSameRam(source, copy, { canonical: true });
+    for (const multifd of [false, true]) {
+      const stock = await waitingQemu(cleanup);
+      await stockLoad(stock, device, { multifd, directIo: multifd });
+      await expectSameRam(stock, copy);
+    }
+    for (const method of ['fill', 'qemu']) {
+      const restored = await waitingQemu(cleanup);
+      await succeed(['restore', '--qmp', restored.socket, '--method', method, device]);
+      await expectSameRam(restored, copy);
+    }
+  });
+
+  test('of 4 KiB sectors, and without direct I/O', async () => {
+    const cleanup = testCleanup();
+    const source = await pausedGuest(cleanup);
+    const device = loopDevice(cleanup, ROOMY, 4096);
+    await succeed(save(source, device));
+    await expectSameRam(source, await imageOn(device, cleanup), { canonical: true });
+    await succeed(save(source, '--force', '--no-direct', device));
+    await expectSameRam(source, await imageOn(device, cleanup));
+  });
+
+  test('is reached by a symlink such as LVM makes, which stays', async () => {
+    const cleanup = testCleanup();
+    const source = await pausedGuest(cleanup);
+    const device = loopDevice(cleanup, ROOMY);
+    const link = join(diskDirectory(cleanup), 'lv');
+    symlinkSync(device, link);
+    await succeed(save(source, '--force', link));
+    expect(readlinkSync(link)).toBe(device);
+    await expectSameRam(source, await imageOn(link, cleanup));
+  });
+
+  test('that dd put there is found by its description, whatever record an earlier one left', async () => {
+    const cleanup = testCleanup();
+    const source = await pausedGuest(cleanup);
+    const device = loopDevice(cleanup, ROOMY);
+    // Its record stays behind on the device, and is not the next image's.
+    await succeed(save(source, device));
+    const other = await pausedGuest(cleanup, { extra: ['-device', 'virtio-rng-pci'] });
+    const file = join(diskDirectory(cleanup), 'image');
+    await succeed(save(other, file));
+    execFileSync('dd', [`if=${file}`, `of=${device}`, 'bs=1M', 'conv=notrunc', 'status=none']);
+    const { imageBytes } = await succeed(['inspect', file]);
+    expect(await succeed(['inspect', device])).toMatchObject({ imageBytes });
+    await expectSameRam(other, await imageOn(device, cleanup));
+    // QEMU itself cannot save to a device: it would truncate it.
+    const stock = join(diskDirectory(cleanup), 'stock');
+    await stockSave(source, stock);
+    execFileSync('blkdiscard', ['--force', device], { stdio: 'pipe' });
+    execFileSync('dd', [`if=${stock}`, `of=${device}`, 'bs=1M', 'conv=notrunc', 'status=none']);
+    await expectSameRam(source, await imageOn(device, cleanup));
+  });
+
+  test('whose end could be one that a guest planted is refused', async () => {
+    const cleanup = testCleanup();
+    const source = await pausedGuest(cleanup);
+    const device = loopDevice(cleanup, ROOMY);
+    const file = join(diskDirectory(cleanup), 'image');
+    await succeed(save(source, file));
+    const { imageBytes } = await succeed(['inspect', file]);
+    execFileSync('dd', [`if=${file}`, `of=${device}`, 'bs=1M', 'conv=notrunc', 'status=none']);
+    const description = '{"devices":[]}';
+    const end = Buffer.from(
+      `\x7e\0\0\0\x01\0\x06\0\0\0${String.fromCharCode(description.length)}${description}`,
+    );
+    const disk = openSync(device, 'r+');
+    writeSync(disk, end, 0, end.length, Number(imageBytes) + 5000);
+    closeSync(disk);
+    await failWith(3, 'E_IMAGE_INVALID', ['inspect', device]);
+  });
+});
+
+describe('a device is refused, and what it holds is left alone', () => {
+  const start = (device: string): Buffer => {
+    const bytes = Buffer.alloc(1 << 20);
+    const disk = openSync(device, 'r');
+    readSync(disk, bytes, 0, bytes.length, 0);
+    closeSync(disk);
+    return bytes;
+  };
+
+  test('that holds a file system, swap or an image, without --force', async () => {
+    const cleanup = testCleanup();
+    const source = await pausedGuest(cleanup);
+    const device = loopDevice(cleanup, ROOMY);
+    const fillings = [
+      () => execFileSync('mkfs.ext4', ['-q', '-F', device]),
+      () => execFileSync('mkswap', ['--force', device], { stdio: 'pipe' }),
+      () => run(save(source, '--force', device)),
+    ];
+    for (const fill of fillings) {
+      await fill();
+      const before = start(device);
+      const failure = await failWith(1, 'E_TARGET_EXISTS', save(source, device));
+      expect(failure).toMatchObject({ guestState: 'untouched', error: { path: device } });
+      expect(start(device).equals(before)).toBe(true);
+    }
+  });
+
+  test('that is mounted, or the disk of a guest, --force or not', async () => {
+    const cleanup = testCleanup();
+    const source = await pausedGuest(cleanup);
+    const device = loopDevice(cleanup, ROOMY);
+    execFileSync('mkfs.ext4', ['-q', device]);
+    const directory = join(diskDirectory(cleanup), 'mount');
+    mkdirSync(directory);
+    execFileSync('mount', [device, directory]);
+    const mounted = await run([...save(source, '--force', '--json', device)]);
+    execFileSync('umount', [directory]);
+    expect(JSON.parse(mounted.stdout)).toMatchObject({ error: { code: 'E_TARGET_BUSY' } });
+
+    const disk = [
+      '-blockdev',
+      `driver=host_device,node-name=d,filename=${device}`,
+      '-device',
+      'virtio-blk-pci,drive=d',
+    ];
+    await Qemu.start({ ...SMALL, extra: disk }, cleanup);
+    const before = start(device);
+    await failWith(1, 'E_TARGET_BUSY', save(source, '--force', device));
+    expect(start(device).equals(before)).toBe(true);
+  });
+
+  test('that is too small, before the guest is stopped', async () => {
+    const cleanup = testCleanup();
+    const source = await Qemu.start(SMALL, cleanup);
+    const device = loopDevice(cleanup, 32);
+    execFileSync('mkfs.ext4', ['-q', device]);
+    const before = start(device);
+    const seen = source.qmp.events.length;
+    await failWith(1, 'E_NO_SPACE', save(source, '--force', device));
+    expect(source.qmp.events.slice(seen).map(({ event }) => event)).not.toContain('STOP');
+    expect(start(device).equals(before)).toBe(true);
+  });
+
+  test('that is no device but a misspelt name among them', async () => {
+    const cleanup = testCleanup();
+    const source = await pausedGuest(cleanup);
+    const failure = await failWith(2, 'E_USAGE', save(source, '--force', '/dev/mapram-no-such-device'));
+    expect(failure.guestState).toBe('untouched');
+    expect(existsSync('/dev/mapram-no-such-device')).toBe(false);
+    expect(existsSync('/dev/mapram-no-such-device.partial')).toBe(false);
+  });
+});
+
+describe('a save that is killed', () => {
+  const KILLS = 200;
+  const LANES = 2;
+  const BYTES = 8 << 20;
+
+  /** Runs the library in a process of its own: waits for a line, saves the memory in a file, and says that it is done. */
+  const SAVE = `
+    import { readSync } from 'node:fs';
+    import { save } from 'mapram';
+    const [image, file, length] = process.argv.slice(1);
+    readSync(0, Buffer.alloc(1));
+    const memory = [{ name: 'ram', file, length: Number(length) }];
+    await save({ memory, machine: 'm', image, force: true });
+    console.log('done');`;
+  /** Says for each line what the device looks like: an error's code, or else the one byte that all of its memory consists of. */
+  const LOOK = `
+    import { readFileSync } from 'node:fs';
+    import { createInterface } from 'node:readline';
+    import { restore } from 'mapram';
+    const [image, file, length] = process.argv.slice(1);
+    const memory = [{ name: 'ram', file, length: Number(length) }];
+    for await (const _ of createInterface({ input: process.stdin })) {
+      const error = await restore({ memory, image }).then(() => undefined, (error) => error);
+      const bytes = readFileSync(file);
+      const isOne = bytes.equals(Buffer.alloc(bytes.length, bytes[0]));
+      console.log(error ? error.code : isOne ? bytes[0] : 'mixed');
+    }`;
+
+  function script(cleanup: Cleanup, text: string, ...words: string[]): ChildProcess {
+    const command = ['--input-type=module', '--eval', text, '--', ...words];
+    const child = spawn(process.execPath, command, { cwd: ROOT, stdio: ['pipe', 'pipe', 'inherit'] });
+    cleanup.add(() => void child.kill('SIGKILL'));
+    return child;
+  }
+
+  async function answer(child: ChildProcess): Promise<string> {
+    const answered = new Promise((resolve) => child.stdout?.once('data', resolve));
+    child.stdin?.write('\n');
+    return String(await answered).trim();
+  }
+
+  /** Kills saves to one device and counts what they left. */
+  async function lane(cleanup: Cleanup, kills: number): Promise<Record<string, number>> {
+    const device = loopDevice(cleanup, 32);
+    const directory = diskDirectory(cleanup);
+    const [memory, target] = [join(directory, 'memory'), join(directory, 'target')];
+    writeFileSync(memory, Buffer.alloc(BYTES, 255));
+    writeFileSync(target, Buffer.alloc(BYTES));
+    const saver = (): ChildProcess => script(cleanup, SAVE, device, memory, String(BYTES));
+    const looker = script(cleanup, LOOK, device, target, String(BYTES));
+    // Node takes longer to start than the save takes: the next ones start meanwhile.
+    const ready = [saver(), saver(), saver()];
+    await answer(ready.shift() as ChildProcess);
+    let milliseconds = 50;
+    let before = 255;
+    const counts: Record<string, number> = {};
+    for (let round = 1; round <= kills; round++) {
+      const byte = 1 + (round % 250);
+      writeFileSync(memory, Buffer.alloc(BYTES, byte));
+      ready.push(saver());
+      const child = ready.shift() as ChildProcess;
+      const ended = new Promise((resolve) => child.once('close', resolve));
+      void answer(child);
+      await sleep(Math.random() * milliseconds);
+      child.kill('SIGKILL');
+      await ended;
+      const found = await answer(looker);
+      const outcome = found === String(before) ? 'before' : found === String(byte) ? 'whole' : found;
+      expect(['E_IMAGE_INVALID', 'before', 'whole']).toContain(outcome);
+      if (outcome === 'whole') before = byte;
+      if (outcome === 'E_IMAGE_INVALID') before = -1;
+      counts[outcome] = (counts[outcome] ?? 0) + 1;
+      // Most kills shall hit the middle, however busy the machine is.
+      milliseconds *= outcome === 'whole' ? 0.95 : 1.03;
+    }
+    return counts;
+  }
+
+  test(`at ${KILLS} random moments leaves a whole image or none`, { timeout: 300_000 }, async () => {
+    const cleanup = testCleanup();
+    const lanes = Array.from({ length: LANES }, () => lane(cleanup, KILLS / LANES));
+    const counts = await Promise.all(lanes);
+    console.log('killed saves left', ...counts);
+    for (const outcome of ['E_IMAGE_INVALID', 'whole']) {
+      expect(counts.reduce((sum, count) => sum + (count[outcome] ?? 0), 0)).toBeGreaterThan(10);
+    }
+  });
+});
