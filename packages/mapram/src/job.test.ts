@@ -1,5 +1,5 @@
 import { setTimeout as delay } from 'node:timers/promises';
-import { describe, expect, it } from 'vitest';
+import { describe, expect, it, vi } from 'vitest';
 import { MapramError } from './errors.ts';
 import { JobContext, startJob } from './job.ts';
 import { Job } from './native.ts';
@@ -111,6 +111,30 @@ describe('JobContext.run', () => {
     end();
     controller.abort();
     expect(await run).toMatchObject({ transferredBytes: 7 });
+  });
+
+  it('tells at once that work has failed, before it has drained, and names storage that does not answer', async () => {
+    vi.useFakeTimers();
+    const { work, seen, end } = fakeWork();
+    const context = new JobContext();
+    context.onFailing = vi.fn();
+    const run = context.run(work);
+    await vi.advanceTimersByTimeAsync(60_000);
+    expect(context.onFailing).not.toHaveBeenCalled();
+    seen.stopping = true;
+    await vi.advanceTimersByTimeAsync(200);
+    expect(context.onFailing).toHaveBeenCalled();
+    seen.completions += 1;
+    await vi.advanceTimersByTimeAsync(9_000);
+    expect(context.progress().notice).toBeUndefined();
+    await vi.advanceTimersByTimeAsync(2_000);
+    expect(context.progress().notice).toContain('does not answer');
+    seen.completions += 1;
+    await vi.advanceTimersByTimeAsync(200);
+    expect(context.progress().notice).toBeUndefined();
+    end(new MapramError('E_IO', 'broken'));
+    await expect(run).rejects.toMatchObject({ code: 'E_IO' });
+    vi.useRealTimers();
   });
 
   it('passes failures on', async () => {

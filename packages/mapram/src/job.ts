@@ -42,6 +42,7 @@ export class JobContext implements OwningJob {
   onFailing: (() => void) | undefined;
   notice: string | undefined;
   silence: string | undefined;
+  writingSince: number | undefined;
   #progress: Progress = { phase: 'prepare', bytesDone: 0, bytesTotal: 0 };
   #counting: NativeJob | undefined;
   readonly #cpuAtStart = process.cpuUsage();
@@ -122,6 +123,8 @@ export class JobContext implements OwningJob {
       return await work.run();
     } finally {
       clearInterval(timer);
+      const { writingMs } = work.progress();
+      if (writingMs !== undefined) this.writingSince ??= performance.now() - writingMs;
       this.notice = before;
     }
   }

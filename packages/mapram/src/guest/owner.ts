@@ -23,6 +23,8 @@ export interface OwningJob {
   guestState: GuestState | undefined;
   /** Called when work of the addon has failed, though it may take long to end. */
   onFailing: (() => void) | undefined;
+  /** When work of the addon first wrote to the guest's memory, by `performance.now()`, once it has ended. */
+  readonly writingSince: number | undefined;
   /** Something that users should know, for which no error has a place. */
   notice: string | undefined;
   /** That QEMU keeps a command waiting, while it does. */
@@ -155,10 +157,10 @@ export class GuestOwner {
     return 'running';
   }
 
-  /** To be called right before the first write: from then on QEMU cannot be used for anything else. */
+  /** To be called right before QEMU itself loads anything: from then on it cannot be used for anything else. */
   begin(): void {
     this.#stage = 'begun';
-    this.#since ??= performance.now();
+    this.#since = this.#job.writingSince ?? performance.now();
   }
 
   /** After the guest was restored, and stands still: lets it run if it shall, which is not cancelled any more. */
@@ -173,6 +175,7 @@ export class GuestOwner {
    * returned as it is, for it is the caller's.
    */
   async explain(error: unknown): Promise<unknown> {
+    if (this.#stage === 'untouched' && this.#job.writingSince !== undefined) this.begin();
     const failure = this.#mustPutBack ? await this.#resume().then(nothing, messageOf) : undefined;
     const state = await this.#stateAfter(error);
     this.#job.guestState = state;

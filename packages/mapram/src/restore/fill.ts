@@ -35,24 +35,20 @@ export async function fillGuest(restoring: Restoring, memory: GuestMemory): Prom
   // QEMU has the stream in its hands before anything is written: whether it can read it shows by then.
   const fill = (path: string): Promise<void> =>
     withSettings(monitor, waiting, PLAIN_STREAM, commandOptions, async () => {
-      await fillMemory(opened, memory, how, job, () => owner.begin());
+      await fillMemory(opened, memory, how, job);
       job.enter('finish');
+      owner.begin();
       await loadIncoming(monitor, `file:${path}`, commandOptions);
     });
   await handover.send(stream, fill, commandOptions);
 }
 
-/**
- * Makes the memory what the image says: its pages in place, all others zero.
- *
- * @param begin called right before the first write.
- */
+/** Makes the memory what the image says: its pages in place, all others zero. */
 export async function fillMemory(
   { fd, path, image }: OpenImage,
   memory: GuestMemory,
   how: Transfer,
   job: JobContext,
-  begin: () => void,
 ): Promise<void> {
   const plan = planRestore(image, how);
   const threads = await threadsToFill(memory, plan.dataBytes, how);
@@ -61,7 +57,6 @@ export async function fillMemory(
   try {
     const source = { imageFd, ...imagePages(image), channels: plan.channels };
     job.enter('transfer', plan.dataBytes);
-    begin();
     await job.transfer(restoreMemory(source, memory, how.engine, { ...how, threads }));
   } finally {
     closeFd(imageFd);

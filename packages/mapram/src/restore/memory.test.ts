@@ -15,8 +15,8 @@ const settings = { memory: [{ name: 'a', length: 4096 }] } as unknown as MemoryR
 
 /** A restore whose filling fails with `error`, before or after its first write. */
 function failing(error: unknown, hasBegun: boolean, signal?: AbortSignal): Promise<unknown> {
-  vi.mocked(fillMemory).mockImplementation(async (_image, _memory, _how, _job, begin) => {
-    if (hasBegun) begin();
+  vi.mocked(fillMemory).mockImplementation(async (_image, _memory, _how, job) => {
+    if (hasBegun) job.writingSince = performance.now();
     throw error;
   });
   return restoreIntoMemory(opened, settings, {} as Transfer, new JobContext(signal));

@@ -20,21 +20,18 @@ export async function restoreIntoMemory(
     throw mismatch(`it is of a ${machine}, not of a ${settings.machine}`, 'machine');
   }
   const memory = GuestMemory.ofNamed(matchBlocks(opened, settings), true);
-  let since: number | undefined;
-  const noteStart = (): void => {
-    since = performance.now();
-  };
   try {
     await requireEqualReadOnlyMemory(opened, memory, 'fill', how, job);
-    await fillMemory(opened, memory, how, job, noteStart);
+    await fillMemory(opened, memory, how, job);
   } catch (error) {
     const isCancel = job.signal.aborted && error === job.signal.reason;
-    if (since === undefined || isCancel) throw error;
+    if (job.writingSince === undefined || isCancel) throw error;
     throw following('E_RESTORE_INCOMPLETE', 'The memory was restored in part only:', error);
   } finally {
     memory.close();
   }
-  const durationMs = performance.now() - (since ?? 0);
+  const now = performance.now();
+  const durationMs = now - (job.writingSince ?? now);
   const bitmaps = blocks.map(({ bitmap }) => bitmap);
   const facts = { ...how, image: opened.path, blocks, bitmaps, durationMs, pauseMs: 0 };
   return { ...transferReport(facts, job), machine, deviceState };

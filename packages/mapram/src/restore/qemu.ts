@@ -48,9 +48,9 @@ export async function loadByQemu(restoring: Restoring, memory: GuestMemory | Map
   const dataPages = image.blocks.reduce((sum, block) => sum + block.setPages, 0);
   const load = (path: string): Promise<void> =>
     withSettings(monitor, waiting, loaderSettings(restoring), commandOptions, async () => {
-      owner.begin();
       if (!(memory instanceof MapramError)) await job.run(clearMemory(memory, bitmaps, how.threads));
       job.enter('transfer', dataPages * PAGE_BYTES);
+      owner.begin();
       await loadIncoming(monitor, `file:${path},offset=${image.base}`, commandOptions);
     });
   await withImageFds(opened, how.direct, (fds) => handover.lend(fds, load, commandOptions));
