@@ -1,8 +1,18 @@
+import { spawn, spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { copyFileSync, existsSync, readFileSync, truncateSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
-import { describe, expect, it } from 'vitest';
+import {
+  copyFileSync,
+  existsSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
+import { basename, dirname, join } from 'node:path';
+import { describe, expect, it, onTestFinished, type TestContext } from 'vitest';
 import { MapramError } from './errors.ts';
+import type { Monitor } from './guest/monitor.ts';
 import { connect, interpose, type SmallQemu, startQemu, stateOf, tell } from './guest/qemu.fixture.ts';
 import type { GuestRestoreOptions } from './options.ts';
 import { restore } from './restore.ts';
@@ -42,6 +52,29 @@ function waiting(...extra: string[]): Promise<SmallQemu> {
 
 function restoreInto(qemu: SmallQemu, image: string, options: Partial<GuestRestoreOptions> = {}) {
   return restore({ guest: { qmp: qemu.socket }, image, ...options });
+}
+
+/** The files of a directory, seen through a file system in user space, whose server can be killed. */
+function fuseMount(context: TestContext, directory: string): { directory: string; kill(): Promise<void> } {
+  const mount = mkdtempSync('/var/tmp/mapram-unit-fuse-');
+  const server = spawn('unionfs', ['-f', `${directory}=RW`, mount], { stdio: 'ignore' });
+  server.once('error', () => {});
+  const exit = new Promise<void>((resolve) => server.once('close', () => resolve()));
+  const kill = async (): Promise<void> => {
+    server.kill('SIGKILL');
+    await exit;
+  };
+  onTestFinished(async () => {
+    await kill();
+    spawnSync('umount', ['--lazy', mount]);
+    rmSync(mount, { recursive: true, force: true });
+  });
+  const isMounted = (): boolean => readFileSync('/proc/self/mountinfo', 'utf8').includes(` ${mount} `);
+  for (let tries = 0; !isMounted(); tries += 1) {
+    if (tries === 200) context.skip('no file system can be mounted by unionfs (package unionfs-fuse) here');
+    spawnSync('sleep', ['0.01']);
+  }
+  return { directory: mount, kill };
 }
 
 async function settingsOf(qemu: SmallQemu): Promise<unknown> {
@@ -319,6 +352,46 @@ describe('restore that fails', () => {
     await expect(restore({ guest: { monitor }, image, method })).rejects.toMatchObject({
       code: 'E_RESTORE_INCOMPLETE',
       guestState: 'gone',
+    });
+  });
+
+  it.for(METHODS)(
+    'is not undone by a file system that dies when it is done, by %s',
+    async (method, context) => {
+      const { image, ram } = await savedImage();
+      const qemu = await waiting('-S');
+      const served = fuseMount(context, dirname(image));
+      const client = await connect(qemu);
+      const execute: Monitor['execute'] = async (command, ...rest) => {
+        const answer = await client.execute(command, ...rest);
+        // QEMU has loaded the image, whose descriptor is still open here: closing it fails.
+        if (command === 'query-migrate' && (answer as { status?: string }).status === 'completed')
+          await served.kill();
+        return answer;
+      };
+      const guest = { monitor: { events: client.events, execute } };
+      const path = join(served.directory, basename(image));
+      const report = await restore({ guest, image: path, method, direct: false, then: 'pause' });
+      expect(report).toMatchObject({ method, guestState: 'paused' });
+      expect(await ramOf(qemu)).toEqual(ram);
+    },
+  );
+
+  it('says that QEMU holds half a guest where the file system of the image dies', async (context) => {
+    const { image } = await savedImage();
+    const qemu = await waiting('-S');
+    const served = fuseMount(context, dirname(image));
+    const monitor = interpose(await connect(qemu), 'migrate-incoming', async () => {
+      await served.kill();
+      throw new MapramError('E_QMP', 'QEMU refused the QMP command migrate-incoming: no');
+    });
+    const path = join(served.directory, basename(image));
+    await expect(
+      restore({ guest: { monitor }, image: path, method: 'fill', direct: false }),
+    ).rejects.toMatchObject({
+      code: 'E_RESTORE_INCOMPLETE',
+      guestState: 'unusable',
+      message: expect.stringContaining('migrate-incoming: no'),
     });
   });
 

@@ -14,10 +14,9 @@ export async function holdsFile(pid: number, isWanted: (path: string) => Promise
 
 function refusal(pid: number, directory: string, cause: unknown): MapramError {
   const error = asMapramError(cause);
-  if (!['E_PERMISSION', 'E_NOT_FOUND'].includes(error.code)) return error;
-  // The files of a process that has ended and not been waited for are closed to others than root.
-  if (error.code === 'E_NOT_FOUND' || hasEnded(pid))
-    return new MapramError('E_GUEST_GONE', `QEMU's process ${pid} has ended`, { cause });
+  // The files of a process that has ended are not there, or closed to others than root until it was waited for.
+  if (hasEnded(pid)) return new MapramError('E_GUEST_GONE', `QEMU's process ${pid} has ended`, { cause });
+  if (error.code !== 'E_PERMISSION') return error;
   const message = `The files of QEMU's process ${pid} may not be looked at by this user`;
   return new MapramError('E_PERMISSION', message, { path: directory, cause });
 }

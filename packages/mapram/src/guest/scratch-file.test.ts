@@ -1,0 +1,172 @@
+import { createHash } from 'node:crypto';
+import { chmodSync, existsSync, readFileSync, rmSync, statSync } from 'node:fs';
+import { join } from 'node:path';
+import { afterEach, describe, expect, it, vi } from 'vitest';
+import { EXIT_STATUS, MapramError } from '../errors.ts';
+import { restore } from '../restore.ts';
+import { save } from '../save.ts';
+import type { MonitoredGuest } from './link.ts';
+import { connect, interpose, type SmallQemu, startQemu, stateOf, tell } from './qemu.fixture.ts';
+
+/** Calls of Node's own that a job makes: each is counted, and one of them is refused. */
+const calls = vi.hoisted(() => ({ count: 0, refuse: 0, errno: '', refused: '' }));
+
+/** Counts a module's calls, and throws instead of the one that is to be refused. */
+const guarded = vi.hoisted(() => (module: Record<string, unknown>, names: string[]) => {
+  const guard = (name: string) => {
+    const call = module[name] as (...args: unknown[]) => unknown;
+    return (...args: unknown[]): unknown => {
+      // Whether one of QEMU's many files can be looked at is no matter, as long as another one is the right one.
+      if (/^\/proc\/\d+\/fd\/\d+$/.test(String(args[0]))) return call(...args);
+      calls.count += 1;
+      if (calls.count !== calls.refuse) return call(...args);
+      calls.refused = name;
+      const { errno: code } = calls;
+      const error = Object.assign(new Error(`${code}: refused, ${name}`), { code, syscall: name });
+      if (name.endsWith('Sync')) throw error;
+      return Promise.reject(error);
+    };
+  };
+  return { ...module, ...Object.fromEntries(names.map((name) => [name, guard(name)])) };
+});
+
+vi.mock('node:fs/promises', async (original) =>
+  guarded(await original(), ['open', 'readFile', 'rm', 'stat', 'lstat', 'truncate', 'readdir', 'readlink']),
+);
+vi.mock('node:fs', async (original) =>
+  guarded(await original(), ['openSync', 'closeSync', 'fstatSync', 'readSync', 'writeSync']),
+);
+
+afterEach(() => {
+  calls.refuse = 0;
+});
+
+const ERRNOS = ['EMFILE', 'EACCES', 'ENOENT', 'EIO'];
+
+/** The guest through a monitor that passes descriptors, or one that does not. */
+async function monitored(qemu: SmallQemu, way: 'descriptors' | 'scratch file'): Promise<MonitoredGuest> {
+  const client = await connect(qemu);
+  if (way === 'descriptors') return { monitor: client };
+  const execute = (command: string, args = {}): Promise<unknown> => client.execute(command, args);
+  return { monitor: { events: client.events, execute }, scratchFile: join(qemu.directory, 'scratch') };
+}
+
+/** Runs a job over and over, each time with another of its calls refused, until it has no more calls. */
+async function refuseEach(
+  errnos: readonly string[],
+  run: () => Promise<unknown>,
+  check: (thrown: unknown, refused: string) => Promise<void>,
+): Promise<string[]> {
+  const refused: string[] = [];
+  for (let at = 1; ; at += 1) {
+    const errno = errnos[at % errnos.length] as string;
+    Object.assign(calls, { count: 0, refuse: at, errno, refused: '' });
+    const thrown: unknown = await run().then(
+      () => undefined,
+      (error: unknown) => error,
+    );
+    calls.refuse = 0;
+    if (calls.refused === '') return refused;
+    refused.push(calls.refused);
+    await check(thrown, `${errno} at call ${at}, ${calls.refused}`);
+  }
+}
+
+const OURS = {
+  descriptors: ['openSync', 'closeSync', 'readSync'],
+  'scratch file': ['rm', 'stat', 'readFile'],
+};
+
+describe.each(['descriptors', 'scratch file'] as const)('whatever the system refuses (%s)', (way) => {
+  it.each(ERRNOS)(
+    'a save says so with a code, and leaves the guest as it was: %s',
+    async (errno) => {
+      const qemu = await startQemu();
+      const guest = await monitored(qemu, way);
+      const options = { guest, image: join(qemu.directory, 'image'), then: 'resume' as const };
+      const before = await tell(qemu, ['query-chardev']);
+      const check = async (thrown: unknown, where: string): Promise<void> => {
+        if (thrown === undefined) rmSync(options.image);
+        else expectRefusal(thrown, where, ['untouched', 'running']);
+        expect(await stateOf(qemu), where).toBe('running');
+        expect(await tell(qemu, ['query-fdsets']), where).toEqual([]);
+        expect(await tell(qemu, ['query-chardev']), where).toEqual(before);
+      };
+      const refused = await refuseEach([errno], () => save(options), check);
+      expect(refused).toEqual(expect.arrayContaining(OURS[way]));
+    },
+    60_000,
+  );
+
+  it('a restore says so with a code before the first write', async () => {
+    const source = await startQemu();
+    const { image } = await save({ guest: { qmp: source.socket }, image: join(source.directory, 'image') });
+    let qemu = await startQemu('-incoming', 'defer');
+    let guest = await monitored(qemu, way);
+    const check = async (thrown: unknown, where: string): Promise<void> => {
+      expect(await stateOf(qemu), where).toBe(thrown === undefined ? 'paused' : 'inmigrate');
+      if (thrown !== undefined) return expectRefusal(thrown, where, ['untouched']);
+      // What was refused, a close say, is no matter to this restore.
+      qemu = await startQemu('-incoming', 'defer');
+      guest = await monitored(qemu, way);
+    };
+    const run = (): Promise<unknown> => restore({ guest, image, method: 'fill', then: 'pause' });
+    const refused = await refuseEach(ERRNOS, run, check);
+    expect(refused).toEqual(expect.arrayContaining(OURS[way].slice(0, 2)));
+  }, 60_000);
+});
+
+function expectRefusal(thrown: unknown, where: string, states: string[]): void {
+  expect(thrown, where).toBeInstanceOf(MapramError);
+  const { code, guestState } = thrown as MapramError;
+  expect(Object.keys(EXIT_STATUS), where).toContain(code);
+  expect(['E_INTERNAL', 'E_CANCELLED'], where).not.toContain(code);
+  expect(states, where).toContain(guestState);
+}
+
+describe('a scratch file', () => {
+  async function ramOf(qemu: SmallQemu): Promise<string> {
+    const filename = join(qemu.directory, 'ram');
+    await tell(qemu, ['pmemsave', { val: 0, size: 640 * 1024, filename }]);
+    return createHash('sha256').update(readFileSync(filename)).digest('hex');
+  }
+
+  it('is QEMU’s own whatever user that runs as, and nobody else’s', async (context) => {
+    if (process.getuid?.() !== 0) context.skip('only root can have QEMU become another user');
+    const source = await startQemu();
+    const { image } = await save({ guest: { qmp: source.socket }, image: join(source.directory, 'image') });
+    const qemu = await startQemu('-incoming', 'defer', '-run-with', 'user=nobody');
+    chmodSync(qemu.directory, 0o777);
+    const { monitor, scratchFile = '' } = await monitored(qemu, 'scratch file');
+    let mode = 0;
+    const noticing = interpose(monitor, 'migrate-incoming', () => {
+      mode = statSync(scratchFile).mode & 0o777;
+    });
+    await restore({ guest: { monitor: noticing, scratchFile }, image, then: 'pause' });
+    expect(mode).toBe(0o600);
+    expect(await ramOf(qemu)).toBe(await ramOf(source));
+    expect(existsSync(scratchFile)).toBe(false);
+  });
+
+  it('that QEMU cannot read is found before the first write', async () => {
+    const source = await startQemu();
+    const { image } = await save({ guest: { qmp: source.socket }, image: join(source.directory, 'image') });
+    const qemu = await startQemu('-incoming', 'defer');
+    const { monitor, scratchFile = '' } = await monitored(qemu, 'scratch file');
+    const refusing = {
+      events: monitor.events,
+      execute: (command: string, args?: Record<string, unknown>) =>
+        JSON.stringify(args)?.includes('"in"')
+          ? Promise.reject(new Error('Permission denied'))
+          : monitor.execute(command, args),
+    };
+    await expect(restore({ guest: { monitor: refusing, scratchFile }, image })).rejects.toMatchObject({
+      code: 'E_PERMISSION',
+      path: scratchFile,
+      guestState: 'untouched',
+    });
+    expect(existsSync(scratchFile)).toBe(false);
+    await restore({ guest: { monitor, scratchFile }, image });
+    expect(await stateOf(qemu)).toBe('running');
+  });
+});
