@@ -2,8 +2,7 @@ import { execFileSync } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { cpus, release, totalmem } from 'node:os';
 import { join } from 'node:path';
-import { ROOT } from '../test/support/paths.ts';
-import { QEMU } from '../test/support/qemu.ts';
+import { QEMU, ROOT } from '../test/support/paths.ts';
 
 /** What a figure cannot be judged without. */
 export interface Host {

@@ -5,8 +5,8 @@ import { describe, expect, test } from 'vitest';
 import type { Cleanup } from './support/cleanup.ts';
 import { failWith, report, start, succeed } from './support/cli.ts';
 import { midSave, SLOWLY, SMALL, testCleanup } from './support/fixtures.ts';
-import { diskDirectory, memoryDirectory } from './support/paths.ts';
-import { QEMU, Qemu, type QemuOptions } from './support/qemu.ts';
+import { diskDirectory, memoryDirectory, QEMU } from './support/paths.ts';
+import { Qemu, type QemuOptions } from './support/qemu.ts';
 
 // A guest's own disk belongs to it before, while and after it is saved.
 

@@ -11,6 +11,8 @@ import { CLI, diskDirectory } from './support/paths.ts';
 import { Qemu, type QemuOptions } from './support/qemu.ts';
 
 const GUEST: QemuOptions = { machine: 'q35', mebibytes: 128, program: 32 };
+/** Under KVM, root opens /dev/kvm for QEMU. */
+const OF_NOBODY = { ...GUEST, inheritsKvm: true };
 const NOBODY = Number(execFileSync('id', ['-u', 'nobody'], { encoding: 'utf8' }));
 const AS_NOBODY = ['setpriv', `--reuid=${NOBODY}`, `--regid=${NOBODY}`, '--clear-groups', '--no-new-privs'];
 
@@ -40,14 +42,14 @@ describe.each([
   test.for(['fill', 'qemu'])('saved, and restored by %s', async (method, context) => {
     needRoot(context);
     const cleanup = testCleanup();
-    const source = await Qemu.start({ ...GUEST, extra, prefix }, cleanup);
+    const source = await Qemu.start({ ...OF_NOBODY, extra, prefix }, cleanup);
     await waitForProgram(source);
     await source.qmp.execute('stop');
     // The image stands in a directory of ours, mode 0700: QEMU can only be handed descriptors.
     const image = join(diskDirectory(cleanup), 'image');
     await succeed(['save', '--qmp', source.socket, image]);
     await expectSameRam(source, image, { canonical: true });
-    const copy = await Qemu.start({ ...GUEST, extra, prefix, incoming: true, paused: true }, cleanup);
+    const copy = await Qemu.start({ ...OF_NOBODY, extra, prefix, incoming: true, paused: true }, cleanup);
     await succeed(['restore', '--qmp', copy.socket, '--method', method, image]);
     await expectSameRam(copy, image);
     await copy.qmp.execute('cont');
@@ -63,12 +65,12 @@ test.for(['fill', 'qemu'])(
     const directory = diskDirectory(cleanup);
     chownSync(directory, NOBODY, NOBODY);
     const image = join(directory, 'image');
-    const source = await Qemu.start({ ...GUEST, prefix: AS_NOBODY }, cleanup);
+    const source = await Qemu.start({ ...OF_NOBODY, prefix: AS_NOBODY }, cleanup);
     await waitForProgram(source);
     await source.qmp.execute('stop');
     await succeed(['save', '--qmp', source.socket, image], { prefix: AS_NOBODY });
     await expectSameRam(source, image, { canonical: true });
-    const copy = await Qemu.start({ ...GUEST, prefix: AS_NOBODY, incoming: true, paused: true }, cleanup);
+    const copy = await Qemu.start({ ...OF_NOBODY, prefix: AS_NOBODY, incoming: true, paused: true }, cleanup);
     await succeed(['restore', '--qmp', copy.socket, '--method', method, image], { prefix: AS_NOBODY });
     await expectSameRam(copy, image);
   },

@@ -1,7 +1,7 @@
 import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { CACHE, ROOT } from './paths.ts';
 
 /** What QEMU boots: a real Linux whose only program is support/guest/init.c. */
@@ -14,20 +14,28 @@ export interface GuestSystem {
 export function guestSystem(): GuestSystem {
   const kernel = join(CACHE, 'vmlinuz');
   if (!existsSync(kernel)) throw new Error(`no guest kernel at ${kernel}; run npm run setup`);
-  const source = join(ROOT, 'test/support/guest/init.c');
-  const digest = createHash('sha256').update(readFileSync(source)).digest('hex').slice(0, 12);
-  const initramfs = join(CACHE, `initramfs-${digest}`);
-  if (!existsSync(initramfs)) publish(initramfs, newcArchive('init', compile(source, ['-static'])));
+  const initramfs = built('guest/init.c', (source) => newcArchive('init', compile(source, ['-static'])));
   return { kernel, initramfs };
+}
+
+/** What a guest runs in place of a BIOS where KVM is too slow for Linux; built at first use. */
+export function guestFirmware(): string {
+  const linked = '-Wl,-Ttext=0xffff0000,--oformat=binary,--build-id=none';
+  return built('guest/counter.S', (source) => compile(source, ['-m32', '-nostdlib', '-static', linked]));
 }
 
 /** Compiles a C helper that runs on this machine, once a version of its source. */
 export function hostProgram(name: string): string {
-  const source = join(ROOT, `test/support/host/${name}.c`);
+  return built(`host/${name}.c`, (source) => compile(source, []), 0o755);
+}
+
+/** The file that `build` makes of a source under test/support, made once a version of the source. */
+function built(name: string, build: (source: string) => Buffer, mode = 0o644): string {
+  const source = join(ROOT, 'test/support', name);
   const digest = createHash('sha256').update(readFileSync(source)).digest('hex').slice(0, 12);
-  const program = join(CACHE, `${name}-${digest}`);
-  if (!existsSync(program)) publish(program, compile(source, []), 0o755);
-  return program;
+  const path = join(CACHE, `${basename(name)}-${digest}`);
+  if (!existsSync(path)) publish(path, build(source), mode);
+  return path;
 }
 
 function compile(source: string, options: string[]): Buffer {
@@ -42,7 +50,7 @@ function compile(source: string, options: string[]): Buffer {
 }
 
 /** Two test workers may build the same file: each renames its own whole copy into place. */
-function publish(path: string, content: Buffer, mode = 0o644): void {
+function publish(path: string, content: Buffer, mode: number): void {
   const partial = `${path}.${process.pid}`;
   writeFileSync(partial, content, { mode });
   renameSync(partial, path);

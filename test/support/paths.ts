@@ -12,6 +12,9 @@ export const CACHE: string = join(ROOT, 'test/.cache');
 /** The built command line; that of an installed package can be named instead. */
 export const CLI: string = process.env['MAPRAM_TEST_CLI'] ?? join(ROOT, 'packages/mapram/bin/mapram.js');
 
+/** The emulator under test; another one can be named. */
+export const QEMU: string = process.env['MAPRAM_TEST_QEMU'] ?? 'qemu-system-x86_64';
+
 /** Where images go: a directory on a disk, for tmpfs takes no O_DIRECT on many kernels. */
 const DISK = process.env['MAPRAM_TEST_DIR'] ?? '/var/tmp';
 

@@ -1,13 +1,11 @@
-import { type ChildProcess, spawn } from 'node:child_process';
-import { chmodSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { type ChildProcess, type StdioOptions, spawn } from 'node:child_process';
+import { chmodSync, closeSync, mkdirSync, openSync, readFileSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
+import { ACCELERATOR, guestOptions, KVM_DESCRIPTOR } from './accelerator.ts';
 import type { Cleanup } from './cleanup.ts';
-import { guestSystem } from './kernel.ts';
-import { diskDirectory } from './paths.ts';
+import { diskDirectory, QEMU } from './paths.ts';
 import { Qmp } from './qmp.ts';
-
-/** The emulator under test; another one can be named. */
-export const QEMU: string = process.env['MAPRAM_TEST_QEMU'] ?? 'qemu-system-x86_64';
+import { fillRam } from './ram.ts';
 
 /** What a QEMU is started with. */
 export interface QemuOptions {
@@ -16,7 +14,7 @@ export interface QemuOptions {
   mebibytes: number;
   /** Options that place the RAM (guest kinds give them). */
   memory?: string[];
-  /** MiB that the guest's program fills; without it no system is given and the guest stays in its firmware. */
+  /** MiB that are filled when the guest's program runs; without it the guest stays in its firmware. */
   program?: number;
   /** Started as `-incoming defer`. */
   incoming?: boolean;
@@ -24,6 +22,8 @@ export interface QemuOptions {
   paused?: boolean;
   /** Words before the emulator's name, such as setpriv with its options. */
   prefix?: string[];
+  /** Under KVM: handed an open /dev/kvm, for a user who may not open it. */
+  inheritsKvm?: boolean;
   /** Further options. */
   extra?: string[];
 }
@@ -65,9 +65,7 @@ export class Qemu {
       QEMU,
       ...qemuArguments(options, directory),
     ];
-    const child = spawn(command[0] as string, command.slice(1), {
-      stdio: ['ignore', 'ignore', 'pipe'],
-    });
+    const child = startProcess(command, isHandedKvm(options));
     const log = join(directory, 'stderr');
     writeFileSync(log, '');
     child.stderr?.on('data', (text) => writeFileSync(log, text, { flag: 'a' }));
@@ -82,7 +80,12 @@ export class Qemu {
     died.catch(() => {});
     const qmp = await Promise.race([Qmp.connect(join(directory, 'test.sock')), died]);
     cleanup.add(() => qmp.close());
-    return new Qemu(child, directory, qmp);
+    const qemu = new Qemu(child, directory, qmp);
+    if (isFilledByUs(options)) {
+      await fillRam(qemu, options.program);
+      if (!options.paused) await qmp.execute('cont');
+    }
+    return qemu;
   }
 
   /** QEMU's process. */
@@ -110,7 +113,8 @@ export class Qemu {
 function qemuArguments(options: QemuOptions, directory: string): string[] {
   const backend = options.memory ?? [];
   return [
-    ...['-accel', 'tcg', '-nodefaults', '-display', 'none', '-m', String(options.mebibytes)],
+    ...guestOptions(options.program, isHandedKvm(options)),
+    ...['-nodefaults', '-display', 'none', '-m', String(options.mebibytes)],
     ...[
       '-machine',
       backend.some((word) => word.includes('id=ram0,'))
@@ -121,9 +125,8 @@ function qemuArguments(options: QemuOptions, directory: string): string[] {
     ...['-vga', 'std', '-device', 'e1000', '-device', 'virtio-rng-pci'],
     ...['-chardev', `file,id=serial,path=${join(directory, 'serial')}`, '-serial', 'chardev:serial'],
     ...['test', 'mapram', 'other'].flatMap((name) => monitor(name, directory)),
-    ...systemArguments(options.program),
     ...(options.incoming ? ['-incoming', 'defer'] : []),
-    ...(options.paused ? ['-S'] : []),
+    ...(options.paused || isFilledByUs(options) ? ['-S'] : []),
     ...(options.extra ?? []),
   ];
 }
@@ -133,9 +136,22 @@ function monitor(name: string, directory: string): string[] {
   return ['-chardev', chardev, '-mon', `chardev=${name},mode=control`];
 }
 
-function systemArguments(program: number | undefined): string[] {
-  if (program === undefined) return [];
-  const { kernel, initramfs } = guestSystem();
-  const append = `console=ttyS0 quiet loglevel=3 mib=${program}`;
-  return ['-kernel', kernel, '-initrd', initramfs, '-append', append];
+/** The program of a guest under KVM is too small to fill memory. */
+function isFilledByUs(options: QemuOptions): options is QemuOptions & { program: number } {
+  return ACCELERATOR === 'kvm' && options.program !== undefined && options.incoming !== true;
+}
+
+function isHandedKvm(options: QemuOptions): boolean {
+  return ACCELERATOR === 'kvm' && options.inheritsKvm === true;
+}
+
+function startProcess([name, ...words]: string[], isHandedKvm: boolean): ChildProcess {
+  const stdio: StdioOptions = ['ignore', 'ignore', 'pipe'];
+  const kvm = isHandedKvm ? openSync('/dev/kvm', 'r+') : undefined;
+  if (kvm !== undefined) stdio[KVM_DESCRIPTOR] = kvm;
+  try {
+    return spawn(name as string, words, { stdio: Array.from(stdio, (entry) => entry ?? 'ignore') });
+  } finally {
+    if (kvm !== undefined) closeSync(kvm);
+  }
 }

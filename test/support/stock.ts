@@ -5,6 +5,8 @@ import { waitFor } from './wait.ts';
 export interface StockOptions {
   multifd?: boolean;
   directIo?: boolean;
+  /** Streams of multifd; 4 by default. */
+  channels?: number;
 }
 
 /** Saves by QEMU's own mapped-ram migration; the guest is paused (`postmigrate`) afterwards. */
@@ -30,7 +32,7 @@ async function configure(qemu: Qemu, options: StockOptions): Promise<void> {
   });
   await qemu.qmp.execute('migrate-set-parameters', {
     'max-bandwidth': 0,
-    'multifd-channels': 4,
+    'multifd-channels': options.channels ?? 4,
     'direct-io': options.directIo ?? false,
   });
 }
