@@ -10,6 +10,7 @@ import { freeBytes, type GuestMemory } from '../native.ts';
 import { spaceBound } from '../save/space.ts';
 import { type Check, type Finding, fail, failed, messageOf, ok, warn } from './check.ts';
 import { judgeSpace, judgeVersion } from './judge.ts';
+import { guestAccelerator } from './kvm.ts';
 
 const VersionSchema = v.object({
   qemu: v.object({ major: v.number(), minor: v.number(), micro: v.number() }),
@@ -65,6 +66,12 @@ async function askQemu(link: GuestLink, step: Step, signal: AbortSignal): Promis
     'use QEMU 9.1 or later',
     () => ask(monitor, VersionSchema, 'query-version', {}, { signal }),
     ({ qemu }) => judgeVersion(qemu),
+  );
+  await step(
+    'accelerator',
+    'see the log of QEMU',
+    () => guestAccelerator(monitor, { signal }),
+    (finding) => finding,
   );
   await step(
     'state',

@@ -6,6 +6,7 @@ import { autoEngine, engineNames, probeEngine } from '../native.ts';
 import { DEFAULT_LOAD } from '../options.ts';
 import { type Check, type Finding, failed, messageOf, ok, warn } from './check.ts';
 import { judgeKernel, judgeLockedMemory, judgePtrace } from './judge.ts';
+import { hostKvm } from './kvm.ts';
 
 /** Bits of capabilities in /proc/self/status (include/uapi/linux/capability.h). */
 const CAP_IPC_LOCK = 14;
@@ -37,6 +38,7 @@ export async function checkHost(hasAddon: boolean): Promise<Check[]> {
       judgePtrace(readOr('/proc/sys/kernel/yama/ptrace_scope', '0'), hasBit(capabilities, CAP_SYS_PTRACE)),
     ],
     ['pagemap', ownPagemap()],
+    ['kvm', hostKvm()],
   ];
   return findings.map(([name, finding]) => ({ name, area: 'host', ...finding }));
 }
