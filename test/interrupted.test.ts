@@ -142,7 +142,7 @@ describe('a restore after its first write', () => {
     const copy = await Qemu.start({ machine: 'q35', mebibytes: 1024, memory, incoming: true }, cleanup);
     const options = ['--method', 'fill', '--then', 'resume', ...SLOWLY, '--json'];
     const restore = start(['restore', '--qmp', copy.socket, ...options, image]);
-    await waitFor('the first writes', 30_000, () => (residentBytes(copy) > 256 << 20 ? true : undefined), 2);
+    await waitFor('the first writes', 120_000, () => (residentBytes(copy) > 256 << 20 ? true : undefined), 2);
     return { copy, restore };
   }
 

@@ -36,7 +36,7 @@ describe('after a save', () => {
     const qemu = await Qemu.start(SMALL, cleanup);
     const image = join(diskDirectory(cleanup), 'image');
     await succeed(['save', '--qmp', qemu.socket, '--then', 'quit', image]);
-    await waitFor('QEMU to end', 10_000, () => (qemu.alive() ? undefined : true));
+    await waitFor('QEMU to end', 60_000, () => (qemu.alive() ? undefined : true));
     expect(qemu.child.exitCode).toBe(0);
     expect(recordedState(image)).toBe('running');
   });

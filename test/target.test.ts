@@ -182,7 +182,7 @@ describe('a full disk', () => {
     expect(result.status).toBe(1);
     expect(report(result)).toMatchObject({ ok: false, error: { code: 'E_NO_SPACE' }, guestState: 'running' });
     expect(names(directory)).toEqual(before);
-    await waitFor('the guest to run', 5000, async () =>
+    await waitFor('the guest to run', 60_000, async () =>
       (await guest.qmp.status()) === 'running' ? true : undefined,
     );
   });

@@ -73,7 +73,7 @@ export function start(args: string[], options: CliOptions = {}): CliRun {
     const timer = setTimeout(() => {
       child.kill('SIGKILL');
       reject(new Error(`mapram ${args.join(' ')} did not end\n${stdout}\n${stderr}`));
-    }, options.timeoutMs ?? 60_000);
+    }, options.timeoutMs ?? 180_000);
     child.once('error', reject);
     child.once('close', (status, signal) => {
       clearTimeout(timer);

@@ -3,7 +3,7 @@ import { waitFor } from './wait.ts';
 
 /** Waits until the guest's program has filled its memory and counts. */
 export function waitForProgram(qemu: Qemu): Promise<number> {
-  return waitFor('the guest to count', 60_000, () => {
+  return waitFor('the guest to count', 180_000, () => {
     if (!qemu.alive()) throw new Error(`QEMU ended: ${qemu.complaints()}`);
     const last = counts(qemu.serial()).at(-1);
     return last !== undefined && last >= 3 ? last : undefined;
@@ -22,7 +22,7 @@ export function counts(text: string): number[] {
  * @param before all that the saved guest had written when it was paused.
  */
 export async function expectGuestRunsOn(qemu: Qemu, before: string): Promise<void> {
-  const text = await waitFor('the restored guest to check its memory twice', 30_000, () => {
+  const text = await waitFor('the restored guest to check its memory twice', 120_000, () => {
     if (!qemu.alive()) throw new Error(`QEMU ended: ${qemu.complaints()}`);
     const serial = qemu.serial();
     return (serial.match(/^sum (ok|BAD) \d+\r?\n/gm)?.length ?? 0) >= 2 ? serial : undefined;

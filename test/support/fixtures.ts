@@ -52,7 +52,7 @@ export async function midSave(save: CliRun, image: string): Promise<void> {
   void save.done.finally(() => (ended = true)).catch(() => {});
   await waitFor(
     'data in the partial image',
-    30_000,
+    120_000,
     () => {
       if (ended) throw new Error('the save ended before it could be hit in the middle');
       return allocated(`${image}.partial`) > 32 << 20 ? true : undefined;

@@ -41,7 +41,7 @@ export class Qmp {
   }
 
   /** Connects as soon as QEMU listens, and negotiates. */
-  static async connect(path: string, timeoutMs = 10_000): Promise<Qmp> {
+  static async connect(path: string, timeoutMs = 60_000): Promise<Qmp> {
     const socket = await waitFor(`QMP at ${path}`, timeoutMs, () => tryConnect(path));
     const qmp = new Qmp(socket);
     await qmp.execute('qmp_capabilities');
@@ -64,7 +64,7 @@ export class Qmp {
 
   /** Waits until the run state is one of `states`. */
   async waitForStatus(...states: string[]): Promise<string> {
-    return waitFor(`run state ${states.join(' or ')}`, 30_000, async () => {
+    return waitFor(`run state ${states.join(' or ')}`, 120_000, async () => {
       const state = await this.status();
       return states.includes(state) ? state : undefined;
     });

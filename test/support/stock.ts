@@ -38,7 +38,7 @@ async function configure(qemu: Qemu, options: StockOptions): Promise<void> {
 }
 
 async function migrationEnd(qemu: Qemu): Promise<void> {
-  const end = await waitFor('the migration to end', 60_000, async () => {
+  const end = await waitFor('the migration to end', 180_000, async () => {
     if (!qemu.alive()) throw new Error(`QEMU ended: ${qemu.complaints()}`);
     const state = await qemu.qmp.execute<{ status?: string; 'error-desc'?: string }>('query-migrate');
     return state.status === 'completed' || state.status === 'failed' ? state : undefined;
