@@ -37,11 +37,8 @@ export declare class ImageFile {
   create(path: string, force: boolean, direct: boolean, engineName: string): Promise<CreateOutcome>
   /** A job that makes the buffers for a save of about `data_bytes`, so that it need not once the guest stands still. */
   prepare(dataBytes: number, how: TransferOptions): Job
-  /**
-   * A job that writes the planned ranges' pages and resolves with the bitmaps. Each channel is groups of four
-   * numbers: block, offset within the block, length, source.
-   */
-  save(memory: GuestMemory, blocks: Array<BlockPlace>, channels: Array<Float64Array>, how: TransferOptions): Job
+  /** A job that writes the planned pages and resolves with the bitmaps of the whole memory. */
+  save(memory: GuestMemory, areas: Array<PageArea>, plan: TransferPlan, how: TransferOptions): Job
   /** A job that writes headers, bitmaps and device state, sets the final length and makes everything durable. */
   finish(parts: Array<MetadataPart>, length: number): Job
   /** A job that gives the finished file its name. */
@@ -97,22 +94,11 @@ export interface BlockAddress {
   length: number
 }
 
-/** Where a block's pages are in the image, in bytes. */
-export interface BlockPlace {
-  /** File offset of the block's page 0. */
-  pagesOffset: number
-  /** Used length of the block. */
-  length: number
-}
-
 /** A job that makes every page with a clear bit read zero, on so many threads. */
 export declare function clear(memory: GuestMemory, bitmaps: Array<Uint8Array>, threads: number): Job
 
-/**
- * A job that compares the memory that is mapped for reading only, and so cannot be restored into, with the image. `image_fd` stays
- * the caller's.
- */
-export declare function compare(imageFd: number, memory: GuestMemory, blocks: Array<BlockPlace>, bitmaps: Array<Uint8Array>, engineName: string, how: TransferOptions): Job
+/** A job that compares the memory that is mapped for reading only, and so cannot be restored into, with the image. */
+export declare function compare(image: ImageSource, memory: GuestMemory, engineName: string, how: TransferOptions): Job
 
 /** A new anonymous file in memory; the caller closes the descriptor. */
 export declare function createMemfd(name: string): number
@@ -170,6 +156,20 @@ export interface HostOutcome {
   engine?: string
 }
 
+/** An image whose structure was checked. */
+export interface ImageSource {
+  /** Descriptor of the file; it stays the caller's. */
+  fd: number
+  /** What errors call the file. */
+  path: string
+  /** Whether its pages are read by direct I/O. */
+  direct: boolean
+  /** Where each block's pages are. */
+  areas: Array<PageArea>
+  /** Each block's page bitmap. */
+  bitmaps: Array<Uint8Array>
+}
+
 /** How a job ended. Which counts are given depends on the job. */
 export interface JobOutcome {
   /** Whether it did what it was asked. */
@@ -205,8 +205,8 @@ export interface JobProgress {
 /** Bytes in the file or block device that `fd` leads to. */
 export declare function lengthInBytes(fd: number): Promise<HostOutcome>
 
-/** A job that reads the planned ranges and counts the bytes that a save would write; nothing is written. */
-export declare function measure(memory: GuestMemory, channels: Array<Float64Array>, how: TransferOptions): Job
+/** A job that reads what is planned and counts the bytes that a save would write; nothing is written. */
+export declare function measure(memory: GuestMemory, plan: TransferPlan, how: TransferOptions): Job
 
 /** Bytes of the image's headers, bitmaps or device state, and where they go. */
 export interface MetadataPart {
@@ -248,6 +248,14 @@ export interface NativeError {
   cause?: string
 }
 
+/** Where a block's pages are in the image, in bytes. */
+export interface PageArea {
+  /** File offset of the block's page 0. */
+  pagesOffset: number
+  /** Used length of the block. */
+  length: number
+}
+
 /**
  * Fails with the reason if the engine does not work on this host with so many chunks in flight on each of so many
  * threads.
@@ -278,11 +286,8 @@ export interface RegionInfo {
  */
 export declare function reopenForReading(fd: number, path: string, direct: boolean): Promise<HostOutcome>
 
-/**
- * A job that makes every page with a clear bit read zero and then puts the image's pages in place. `image_fd` stays
- * the caller's.
- */
-export declare function restore(imageFd: number, memory: GuestMemory, blocks: Array<BlockPlace>, bitmaps: Array<Uint8Array>, channels: Array<Float64Array>, engineName: string, how: TransferOptions): Job
+/** A job that makes every page with a clear bit read zero and then puts the image's pages in place. */
+export declare function restore(image: ImageSource, memory: GuestMemory, plan: TransferPlan, engineName: string, how: TransferOptions): Job
 
 /** The extents that a scan found. */
 export interface ScanOutcome {
@@ -302,4 +307,12 @@ export interface TransferOptions {
   threads: number
   /** Largest request in bytes, a power of two. */
   chunkBytes: number
+}
+
+/** What a transfer moves, and which channel moves what. */
+export interface TransferPlan {
+  /** For each block, groups of three numbers: offset within the block, length, source. */
+  extents: Array<Float64Array>
+  /** For each block, where one channel's part ends and the next one's begins: one number less than there are channels. */
+  splits: Array<Float64Array>
 }

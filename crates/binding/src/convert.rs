@@ -1,7 +1,9 @@
 //! Numbers and plans between JavaScript and the engine.
 
+use mapram_engine::image::{self, PageAreas};
 use mapram_engine::io::{self, Io};
-use mapram_engine::transfer::{Options, Place, Plan, Range};
+use mapram_engine::memory::Extent;
+use mapram_engine::transfer::{BlockPlan, Options};
 use mapram_engine::{Error, ErrorKind, Result};
 use napi::bindgen_prelude::Float64Array;
 use napi_derive::napi;
@@ -9,8 +11,8 @@ use std::sync::Arc;
 
 /// Largest integer that a JavaScript number holds exactly.
 const MAX_SAFE_INTEGER: f64 = 9_007_199_254_740_991.0;
-/// Numbers in one range of a channel: block, offset, length, source.
-const RANGE_STRIDE: usize = 4;
+/// Numbers in one extent: offset, length, source.
+const EXTENT_NUMBERS: usize = 3;
 
 /// How a transfer runs.
 #[napi(object)]
@@ -27,11 +29,20 @@ pub struct TransferOptions {
 /// Where a block's pages are in the image, in bytes.
 #[napi(object)]
 #[derive(Debug, Clone)]
-pub struct BlockPlace {
+pub struct PageArea {
     /// File offset of the block's page 0.
     pub pages_offset: f64,
     /// Used length of the block.
     pub length: f64,
+}
+
+/// What a transfer moves, and which channel moves what.
+#[napi(object)]
+pub struct TransferPlan {
+    /// For each block, groups of three numbers: offset within the block, length, source.
+    pub extents: Vec<Float64Array>,
+    /// For each block, where one channel's part ends and the next one's begins: one number less than there are channels.
+    pub splits: Vec<Float64Array>,
 }
 
 /// A JavaScript number as a byte count or an index.
@@ -53,37 +64,40 @@ pub(crate) fn options(from: &TransferOptions) -> Options {
     Options { queue_depth: from.queue_depth, threads: usize::try_from(from.threads).unwrap_or(usize::MAX) }
 }
 
-pub(crate) fn places(from: &[BlockPlace]) -> Result<Vec<Place>> {
-    let place = |place: &BlockPlace| {
-        Ok(Place {
-            pages_offset: integer(place.pages_offset, "pagesOffset")?,
-            length: integer(place.length, "length")?,
+pub(crate) fn page_areas(from: &[PageArea]) -> Result<PageAreas> {
+    let area = |area: &PageArea| {
+        Ok(image::PageArea {
+            offset: integer(area.pages_offset, "pagesOffset")?,
+            length: integer(area.length, "length")?,
         })
     };
-    from.iter().map(place).collect()
+    PageAreas::new(from.iter().map(area).collect::<Result<_>>()?)
 }
 
-pub(crate) fn plan(channels: &[Float64Array], options: &TransferOptions) -> Result<Plan> {
-    let channel = |numbers: &Float64Array| {
-        if !numbers.len().is_multiple_of(RANGE_STRIDE) {
-            return Err(Error::new(ErrorKind::Usage, "a channel's ranges are not groups of four numbers"));
-        }
-        numbers.chunks_exact(RANGE_STRIDE).map(range).collect::<Result<Vec<Range>>>()
+pub(crate) fn blocks(from: &TransferPlan) -> Result<Vec<BlockPlan>> {
+    if from.extents.len() != from.splits.len() {
+        return Err(Error::new(ErrorKind::Usage, "a plan has extents and splits for each block"));
+    }
+    let block = |(extents, splits): (&Float64Array, &Float64Array)| {
+        let splits = splits.iter().map(|split| integer(*split, "split")).collect::<Result<_>>()?;
+        Ok(BlockPlan { extents: self::extents(extents)?, splits })
     };
-    Ok(Plan {
-        chunk_bytes: integer(options.chunk_bytes, "chunkBytes")?,
-        channels: channels.iter().map(channel).collect::<Result<_>>()?,
-    })
+    from.extents.iter().zip(&from.splits).map(block).collect()
 }
 
-fn range(numbers: &[f64]) -> Result<Range> {
-    let index = |at: usize, what| integer(numbers[at], what);
-    Ok(Range {
-        block: usize::try_from(index(0, "block")?).unwrap_or(usize::MAX),
-        offset: index(1, "offset")?,
-        length: index(2, "length")?,
-        source: u32::try_from(index(3, "source")?).unwrap_or(u32::MAX),
-    })
+fn extents(numbers: &[f64]) -> Result<Vec<Extent>> {
+    let (groups, rest) = numbers.as_chunks::<EXTENT_NUMBERS>();
+    if !rest.is_empty() {
+        return Err(Error::new(ErrorKind::Usage, "a block's extents are not groups of three numbers"));
+    }
+    let extent = |&[offset, length, source]: &[f64; EXTENT_NUMBERS]| {
+        Ok(Extent {
+            offset: integer(offset, "offset")?,
+            length: integer(length, "length")?,
+            source: u32::try_from(integer(source, "source")?).unwrap_or(u32::MAX),
+        })
+    };
+    groups.iter().map(extent).collect()
 }
 
 /// The engine that goes by `name`.

@@ -1,20 +1,19 @@
-//! Image file handles and the jobs that fill and read an image.
+//! The handle of an image that is being written, and its jobs.
 
-use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mapram_engine::bitmap::PageBitmap;
 use mapram_engine::image::{Alignment, ImageWriter, direct_alignment};
-use mapram_engine::memory::Memory;
-use mapram_engine::transfer::{self, Buffers, RestoreJob, SaveJob};
+use mapram_engine::transfer::{Buffers, Gaps, Plan, SaveJob, Sources};
 use mapram_engine::{Error, ErrorKind, PAGE_BYTES, Result};
-use mapram_host::descriptor;
 use napi::Env;
-use napi::bindgen_prelude::{Float64Array, Object, Uint8Array};
+use napi::bindgen_prelude::{Object, Uint8Array};
 use napi_derive::napi;
 
-use crate::convert::{BlockPlace, TransferOptions, engine, integer, number, options, places, plan};
+use crate::convert::{
+    PageArea, TransferOptions, TransferPlan, blocks, engine, integer, number, options, page_areas,
+};
 use crate::failure::NativeError;
 use crate::job::{Job, JobOutcome, Outcome, promise};
 use crate::memory::GuestMemory;
@@ -115,35 +114,37 @@ impl ImageFile {
         })
     }
 
-    /// A job that writes the planned ranges' pages and resolves with the bitmaps. Each channel is groups of four
-    /// numbers: block, offset within the block, length, source.
+    /// A job that writes the planned pages and resolves with the bitmaps of the whole memory.
     #[napi(catch_unwind)]
     pub fn save(
         &self,
         memory: &GuestMemory,
-        blocks: Vec<BlockPlace>,
-        channels: Vec<Float64Array>,
+        areas: Vec<PageArea>,
+        plan: TransferPlan,
         how: TransferOptions,
     ) -> Job {
         let (file, buffers) = (Arc::clone(&self.file), Arc::clone(&self.buffers));
         let memory = memory.open();
         // JavaScript's arrays are read here, on its thread.
-        let (plan, places) = (plan(&channels, &how), places(&blocks));
+        let (plan, areas) = (blocks(&plan), page_areas(&areas));
         Job::new(move |control| {
-            let (memory, places) = (memory?, places?);
+            let (memory, areas) = (memory?, areas?);
+            let chunk_bytes = integer(how.chunk_bytes, "chunkBytes")?;
+            let plan = Plan::new(&memory, chunk_bytes, plan?, Gaps::Zero, Sources::Used)?;
+            let bitmaps: Vec<PageBitmap> =
+                memory.blocks().iter().map(|length| PageBitmap::new(length / PAGE_BYTES)).collect();
             let job = SaveJob {
                 memory: &memory,
-                places: &places,
-                plan: plan?,
+                plan: &plan,
+                areas: &areas,
+                bitmaps: &bitmaps,
                 options: options(&how),
                 buffers: &buffers,
             };
             let saved = job.run(open_file(&file)?.as_ref(), control)?;
-            let data_pages: u64 = saved.bitmaps.iter().map(PageBitmap::count).sum();
+            let data_pages: u64 = bitmaps.iter().map(PageBitmap::count).sum();
             Ok(JobOutcome {
-                bitmaps: Some(
-                    saved.bitmaps.iter().map(|bitmap| Uint8Array::new(bitmap.to_bytes())).collect(),
-                ),
+                bitmaps: Some(bitmaps.iter().map(|bitmap| Uint8Array::new(bitmap.to_bytes())).collect()),
                 data_bytes: Some(number(data_pages * PAGE_BYTES)),
                 transferred_bytes: Some(number(saved.written_bytes)),
                 ..JobOutcome::default()
@@ -208,75 +209,4 @@ fn open_file(slot: &Slot) -> Result<Arc<ImageWriter>> {
 
 fn close_file(slot: &Slot) -> Option<Arc<ImageWriter>> {
     slot.lock().unwrap_or_else(PoisonError::into_inner).take()
-}
-
-/// A job that makes every page with a clear bit read zero and then puts the image's pages in place. `image_fd` stays
-/// the caller's.
-#[napi(catch_unwind)]
-pub fn restore(
-    image_fd: i32,
-    memory: &GuestMemory,
-    blocks: Vec<BlockPlace>,
-    bitmaps: Vec<Uint8Array>,
-    channels: Vec<Float64Array>,
-    engine_name: String,
-    how: TransferOptions,
-) -> Job {
-    let memory = memory.open();
-    // JavaScript's arrays are read here, on its thread.
-    let (plan, places, bitmaps) = (plan(&channels, &how), places(&blocks), copies(&bitmaps));
-    let image = descriptor::duplicate(image_fd);
-    Job::new(move |control| {
-        let (image, memory, plan, places) = (image?, memory?, plan?, places?);
-        let bitmaps = page_bitmaps(&bitmaps, &memory)?;
-        let io = engine(&engine_name)?;
-        let job =
-            RestoreJob { memory: &memory, places: &places, bitmaps: &bitmaps, plan, options: options(&how) };
-        let restored = job.run(io.as_ref(), image.as_fd(), control)?;
-        Ok(JobOutcome {
-            transferred_bytes: Some(number(restored.read_bytes)),
-            cleared_bytes: Some(number(restored.cleared_bytes)),
-            ..JobOutcome::default()
-        })
-    })
-}
-
-/// A job that reads the planned ranges and counts the bytes that a save would write; nothing is written.
-#[napi(catch_unwind)]
-pub fn measure(memory: &GuestMemory, channels: Vec<Float64Array>, how: TransferOptions) -> Job {
-    let (memory, plan) = (memory.open(), plan(&channels, &how));
-    Job::new(move |control| {
-        let written_bytes = transfer::measure(&*memory?, plan?, options(&how).threads, control)?;
-        Ok(JobOutcome { transferred_bytes: Some(number(written_bytes)), ..JobOutcome::default() })
-    })
-}
-
-/// A job that makes every page with a clear bit read zero, on so many threads.
-#[napi(catch_unwind)]
-pub fn clear(memory: &GuestMemory, bitmaps: Vec<Uint8Array>, threads: u32) -> Job {
-    let (memory, bitmaps) = (memory.open(), copies(&bitmaps));
-    let threads = usize::try_from(threads).unwrap_or(usize::MAX);
-    Job::new(move |control| {
-        let memory = memory?;
-        let bitmaps = page_bitmaps(&bitmaps, &memory)?;
-        let cleared_bytes = transfer::clear(&memory, &bitmaps, threads, control)?;
-        Ok(JobOutcome { cleared_bytes: Some(number(cleared_bytes)), ..JobOutcome::default() })
-    })
-}
-
-pub(crate) fn copies(arrays: &[Uint8Array]) -> Vec<Vec<u8>> {
-    arrays.iter().map(|array| array.to_vec()).collect()
-}
-
-/// A bitmap that is too short would silently mean zero pages, so its length has to be right.
-pub(crate) fn page_bitmaps(bitmaps: &[Vec<u8>], memory: &Memory) -> Result<Vec<PageBitmap>> {
-    let bitmap = |(bytes, length): (&Vec<u8>, &u64)| {
-        let pages = length / PAGE_BYTES;
-        if bytes.len() as u64 != pages.div_ceil(64) * 8 {
-            let message = format!("a page bitmap of {} bytes is not that of {pages} pages", bytes.len());
-            return Err(Error::new(ErrorKind::Usage, message));
-        }
-        Ok(PageBitmap::from_bytes(bytes, pages))
-    };
-    bitmaps.iter().zip(memory.blocks()).map(bitmap).collect()
 }

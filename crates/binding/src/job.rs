@@ -10,9 +10,9 @@ use napi::bindgen_prelude::{Object, ToNapiValue, Uint8Array};
 use napi::{Env, JsDeferred};
 use napi_derive::napi;
 
-use crate::compare::Difference;
 use crate::convert::number;
 use crate::failure::NativeError;
+use crate::transfer::Difference;
 
 /// How a job ended. Which counts are given depends on the job.
 #[napi(object)]

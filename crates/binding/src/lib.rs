@@ -4,10 +4,10 @@
 //! `code`, `path` and `offset`; jobs run on threads of their own and resolve with an outcome object, because a
 //! rejected promise could carry no more than a message.
 
-mod compare;
 mod convert;
 mod failure;
 mod host;
 mod image;
 mod job;
 mod memory;
+mod transfer;

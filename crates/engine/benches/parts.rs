@@ -5,14 +5,16 @@
 use std::fs::{File, OpenOptions};
 use std::hint::black_box;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 
-use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use mapram_engine::PAGE_BYTES;
 use mapram_engine::bitmap::{PageBitmap, PageRun};
 use mapram_engine::io::{self, Direction, Io, Request};
+use mapram_engine::memory::{Backing, Extent, FileRange, Memory, Region};
 use mapram_engine::pool::Pool;
 use mapram_engine::scan::nonzero_runs;
-use mapram_engine::transfer::{ChunkQueue, Plan, Range, Seat};
+use mapram_engine::transfer::{BlockPlan, ChunkQueue, Gaps, Plan, Sources, Turn};
 
 const CHUNK_BYTES: usize = 4 << 20;
 const PAGE: usize = 4096;
@@ -50,24 +52,31 @@ fn zero_scan(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// A channel of `length`-byte ranges with gaps as long as themselves, in 1 GiB of one block.
-fn plan_of_ranges(length: u64) -> Plan {
-    let range = |index: u64| Range { block: 0, offset: 2 * index * length, length, source: 0 };
-    let ranges = (0..GIB / (2 * length)).map(range).collect();
-    Plan { chunk_bytes: CHUNK_BYTES as u64, channels: vec![ranges] }
+/// A channel of `length`-byte extents with gaps as long as themselves, in 1 GiB of one block.
+fn plan_of_extents(memory: &Memory, length: u64) -> mapram_engine::Result<Plan> {
+    let extent = |index: u64| Extent { offset: 2 * index * length, length, source: 0 };
+    let block = BlockPlan { extents: (0..GIB / (2 * length)).map(extent).collect(), splits: Vec::new() };
+    Plan::new(memory, CHUNK_BYTES as u64, vec![block], Gaps::Unknown, Sources::Ignored)
 }
 
 fn plan(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("chunks of a plan of 1 GiB");
-    for (name, length) in [("64 KiB ranges", 64 << 10), ("16 MiB ranges", 16 << 20)] {
-        let plan = plan_of_ranges(length);
+    let Ok(file) = File::open("/dev/null").map(Arc::new) else {
+        return eprintln!("left out: there is no /dev/null");
+    };
+    let backing = Backing::SharedFile { file: FileRange { file, path: None, offset: 0 }, process: None };
+    let region = Region { block: 0, offset: 0, length: GIB, backing, page_bytes: PAGE_BYTES, writable: true };
+    for (name, length) in [("64 KiB extents", 64 << 10), ("16 MiB extents", 16 << 20)] {
+        let memory = Memory::new(vec![GIB], vec![region.clone()]);
+        let Ok(plan) = memory.and_then(|memory| plan_of_extents(&memory, length)) else {
+            return eprintln!("left out: the plan is refused");
+        };
         group.bench_function(name, |bencher| {
-            let walk = |plan| {
-                let chunks = ChunkQueue::new(plan);
-                let mut seat = Seat::default();
-                std::iter::from_fn(|| chunks.next(&mut seat)).count()
-            };
-            bencher.iter_batched(|| plan.clone(), walk, BatchSize::SmallInput);
+            bencher.iter(|| {
+                let chunks = ChunkQueue::new(&plan);
+                let mut turn = Turn::default();
+                std::iter::from_fn(|| chunks.next(&mut turn)).count()
+            });
         });
     }
     group.finish();

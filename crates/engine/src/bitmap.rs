@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::PAGE_BYTES;
+
 /// One bit for each page of a RAM block; set means that the image holds the page, clear that it reads zero.
 ///
 /// Bits are set by several threads at once, hence the atomics; the words order nothing, joining the threads does.
@@ -18,6 +20,14 @@ pub struct PageRun {
     pub first: u64,
     /// Pages in the run, at least 1.
     pub count: u64,
+}
+
+impl PageRun {
+    /// The pages of `length` bytes from `offset` on, both page-aligned.
+    #[must_use]
+    pub fn of(offset: u64, length: u64) -> Self {
+        Self { first: offset / PAGE_BYTES, count: length / PAGE_BYTES }
+    }
 }
 
 const WORD_BITS: u64 = 64;
@@ -66,6 +76,15 @@ impl PageBitmap {
 
     /// Sets the bits of `run`; pages beyond the bitmap are ignored.
     pub fn set(&self, run: PageRun) {
+        self.change(run, |word, mask| word.fetch_or(mask, Ordering::Relaxed));
+    }
+
+    /// Clears the bits of `run`; pages beyond the bitmap are ignored.
+    pub fn clear(&self, run: PageRun) {
+        self.change(run, |word, mask| word.fetch_and(!mask, Ordering::Relaxed));
+    }
+
+    fn change(&self, run: PageRun, change: impl Fn(&AtomicU64, u64) -> u64) {
         let end = (run.first + run.count).min(self.pages);
         let mut page = run.first;
         while page < end {
@@ -73,7 +92,7 @@ impl PageBitmap {
             let count = (WORD_BITS - bit).min(end - page);
             let mask = (u64::MAX >> (WORD_BITS - count)) << bit;
             if let Some(word) = self.word(page) {
-                word.fetch_or(mask, Ordering::Relaxed);
+                change(word, mask);
             }
             page += count;
         }
@@ -140,6 +159,16 @@ mod tests {
             let found: Vec<_> = bitmap.runs(PageRun { first: first as u64, count: count as u64 }, set).collect();
             prop_assert_eq!(found, naive_runs(&bits, first, first + count, set));
             prop_assert_eq!(bitmap.count(), bits.iter().filter(|bit| **bit).count() as u64);
+        }
+
+        #[test]
+        fn cleared_bits_are_those_of_the_run(pages in 1_u64..300, first in 0_u64..300, count in 0_u64..300) {
+            let bitmap = PageBitmap::new(pages);
+            bitmap.set(PageRun { first: 0, count: pages });
+            bitmap.clear(PageRun { first, count });
+            let cleared = (first + count).min(pages).saturating_sub(first);
+            prop_assert_eq!(bitmap.count(), pages - cleared);
+            prop_assert_eq!(bitmap.runs(PageRun { first, count }, true).count(), 0);
         }
 
         #[test]

@@ -4,17 +4,16 @@
 
 mod support;
 
-use std::fs::File;
-use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use mapram_engine::bitmap::PageBitmap;
+use mapram_engine::image::ImageReader;
 use mapram_engine::io;
 use mapram_engine::memory::{Backing, FileRange, Memory, Piece, Region};
-use mapram_engine::transfer::{self, CompareJob, Control, Difference, Options, Place, RestoreJob};
+use mapram_engine::transfer::{self, CompareJob, Control, Difference, Options};
 use mapram_engine::{ErrorKind, PAGE_BYTES};
-use support::{CHUNK_BYTES, Guest, MIB, Random, bitmap_of, read, whole_plan};
+use support::{CHUNK_BYTES, Guest, How, MIB, Random, bitmap_of, read};
 
 const OPTIONS: Options = Options { queue_depth: 4, threads: 2 };
 /// The first two MiB of block 1 may be written, all else may not.
@@ -43,15 +42,16 @@ fn memory(guest: &Guest) -> Memory {
 }
 
 /// An image of what the guest holds now.
-fn image_of(guest: &Guest) -> (File, Vec<Place>, Vec<PageBitmap>) {
-    let (file, places) = (tempfile::tempfile().unwrap(), guest.places());
-    for (block, place) in places.iter().enumerate() {
-        file.write_all_at(&guest.bytes(block), place.pages_offset).unwrap();
+fn image_of(guest: &Guest) -> ImageReader {
+    let (file, areas) = (tempfile::tempfile().unwrap(), guest.areas());
+    for (block, area) in areas.areas().iter().enumerate() {
+        file.write_all_at(&guest.bytes(block), area.offset).unwrap();
     }
     let bitmap = |block: usize| {
         PageBitmap::from_bytes(&bitmap_of(&guest.bytes(block)), guest.lengths[block] / PAGE_BYTES)
     };
-    (file, places, (0..guest.lengths.len()).map(bitmap).collect())
+    let bitmaps = (0..guest.lengths.len()).map(bitmap).collect();
+    support::reader(&file, areas, bitmaps)
 }
 
 #[test]
@@ -59,7 +59,7 @@ fn one_byte_anywhere_is_found() {
     let guest = Guest::new(&[MIB + 8192, 5 * MIB]);
     let random = &mut Random(3);
     guest.fill(random);
-    let (image, places, bitmaps) = image_of(&guest);
+    let image = image_of(&guest);
     let memory = memory(&guest);
     for name in io::NAMES {
         let Ok(()) = io::probe(name, OPTIONS.requests(), OPTIONS.threads) else {
@@ -67,14 +67,9 @@ fn one_byte_anywhere_is_found() {
             continue;
         };
         let compare = || {
-            let job = CompareJob {
-                memory: &memory,
-                places: &places,
-                bitmaps: &bitmaps,
-                chunk_bytes: CHUNK_BYTES,
-                options: OPTIONS,
-            };
-            job.run(io::by_name(name).unwrap().as_ref(), image.as_fd(), &Control::default()).unwrap()
+            let job =
+                CompareJob { image: &image, memory: &memory, chunk_bytes: CHUNK_BYTES, options: OPTIONS };
+            job.run(io::by_name(name).unwrap().as_ref(), &Control::default()).unwrap()
         };
         assert_eq!(compare(), None);
         for _ in 0..40 {
@@ -94,20 +89,13 @@ fn one_byte_anywhere_is_found() {
 fn restoring_and_clearing_leave_it_alone() {
     let source = Guest::new(&[MIB, 5 * MIB]);
     source.fill(&mut Random(7));
-    let (image, places, bitmaps) = image_of(&source);
+    let image = image_of(&source);
     let target = Guest::new(&source.lengths);
     target.fill(&mut Random(8));
     let before: Vec<Vec<u8>> = (0..2).map(|block| target.bytes(block)).collect();
     let memory = memory(&target);
-    let job = RestoreJob {
-        memory: &memory,
-        places: &places,
-        bitmaps: &bitmaps,
-        plan: whole_plan(&places, 2, CHUNK_BYTES),
-        options: OPTIONS,
-    };
-    let io = io::by_name("blocking").unwrap();
-    job.run(io.as_ref(), image.as_fd(), &Control::default()).unwrap();
+    let how = How { channels: 2, chunk_bytes: CHUNK_BYTES, options: OPTIONS };
+    support::restore(&image, &memory, &io::Blocking, how).unwrap();
     let cut = usize::try_from(WRITABLE).unwrap();
     assert!(target.bytes(0) == before[0]);
     assert!(target.bytes(1)[..cut] == source.bytes(1)[..cut]);

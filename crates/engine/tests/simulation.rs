@@ -5,17 +5,17 @@
 mod support;
 
 use std::fs::File;
-use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
 
+use mapram_engine::bitmap::PageBitmap;
 use mapram_engine::image::ImageWriter;
 use mapram_engine::io::{Faults, Simulated};
-use mapram_engine::transfer::{Buffers, Control, Options, RestoreJob, SaveJob, Saved};
+use mapram_engine::transfer::{Buffers, Control, Options};
 use mapram_engine::{Error, ErrorKind};
-use support::{CHUNK_BYTES, Guest, MIB, Random, bitmap_of, plan, read, whole_plan};
+use support::{CHUNK_BYTES, Guest, How, MIB, Random, bitmap_of, read};
 
 const SEEDS: u64 = 500;
 /// A run takes milliseconds; one that takes this long hangs.
@@ -45,38 +45,24 @@ fn options(random: &mut Random) -> Options {
     }
 }
 
-fn save(
-    io: Arc<Simulated>,
-    guest: &Guest,
-    path: &Path,
-    chunk_bytes: u64,
-    options: Options,
-) -> Result<Saved, Error> {
-    let memory = guest.memory();
-    let places = guest.places();
+fn save(io: Arc<Simulated>, guest: &Guest, path: &Path, how: How) -> Result<Vec<PageBitmap>, Error> {
     let image = ImageWriter::create(io, path, false, true)?;
-    let job = SaveJob {
-        memory: &memory,
-        places: &places,
-        plan: plan(&memory, 3, chunk_bytes),
-        options,
-        buffers: &Buffers::default(),
-    };
-    let saved = job.run(&image, &Control::default())?;
+    let (_, bitmaps) = support::save(guest, &image, how, &Buffers::default(), &Control::default())?;
     image.write_metadata(&[(0, METADATA)])?;
     image.sync()?;
     image.publish()?;
-    Ok(saved)
+    Ok(bitmaps)
 }
 
 /// Whether the file at `path` is the whole image of `guest`.
 fn is_whole(path: &Path, guest: &Guest) -> bool {
     let file = File::open(path).unwrap();
     let pages_are_right = guest
-        .places()
+        .areas()
+        .areas()
         .iter()
         .enumerate()
-        .all(|(block, place)| read(&file, place.pages_offset, place.length) == guest.bytes(block));
+        .all(|(block, area)| read(&file, area.offset, area.length) == guest.bytes(block));
     pages_are_right && read(&file, 0, METADATA.len() as u64) == METADATA
 }
 
@@ -92,11 +78,12 @@ fn run_seed(seed: u64, directory: &Path) -> bool {
     }
     let path = directory.join(format!("image-{seed}"));
     let io = Arc::new(Simulated::new(seed, faults(&mut random)));
-    let outcome = save(Arc::clone(&io), &guest, &path, chunk_bytes, options(&mut random));
+    let how = How { channels: 3, chunk_bytes, options: options(&mut random) };
+    let outcome = save(Arc::clone(&io), &guest, &path, how);
     match &outcome {
-        Ok(saved) => {
+        Ok(bitmaps) => {
             assert!(is_whole(&path, &guest), "seed {seed}: a save that succeeded left a wrong image");
-            for (block, bitmap) in saved.bitmaps.iter().enumerate() {
+            for (block, bitmap) in bitmaps.iter().enumerate() {
                 assert_eq!(bitmap.to_bytes(), bitmap_of(&guest.bytes(block)), "seed {seed}: wrong bitmap");
             }
         }
@@ -116,26 +103,16 @@ fn run_seed(seed: u64, directory: &Path) -> bool {
 }
 
 fn restore(seed: u64, guest: &Guest, path: &Path, chunk_bytes: u64, random: &mut Random) {
-    let options = options(random);
-    let bitmaps: Vec<_> = (0..guest.lengths.len())
-        .map(|block| {
-            let bytes = guest.bytes(block);
-            mapram_engine::bitmap::PageBitmap::from_bytes(&bitmap_of(&bytes), guest.lengths[block] / 4096)
-        })
-        .collect();
+    let how = How { channels: 3, chunk_bytes, options: options(random) };
+    let bitmap = |(block, length): (usize, &u64)| {
+        PageBitmap::from_bytes(&bitmap_of(&guest.bytes(block)), length / 4096)
+    };
+    let bitmaps = guest.lengths.iter().enumerate().map(bitmap).collect();
     let used = Guest::new(&guest.lengths);
     used.fill(random);
-    let memory = used.memory();
-    let places = guest.places();
-    let job = RestoreJob {
-        memory: &memory,
-        places: &places,
-        bitmaps: &bitmaps,
-        plan: whole_plan(&places, 3, chunk_bytes),
-        options,
-    };
     let io = Simulated::new(seed ^ 0xdead, faults(random));
-    match job.run(&io, File::open(path).unwrap().as_fd(), &Control::default()) {
+    let image = support::reader(&File::open(path).unwrap(), guest.areas(), bitmaps);
+    match support::restore(&image, &used.memory(), &io, how) {
         Ok(_) => {
             for block in 0..guest.lengths.len() {
                 assert!(used.bytes(block) == guest.bytes(block), "seed {seed}: a restore left wrong memory");

@@ -7,19 +7,29 @@ mod support;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use mapram_engine::ErrorKind;
 use mapram_engine::bitmap::PageBitmap;
-use mapram_engine::image::ImageWriter;
+use mapram_engine::image::{ImageReader, ImageWriter, PageArea, PageAreas};
 use mapram_engine::io::{self, Completion, Files, Io, Queue, Request};
-use mapram_engine::memory::{Backing, FileRange, Memory, Region};
+use mapram_engine::memory::{Backing, Extent, FileRange, Memory, Region};
 use mapram_engine::pool::Pool;
-use mapram_engine::transfer::{self, Buffers, Control, Options, Plan, RestoreJob, SaveJob, Sources};
+use mapram_engine::transfer::{
+    self, BlockPlan, Buffers, Control, Gaps, Options, Plan, RestoreJob, SaveJob, Sources,
+};
 use support::huge_pages::{HUGE_PAGE_BYTES, HugePages};
-use support::{CHUNK_BYTES, Guest, MIB, Random, bitmap_of, plan, read, whole_plan};
+use support::{
+    CHUNK_BYTES, Guest, How, MIB, Random, bitmap_of, plan, read, reader, restore, save, whole_plan,
+};
 
 const OPTIONS: Options = Options { queue_depth: 4, threads: 2 };
+
+/// One block at the start of the file.
+fn at_start(length: u64) -> PageAreas {
+    PageAreas::new(vec![PageArea { offset: 0, length }]).unwrap()
+}
 
 fn engines() -> Vec<Arc<dyn Io>> {
     let works = |name: &&&str| match io::probe(name, 8, 1) {
@@ -32,6 +42,10 @@ fn engines() -> Vec<Arc<dyn Io>> {
     io::NAMES.iter().filter(works).map(|name| io::by_name(name).unwrap()).collect()
 }
 
+fn how(channels: usize, chunk_bytes: u64) -> How {
+    How { channels, chunk_bytes, options: OPTIONS }
+}
+
 #[test]
 fn what_is_saved_is_restored_by_every_engine() {
     let directory = tempfile::tempdir().unwrap();
@@ -41,40 +55,25 @@ fn what_is_saved_is_restored_by_every_engine() {
             guest.fill(&mut Random(seed as u64));
             let path = directory.path().join(format!("{}-{direct}-{channels}", io.name()));
             let image = ImageWriter::create(Arc::clone(&io), &path, false, direct).unwrap();
-            let memory = guest.memory();
-            let places = guest.places();
             let buffers = Buffers::default();
             // For fewer bytes, and on fewer threads, than come to be saved, as a guest that runs on may have it.
             let one_thread = Options { threads: 1, ..OPTIONS };
             buffers.prepare(one_thread, MIB, CHUNK_BYTES * (1 + channels as u64 % 2)).unwrap();
-            let job = SaveJob {
-                memory: &memory,
-                places: &places,
-                plan: plan(&memory, channels, CHUNK_BYTES),
-                options: OPTIONS,
-                buffers: &buffers,
-            };
-            let saved = job.run(&image, &Control::default()).unwrap();
+            let control = Control::default();
+            let (_, bitmaps) = save(&guest, &image, how(channels, CHUNK_BYTES), &buffers, &control).unwrap();
             image.sync().unwrap();
             image.publish().unwrap();
 
             let file = File::open(&path).unwrap();
-            for (block, place) in places.iter().enumerate() {
-                assert!(read(&file, place.pages_offset, place.length) == guest.bytes(block));
-                assert_eq!(saved.bitmaps[block].to_bytes(), bitmap_of(&guest.bytes(block)));
+            for (block, area) in guest.areas().areas().iter().enumerate() {
+                assert!(read(&file, area.offset, area.length) == guest.bytes(block));
+                assert_eq!(bitmaps[block].to_bytes(), bitmap_of(&guest.bytes(block)));
             }
 
             let used = Guest::new(&guest.lengths);
             used.fill(&mut Random(99));
-            let target = used.memory();
-            let job = RestoreJob {
-                memory: &target,
-                places: &places,
-                bitmaps: &saved.bitmaps,
-                plan: whole_plan(&places, channels, CHUNK_BYTES),
-                options: OPTIONS,
-            };
-            job.run(io.as_ref(), file.as_fd(), &Control::default()).unwrap();
+            let image = ImageReader::open(file.as_fd(), &path, direct, guest.areas(), bitmaps).unwrap();
+            restore(&image, &used.memory(), io.as_ref(), how(channels, CHUNK_BYTES)).unwrap();
             for block in 0..guest.lengths.len() {
                 assert!(used.bytes(block) == guest.bytes(block), "block {block} differs after a restore");
             }
@@ -82,7 +81,7 @@ fn what_is_saved_is_restored_by_every_engine() {
     }
 }
 
-/// Chunks of more requests than the queue takes: a slot must not be used again before all of its parts have ended.
+/// Chunks of more requests than the queue takes: a slot must not be used again before all of its requests have ended.
 #[test]
 fn scattered_pages_survive_a_queue_that_is_always_full() {
     let directory = tempfile::tempdir().unwrap();
@@ -90,35 +89,57 @@ fn scattered_pages_survive_a_queue_that_is_always_full() {
         for (queue_depth, direct) in [(1, true), (1, false), (2, true), (4, false)] {
             let guest = Guest::new(&[32 * MIB]);
             guest.fill_scattered(&mut Random(3));
-            let memory = guest.memory();
-            let places = guest.places();
             let options = Options { queue_depth, threads: 1 };
+            let how = How { channels: 1, chunk_bytes: 4 * MIB, options };
             let path = directory.path().join(format!("{}-{queue_depth}-{direct}", io.name()));
             let image = ImageWriter::create(Arc::clone(&io), &path, false, direct).unwrap();
-            let job = SaveJob {
-                memory: &memory,
-                places: &places,
-                plan: plan(&memory, 1, 4 * MIB),
-                options,
-                buffers: &Buffers::default(),
-            };
-            let saved = job.run(&image, &Control::default()).unwrap();
+            let (_, bitmaps) = save(&guest, &image, how, &Buffers::default(), &Control::default()).unwrap();
             image.sync().unwrap();
             image.publish().unwrap();
             let file = File::open(&path).unwrap();
-            assert!(read(&file, places[0].pages_offset, 32 * MIB) == guest.bytes(0), "{path:?} is wrong");
+            let offset = guest.areas().file_offset(0, 0);
+            assert!(read(&file, offset, 32 * MIB) == guest.bytes(0), "{path:?} is wrong");
             let target = Guest::new(&[32 * MIB]);
-            let job = RestoreJob {
-                memory: &target.memory(),
-                places: &places,
-                bitmaps: &saved.bitmaps,
-                plan: whole_plan(&places, 1, 4 * MIB),
-                options,
-            };
-            job.run(io.as_ref(), file.as_fd(), &Control::default()).unwrap();
+            let image = reader(&file, guest.areas(), bitmaps);
+            restore(&image, &target.memory(), io.as_ref(), how).unwrap();
             assert!(target.bytes(0) == guest.bytes(0), "memory restored from {path:?} is wrong");
         }
     }
+}
+
+/// A save of a part, as one of changed pages only is: what is not planned keeps its bits and its bytes in the image.
+#[test]
+fn unplanned_pages_stay_as_they_are() {
+    let directory = tempfile::tempdir().unwrap();
+    let guest = Guest::new(&[MIB]);
+    guest.files[0].write_all_at(&[1; 16 * 4096], 0).unwrap();
+    let memory = guest.memory();
+    let path = directory.path().join("image");
+    let image = ImageWriter::create(io::auto(8, 1).unwrap(), &path, false, false).unwrap();
+    let (_, bitmaps) =
+        save(&guest, &image, how(1, CHUNK_BYTES), &Buffers::default(), &Control::default()).unwrap();
+    // Pages 2, 4 and 6 change, but only 2 and 6 are planned; 6 becomes zero.
+    for (page, byte) in [(2, 2), (4, 4), (6, 0)] {
+        guest.files[0].write_all_at(&[byte; 4096], page * 4096).unwrap();
+    }
+    let source = memory.scan(0).unwrap()[0].source;
+    let extents = [2, 6].map(|page| Extent { offset: page * 4096, length: 4096, source }).to_vec();
+    let blocks = vec![BlockPlan { extents, splits: Vec::new() }];
+    let job = SaveJob {
+        memory: &memory,
+        plan: &Plan::new(&memory, CHUNK_BYTES, blocks, Gaps::Unknown, Sources::Used).unwrap(),
+        areas: &guest.areas(),
+        bitmaps: &bitmaps,
+        options: OPTIONS,
+        buffers: &Buffers::default(),
+    };
+    assert_eq!(job.run(&image, &Control::default()).unwrap().written_bytes, 4096);
+    image.sync().unwrap();
+    image.publish().unwrap();
+    let bytes = read(&File::open(&path).unwrap(), guest.areas().file_offset(0, 0), 8 * 4096);
+    let first_bytes: Vec<u8> = bytes.chunks(4096).map(|page| page[0]).collect();
+    assert_eq!(first_bytes, [1, 1, 2, 1, 1, 1, 1, 1]);
+    assert_eq!(bitmaps[0].to_bytes()[..3], [0b1011_1111, 0xff, 0]);
 }
 
 #[test]
@@ -126,18 +147,12 @@ fn measuring_counts_what_a_save_writes() {
     let directory = tempfile::tempdir().unwrap();
     let guest = Guest::new(&[3 * MIB, MIB]);
     guest.fill(&mut Random(7));
-    let (memory, places) = (guest.memory(), guest.places());
-    let measured = transfer::measure(&memory, plan(&memory, 3, CHUNK_BYTES), 2, &Control::default()).unwrap();
+    let (memory, control) = (guest.memory(), Control::default());
+    let measured = transfer::measure(&memory, &plan(&memory, 3, CHUNK_BYTES), 2, &control).unwrap();
     let path = directory.path().join("image");
     let image = ImageWriter::create(io::auto(8, 1).unwrap(), &path, false, true).unwrap();
-    let job = SaveJob {
-        memory: &memory,
-        places: &places,
-        plan: plan(&memory, 3, CHUNK_BYTES),
-        options: OPTIONS,
-        buffers: &Buffers::default(),
-    };
-    assert_eq!(job.run(&image, &Control::default()).unwrap().written_bytes, measured);
+    let (saved, _) = save(&guest, &image, how(3, CHUNK_BYTES), &Buffers::default(), &control).unwrap();
+    assert_eq!(saved.written_bytes, measured);
 }
 
 #[test]
@@ -180,15 +195,8 @@ fn stale_bytes_under_clear_bits_are_not_restored() {
     bytes[stale / 8] &= !(1 << (stale % 8));
     let used = Guest::new(&[MIB]);
     let memory = used.memory();
-    let places = [mapram_engine::transfer::Place { pages_offset: 0, length: MIB }];
-    let job = RestoreJob {
-        memory: &memory,
-        places: &places,
-        bitmaps: &[PageBitmap::from_bytes(&bytes, MIB / 4096)],
-        plan: whole_plan(&places, 1, CHUNK_BYTES),
-        options: OPTIONS,
-    };
-    job.run(io::by_name("blocking").unwrap().as_ref(), image.as_fd(), &Control::default()).unwrap();
+    let image = reader(&image, at_start(MIB), vec![PageBitmap::from_bytes(&bytes, MIB / 4096)]);
+    restore(&image, &memory, &io::Blocking, how(1, CHUNK_BYTES)).unwrap();
     let restored = used.bytes(0);
     assert!(restored[stale * 4096..(stale + 1) * 4096].iter().all(|byte| *byte == 0));
 }
@@ -211,7 +219,8 @@ fn only_set_pages_reach_memory_in_huge_pages() {
     for page in runs.iter().cloned().flatten() {
         bitmap[page / 8] |= 1 << (page % 8);
     }
-    let places = [transfer::Place { pages_offset: 0, length }];
+    let bitmaps = || vec![PageBitmap::from_bytes(&bitmap, length / 4096)];
+    let image = reader(&image, at_start(length), bitmaps());
     for io in engines() {
         let file = huge_file(length);
         let region = |offset, length| Region {
@@ -228,15 +237,8 @@ fn only_set_pages_reach_memory_in_huge_pages() {
         let regions = vec![region(0, HUGE_PAGE_BYTES), region(HUGE_PAGE_BYTES, length - HUGE_PAGE_BYTES)];
         let memory = Memory::new(vec![length], regions).unwrap();
         assert!(memory.direct_address(0, 0, length).unwrap().is_none(), "it is not all in one region");
-        let job = RestoreJob {
-            memory: &memory,
-            places: &places,
-            bitmaps: &[PageBitmap::from_bytes(&bitmap, length / 4096)],
-            plan: whole_plan(&places, 2, 4 * MIB),
-            options: OPTIONS,
-        };
         let recording = Recording { io: Arc::clone(&io), outside: Arc::default() };
-        job.run(&recording, image.as_fd(), &Control::default()).unwrap();
+        restore(&image, &memory, &recording, how(2, 4 * MIB)).unwrap();
         let restored = read(&file, 0, length);
         for page in 0..2048 {
             let bytes = page * 4096..(page + 1) * 4096;
@@ -312,16 +314,10 @@ fn an_image_that_ends_too_early_is_invalid() {
         let image = File::from(rustix::fs::memfd_create("image", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
         image.set_len(length).unwrap();
         let memory = guest.memory();
-        let places = [mapram_engine::transfer::Place { pages_offset: 0, length: MIB }];
+        let image = reader(&image, at_start(MIB), vec![PageBitmap::from_bytes(&[0xff; 32], MIB / 4096)]);
         for io in engines() {
-            let job = RestoreJob {
-                memory: &memory,
-                places: &places,
-                bitmaps: &[PageBitmap::from_bytes(&[0xff; 32], MIB / 4096)],
-                plan: whole_plan(&places, 1, CHUNK_BYTES),
-                options: OPTIONS,
-            };
-            let error = job.run(io.as_ref(), image.as_fd(), &Control::default()).unwrap_err();
+            let error = restore(&image, &memory, io.as_ref(), how(1, CHUNK_BYTES)).unwrap_err();
+            assert_eq!(error.path.as_deref(), Some(Path::new("the image")));
             assert_eq!((error.kind, error.offset.is_some()), (ErrorKind::ImageInvalid, true), "{length}");
         }
     }
@@ -347,41 +343,50 @@ fn a_cancelled_save_leaves_no_file() {
     let directory = tempfile::tempdir().unwrap();
     let guest = Guest::new(&[8 * MIB]);
     guest.fill(&mut Random(5));
-    let memory = guest.memory();
-    let places = guest.places();
     let io = io::auto(8, 1).unwrap();
     let image = ImageWriter::create(io, &directory.path().join("image"), false, true).unwrap();
     let control = Control::default();
     control.cancel();
-    let job = SaveJob {
-        memory: &memory,
-        places: &places,
-        plan: plan(&memory, 2, CHUNK_BYTES),
-        options: OPTIONS,
-        buffers: &Buffers::default(),
-    };
-    assert_eq!(job.run(&image, &control).unwrap_err().kind, ErrorKind::Cancelled);
+    let outcome = save(&guest, &image, how(2, CHUNK_BYTES), &Buffers::default(), &control);
+    assert_eq!(outcome.unwrap_err().kind, ErrorKind::Cancelled);
     image.discard().unwrap();
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
 }
 
+/// What cannot be set up has written nothing, so the guest's memory is as it was.
 #[test]
-fn plans_that_do_not_fit_are_refused() {
+fn a_restore_that_cannot_be_set_up_has_not_begun_to_write() {
     let guest = Guest::new(&[MIB]);
+    guest.fill(&mut Random(4));
+    let before = guest.bytes(0);
+    let image = File::from(rustix::fs::memfd_create("image", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+    image.set_len(MIB).unwrap();
+    let image = reader(&image, at_start(MIB), vec![PageBitmap::from_bytes(&[0xff; 32], MIB / 4096)]);
     let memory = guest.memory();
-    let places = guest.places();
-    let range = support::plan(&memory, 1, CHUNK_BYTES);
-    assert!(range.validate(&places, &memory, Sources::Used).is_ok());
-    let bad = |offset, length| Plan {
-        chunk_bytes: CHUNK_BYTES,
-        channels: vec![vec![mapram_engine::transfer::Range { block: 0, offset, length, source: 0 }]],
-    };
-    for (offset, length) in [(0, 0), (1, 4096), (0, 4095), (MIB, 4096), (u64::MAX - 4095, 4096)] {
-        assert_eq!(
-            bad(offset, length).validate(&places, &memory, Sources::Used).unwrap_err().kind,
-            ErrorKind::Usage
-        );
+    let plan = whole_plan(&memory, 1, CHUNK_BYTES);
+    let control = Control::default();
+    let job = RestoreJob { image: &image, memory: &memory, plan: &plan, options: OPTIONS };
+    let error = job.run(&NoQueues, &control).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::HostUnsupported);
+    assert_eq!(control.progress().writing_for, None);
+    assert!(guest.bytes(0) == before);
+    let job = RestoreJob { image: &image, memory: &memory, plan: &plan, options: OPTIONS };
+    job.run(&io::Blocking, &control).unwrap();
+    assert!(control.progress().writing_for.is_some());
+}
+
+/// An engine that cannot be set up.
+#[derive(Debug)]
+struct NoQueues;
+
+impl Files for NoQueues {}
+
+impl Io for NoQueues {
+    fn name(&self) -> &'static str {
+        "none"
     }
-    let odd = Plan { chunk_bytes: 12345, channels: Vec::new() };
-    assert_eq!(odd.validate(&places, &memory, Sources::Used).unwrap_err().kind, ErrorKind::Usage);
+
+    fn queue<'pool>(&self, _: u32, _: &'pool Pool) -> std::io::Result<Box<dyn Queue + 'pool>> {
+        Err(std::io::Error::from_raw_os_error(libc::EMFILE))
+    }
 }

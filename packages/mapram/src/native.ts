@@ -3,7 +3,7 @@ import type * as Native from '@mapram/native';
 import { addon } from './addon.ts';
 import { asMapramError, type ErrorCode, EXIT_STATUS, MapramError } from './errors.ts';
 
-export type { BlockAddress, BlockPlace, DirectAlignment, JobProgress, MetadataPart } from '@mapram/native';
+export type { BlockAddress, DirectAlignment, ImageSource, JobProgress, MetadataPart } from '@mapram/native';
 
 // The one door to the Rust addon: every failure in there leaves here as a MapramError.
 
@@ -179,8 +179,8 @@ export class ImageFile {
   }
 
   /** A job that writes the planned ranges and results in the bitmaps. */
-  save(memory: GuestMemory, blocks: Native.BlockPlace[], channels: Float64Array[], how: EngineOptions): Job {
-    return new Job(call(() => this.#file.save(memory.handle, blocks, channels, how)));
+  save(memory: GuestMemory, areas: Native.PageArea[], plan: Native.TransferPlan, how: EngineOptions): Job {
+    return new Job(call(() => this.#file.save(memory.handle, areas, plan, how)));
   }
 
   /** A job that writes everything but pages, sets the file's length and makes all of it durable. */
@@ -199,42 +199,30 @@ export class ImageFile {
   }
 }
 
-/** What a restore reads from. */
-export interface RestoreSource {
-  /** Descriptor of the image, open until the job has ended. */
-  imageFd: number;
-  /** Where each block's pages are in the image. */
-  blocks: Native.BlockPlace[];
-  /** Each block's page bitmap. */
-  bitmaps: Uint8Array[];
-  /** The planned ranges of each channel. */
-  channels: Float64Array[];
-}
-
 /** A job that makes pages with clear bits read zero and then puts the image's pages in place. */
 export function restoreMemory(
-  source: RestoreSource,
+  image: Native.ImageSource,
   memory: GuestMemory,
+  plan: Native.TransferPlan,
   engine: string,
   how: EngineOptions,
 ): Job {
-  const { imageFd, blocks, bitmaps, channels } = source;
-  return new Job(call(() => addon().restore(imageFd, memory.handle, blocks, bitmaps, channels, engine, how)));
+  return new Job(call(() => addon().restore(image, memory.handle, plan, engine, how)));
 }
 
 /** A job that compares the memory that is mapped for reading only with the image, and results in a page that differs. */
 export function compareMemory(
-  { imageFd, blocks, bitmaps }: Omit<RestoreSource, 'channels'>,
+  image: Native.ImageSource,
   memory: GuestMemory,
   engine: string,
   how: EngineOptions,
 ): Job {
-  return new Job(call(() => addon().compare(imageFd, memory.handle, blocks, bitmaps, engine, how)));
+  return new Job(call(() => addon().compare(image, memory.handle, engine, how)));
 }
 
-/** A job that reads the planned ranges and counts the bytes of pages that are not zero. */
-export function measureMemory(memory: GuestMemory, channels: Float64Array[], how: EngineOptions): Job {
-  return new Job(call(() => addon().measure(memory.handle, channels, how)));
+/** A job that reads what is planned and counts the bytes that a save would write. */
+export function measureMemory(memory: GuestMemory, plan: Native.TransferPlan, how: EngineOptions): Job {
+  return new Job(call(() => addon().measure(memory.handle, plan, how)));
 }
 
 /** A job that makes every page with a clear bit read zero. */

@@ -1,14 +1,18 @@
 //! The image on the disk: how it comes to be there whole or not at all, and what direct I/O on it needs.
 
+mod areas;
 mod device;
 mod new_file;
+mod reader;
 mod writer;
 
 use std::os::fd::BorrowedFd;
 
 use rustix::fs::{AtFlags, OFlags, StatxFlags};
 
+pub use areas::{PageArea, PageAreas};
 pub use new_file::PARTIAL_SUFFIX;
+pub use reader::ImageReader;
 pub use writer::ImageWriter;
 
 /// What direct I/O on a file has to be aligned to, in bytes.

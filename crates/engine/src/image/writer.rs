@@ -87,6 +87,12 @@ impl ImageWriter {
         self.file.as_fd()
     }
 
+    /// The path that it was created with.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The engine it was created with.
     #[must_use]
     pub fn io(&self) -> &Arc<dyn Io> {

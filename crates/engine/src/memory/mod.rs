@@ -127,6 +127,19 @@ impl Memory {
         writable.map(part).filter(|part| !part.is_empty())
     }
 
+    /// Sets up what writing needs, so that it cannot fail for want of it once it has begun.
+    ///
+    /// # Errors
+    /// The errno of mmap(2).
+    pub fn prepare_to_write(&self) -> Result<()> {
+        for (index, region) in self.regions.iter().enumerate().filter(|(_, region)| region.writable) {
+            if let Backing::SharedHugetlb { file, .. } = &region.backing {
+                self.mapping(index, file)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The block that a source belongs to; `None` if [`scan`](Self::scan) can never name that source.
     #[must_use]
     pub fn source_block(&self, source: u32) -> Option<usize> {

@@ -1,14 +1,15 @@
 //! Memory that is mapped for reading only, held against the image that is to be restored.
 
-use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::driver::{Driver, Part};
-use super::plan::{Chunk, ChunkQueue, Seat, Sources};
-use super::save::join;
-use super::{Control, Options, Place, Plan, Range, threads, to_usize};
-use crate::bitmap::{PageBitmap, PageRun};
-use crate::io::{Direction, Io, set_up_error};
+use super::chunks::{Chunk, ChunkQueue};
+use super::gather::join;
+use super::pump::{Pump, Stage};
+use super::requests::Request;
+use super::{BlockPlan, Control, Gaps, Options, Plan, Sources, threads, to_usize};
+use crate::bitmap::PageRun;
+use crate::image::ImageReader;
+use crate::io::{Direction, Io};
 use crate::memory::{Extent, Memory, Piece};
 use crate::pool::Pool;
 use crate::{PAGE_BYTES, Result, scan};
@@ -17,12 +18,10 @@ use crate::{PAGE_BYTES, Result, scan};
 /// the image says already.
 #[derive(Debug)]
 pub struct CompareJob<'a> {
+    /// The image.
+    pub image: &'a ImageReader,
     /// Guest memory.
     pub memory: &'a Memory,
-    /// Where each block's pages are in the image.
-    pub places: &'a [Place],
-    /// Which pages the image holds, for each block; all others must be zero.
-    pub bitmaps: &'a [PageBitmap],
     /// Largest request in bytes.
     pub chunk_bytes: u64,
     /// How to run.
@@ -39,112 +38,64 @@ pub struct Difference {
 }
 
 impl CompareJob<'_> {
-    /// Compares all memory that is mapped for reading only; returns the first difference that was found.
+    /// Compares all memory that is mapped for reading only; returns a difference, if there is one.
     ///
     /// # Errors
-    /// `Usage` for places and bitmaps that do not fit, `HostUnsupported` if the engine cannot be set up, `ImageInvalid`
+    /// `Usage` for an image that is not of these blocks, `HostUnsupported` if the engine cannot be set up, `ImageInvalid`
     /// where the image ends too early, `Cancelled`, or whatever the memory or the disk said.
-    pub fn run(self, io: &dyn Io, image: BorrowedFd<'_>, control: &Control) -> Result<Option<Difference>> {
+    pub fn run(self, io: &dyn Io, control: &Control) -> Result<Option<Difference>> {
         self.options.validate()?;
-        super::check_bitmaps(self.memory, self.bitmaps)?;
-        let read_only = self.memory.regions().iter().filter(|region| !region.writable);
-        let ranges: Vec<Range> = read_only
-            .map(|region| Range {
-                block: region.block,
-                offset: region.offset,
-                length: region.length,
-                source: 0,
-            })
-            .collect();
-        if ranges.is_empty() {
+        self.image.areas().check_blocks(self.memory.blocks())?;
+        let plan = self.plan()?;
+        if plan.data_bytes() == 0 {
             return Ok(None);
         }
-        let mut extents = vec![Vec::new(); self.bitmaps.len()];
-        for range in &ranges {
-            extents[range.block] = self.memory.scan(range.block)?;
-        }
-        let plan = Plan { chunk_bytes: self.chunk_bytes, channels: vec![ranges] };
-        plan.validate(self.places, self.memory, Sources::Ignored)?;
-        let (threads, requests) = (self.options.threads, self.options.requests());
-        let comparing = Comparing {
-            chunks: ChunkQueue::new(plan),
-            job: self,
-            extents,
-            found: Mutex::default(),
-            io,
-            image,
-            control,
+        let scan = |(block, planned): (usize, &BlockPlan)| match planned.extents.is_empty() {
+            true => Ok(Vec::new()),
+            false => self.memory.scan(block),
         };
-        threads::run(threads, control, &|team| comparing.work(team, requests))?;
-        Ok(comparing.found.into_inner().unwrap_or_else(PoisonError::into_inner))
+        let extents = plan.blocks().iter().enumerate().map(scan).collect::<Result<_>>()?;
+        let chunk_bytes = to_usize(self.chunk_bytes);
+        let stage = Compare { job: &self, chunk_bytes, extents, found: Mutex::default() };
+        let chunks = ChunkQueue::new(&plan);
+        threads::run(self.options.threads, control, &|team| {
+            // Half of a slot for the image's bytes, half for the memory's.
+            let pool = Pool::new(1, chunk_bytes.saturating_mul(2))?;
+            Pump::new(team, &pool, io, self.options.requests(), self.image.path())?.run(&stage, &chunks)
+        })?;
+        Ok(stage.found.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// All that is mapped for reading only.
+    fn plan(&self) -> Result<Plan> {
+        let mut blocks = vec![BlockPlan::default(); self.memory.blocks().len()];
+        for region in self.memory.regions().iter().filter(|region| !region.writable) {
+            let extent = Extent { offset: region.offset, length: region.length, source: 0 };
+            blocks[region.block].extents.push(extent);
+        }
+        Plan::new(self.memory, self.chunk_bytes, blocks, Gaps::Unknown, Sources::Ignored)
     }
 }
 
 /// What the threads of a comparison share.
-struct Comparing<'a> {
-    job: CompareJob<'a>,
-    chunks: ChunkQueue,
+struct Compare<'a> {
+    job: &'a CompareJob<'a>,
+    chunk_bytes: usize,
     /// What may hold data of each block that is mapped for reading only, in part at least.
     extents: Vec<Vec<Extent>>,
     found: Mutex<Option<Difference>>,
-    io: &'a dyn Io,
-    image: BorrowedFd<'a>,
-    control: &'a Control,
 }
 
-impl Comparing<'_> {
-    fn work(&self, team: &threads::Team<'_>, requests: u32) -> Result<()> {
-        // One slot for the image's bytes, one for the memory's.
-        let pool = Pool::new(2, to_usize(self.job.chunk_bytes))?;
-        let queue = self.io.queue(requests, &pool).map_err(|cause| set_up_error(self.io.name(), cause))?;
-        let mut driver =
-            Driver::new(queue, 1, self.image.as_raw_fd(), Direction::Read, requests as usize, self.control);
-        let mut seat = Seat::default();
-        while let Some(chunk) = self.chunks.next(&mut seat) {
-            team.check()?;
-            self.read_image(&chunk, pool.slot(0), &mut driver)?;
-            self.read_memory(&chunk, pool.slot(1))?;
-            let length = to_usize(self.job.chunk_bytes);
-            // SAFETY: the slot has that many bytes, and nobody writes to it before the next chunk is read.
-            let image = unsafe { std::slice::from_raw_parts(pool.slot(0), length) };
-            // SAFETY: as above.
-            let memory = unsafe { std::slice::from_raw_parts(pool.slot(1), length) };
-            let difference = self.difference(&chunk, image, memory);
-            let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-            *found = found.or(difference);
-            if found.is_some() {
-                break;
-            }
-        }
-        Ok(())
+impl Compare<'_> {
+    fn found(&self) -> MutexGuard<'_, Option<Difference>> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads the pages of the chunk that the image holds to their places in `buffer`, and waits for them.
-    fn read_image(&self, chunk: &Chunk, buffer: *mut u8, driver: &mut Driver<'_>) -> Result<()> {
-        let runs: Vec<PageRun> = self.runs(chunk, true).collect();
-        for run in join(&runs) {
-            let offset = run.first * PAGE_BYTES;
-            let part = Part {
-                slot: 0,
-                buffer: buffer.wrapping_add(to_usize(offset - chunk.offset)),
-                file_offset: self.job.places[chunk.block].pages_offset + offset,
-                length: to_usize(run.count * PAGE_BYTES),
-            };
-            // SAFETY: the slot is not touched before nothing is in flight any more, and it outlives the driver.
-            unsafe { driver.start(part) }?;
-        }
-        while driver.in_flight() > 0 {
-            driver.wait()?;
-        }
-        while driver.take_finished().is_some() {}
-        Ok(())
-    }
-
-    /// Reads the chunk's memory to its place in `buffer`.
+    /// Reads the chunk's memory to its place in `buffer`, which has room for a whole chunk; what has no data becomes zero.
     fn read_memory(&self, chunk: &Chunk, buffer: *mut u8) -> Result<()> {
-        let end = chunk.ranges.last().map_or(chunk.offset, |range| range.offset + range.length);
-        // SAFETY: a chunk is no longer than a slot, and this thread alone uses this one.
-        unsafe { std::ptr::write_bytes(buffer, 0, to_usize(end - chunk.offset)) };
+        // SAFETY: the buffer has that many bytes and is this chunk's alone.
+        unsafe { std::ptr::write_bytes(buffer, 0, self.chunk_bytes) };
+        let end = chunk.extents.last().map_or(chunk.offset, |extent| extent.offset + extent.length);
         let extents = &self.extents[chunk.block];
         let first = extents.partition_point(|extent| extent.offset + extent.length <= chunk.offset);
         for extent in extents[first..].iter().take_while(|extent| extent.offset < end) {
@@ -154,7 +105,7 @@ impl Comparing<'_> {
                 length: to_usize((extent.offset + extent.length).min(end) - start),
                 buffer_offset: to_usize(start - chunk.offset),
             };
-            // SAFETY: the piece lies within the chunk, hence within the slot, which this thread alone uses.
+            // SAFETY: the piece lies within the chunk, hence within the buffer, which is this chunk's alone.
             unsafe { self.job.memory.read(extent.source, &[piece], buffer) }?;
         }
         Ok(())
@@ -177,9 +128,54 @@ impl Comparing<'_> {
 
     /// The runs of the chunk's pages whose bits are `set`.
     fn runs(&self, chunk: &Chunk, set: bool) -> impl Iterator<Item = PageRun> {
-        let bitmap = &self.job.bitmaps[chunk.block];
-        chunk.ranges.iter().flat_map(move |range| {
-            bitmap.runs(PageRun { first: range.offset / PAGE_BYTES, count: range.length / PAGE_BYTES }, set)
-        })
+        let bitmap = &self.job.image.bitmaps()[chunk.block];
+        chunk
+            .extents
+            .iter()
+            .flat_map(move |extent| bitmap.runs(PageRun::of(extent.offset, extent.length), set))
+    }
+}
+
+// SAFETY: all requests are of the first half of the chunk's buffer, which is not touched before `finish`.
+unsafe impl Stage for Compare<'_> {
+    /// The chunk; `None` once a difference was found, which is all that is wanted.
+    type Pending = Option<Chunk>;
+
+    fn start<'a>(
+        &'a self,
+        chunk: &Chunk,
+        buffer: *mut u8,
+        requests: &mut Vec<Request<'a>>,
+    ) -> Result<Self::Pending> {
+        if self.found().is_some() {
+            return Ok(None);
+        }
+        let image = self.job.image;
+        let stored: Vec<PageRun> = self.runs(chunk, true).collect();
+        requests.extend(join(&stored).into_iter().map(|run| {
+            let offset = run.first * PAGE_BYTES;
+            Request {
+                file: image.fd(),
+                direction: Direction::Read,
+                offset: image.areas().file_offset(chunk.block, offset),
+                buffer: buffer.wrapping_add(to_usize(offset - chunk.offset)),
+                length: to_usize(run.count * PAGE_BYTES),
+            }
+        }));
+        Ok(Some(chunk.clone()))
+    }
+
+    fn finish(&self, chunk: Option<Chunk>, buffer: *mut u8) -> Result<()> {
+        let Some(chunk) = chunk else { return Ok(()) };
+        let second = buffer.wrapping_add(self.chunk_bytes);
+        self.read_memory(&chunk, second)?;
+        // SAFETY: the first half of the slot has that many bytes, and nothing is in flight on it any more.
+        let image = unsafe { std::slice::from_raw_parts(buffer, self.chunk_bytes) };
+        // SAFETY: the second half has as many, and nobody writes to it any more.
+        let memory = unsafe { std::slice::from_raw_parts(second, self.chunk_bytes) };
+        if let Some(difference) = self.difference(&chunk, image, memory) {
+            self.found().get_or_insert(difference);
+        }
+        Ok(())
     }
 }

@@ -2,10 +2,11 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::plan::{ChunkQueue, Seat, Sources};
-use super::read::read_data;
-use super::save::join;
-use super::{Control, Place, Plan, threads, to_usize};
+use super::chunks::{Chunk, ChunkQueue};
+use super::gather::gather;
+use super::pump::{Pump, Stage};
+use super::requests::Request;
+use super::{Control, Plan, threads, to_usize};
 use crate::memory::Memory;
 use crate::pool::Pool;
 use crate::{PAGE_BYTES, Result};
@@ -14,25 +15,36 @@ use crate::{PAGE_BYTES, Result};
 /// runs of zero pages between them. The guest may be running; the count is then as of no particular moment.
 ///
 /// # Errors
-/// `Usage` for a plan that does not fit, `Cancelled`, or whatever the memory said.
-pub fn measure(memory: &Memory, plan: Plan, threads: usize, control: &Control) -> Result<u64> {
-    let places: Vec<Place> =
-        memory.blocks().iter().map(|&length| Place { pages_offset: 0, length }).collect();
-    plan.validate(&places, memory, Sources::Used)?;
-    let chunk_bytes = to_usize(plan.chunk_bytes);
+/// `Cancelled`, or whatever the memory said.
+pub fn measure(memory: &Memory, plan: &Plan, threads: usize, control: &Control) -> Result<u64> {
     let chunks = ChunkQueue::new(plan);
-    let written_bytes = AtomicU64::new(0);
+    let stage = Measure { memory, plan, counted: AtomicU64::new(0) };
     threads::run(threads, control, &|team| {
-        let pool = Pool::new(1, chunk_bytes)?;
-        let mut seat = Seat::default();
-        while let Some(chunk) = chunks.next(&mut seat) {
-            team.check()?;
-            // SAFETY: the slot holds a whole chunk and belongs to this thread alone.
-            let runs = unsafe { read_data(memory, &chunk, pool.slot(0)) }?;
-            let pages: u64 = join(&runs).map(|run| run.count).sum();
-            written_bytes.fetch_add(pages * PAGE_BYTES, Ordering::Relaxed);
-        }
-        Ok(())
+        let pool = Pool::new(1, to_usize(plan.chunk_bytes()))?;
+        Pump::without_io(team, &pool).run(&stage, &chunks)
     })?;
-    Ok(written_bytes.into_inner())
+    Ok(stage.counted.into_inner())
+}
+
+struct Measure<'a> {
+    memory: &'a Memory,
+    plan: &'a Plan,
+    counted: AtomicU64,
+}
+
+// SAFETY: it asks for no requests.
+unsafe impl Stage for Measure<'_> {
+    type Pending = ();
+
+    fn start<'a>(&'a self, chunk: &Chunk, buffer: *mut u8, _: &mut Vec<Request<'a>>) -> Result<()> {
+        // SAFETY: the buffer holds a whole chunk, and nothing is in flight on it.
+        let data = unsafe { gather(self.memory, chunk, self.plan.gaps(), buffer) }?;
+        let pages: u64 = data.requests.iter().map(|run| run.count).sum();
+        self.counted.fetch_add(pages * PAGE_BYTES, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn finish(&self, (): (), _buffer: *mut u8) -> Result<()> {
+        Ok(())
+    }
 }

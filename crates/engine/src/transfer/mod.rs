@@ -1,17 +1,19 @@
 //! Planned page ranges on their way between guest memory and an image file.
 //!
-//! A transfer runs on a few threads. Each owns one I/O queue and one pool of chunk buffers, takes the chunks of one
-//! channel after the other, and keeps several chunks in flight. All engines' short results and
-//! transient errors are handled in one place, the `driver`.
+//! All transfers are stages on one `pump`. It runs on a few threads, each with one I/O queue and one pool of chunk buffers;
+//! each takes the chunks of one channel after the other and keeps several in flight. All engines' short results and
+//! transient errors are handled in one place, `requests`.
 
 mod buffers;
+mod chunks;
 mod clear;
 mod compare;
 mod control;
-mod driver;
+mod gather;
 mod measure;
 mod plan;
-mod read;
+mod pump;
+mod requests;
 mod restore;
 mod save;
 mod threads;
@@ -21,11 +23,12 @@ use crate::memory::Memory;
 use crate::{Error, ErrorKind, PAGE_BYTES, Result};
 
 pub use buffers::Buffers;
+pub use chunks::{Chunk, ChunkQueue, Turn};
 pub use clear::clear;
 pub use compare::{CompareJob, Difference};
 pub use control::{Control, Progress};
 pub use measure::measure;
-pub use plan::{Chunk, ChunkQueue, Place, Plan, Range, Seat, Sources};
+pub use plan::{BlockPlan, Gaps, Plan, Sources};
 pub use restore::{RestoreJob, Restored};
 pub use save::{SaveJob, Saved};
 
@@ -54,8 +57,8 @@ pub struct Options {
 /// # Errors
 /// `Usage` if the bitmaps are not those of the blocks.
 fn check_bitmaps(memory: &Memory, bitmaps: &[PageBitmap]) -> Result<()> {
-    let fits = |(bitmap, length): (&PageBitmap, &u64)| bitmap.pages() == length / PAGE_BYTES;
-    if bitmaps.len() == memory.blocks().len() && bitmaps.iter().zip(memory.blocks()).all(fits) {
+    let pages = memory.blocks().iter().map(|length| length / PAGE_BYTES);
+    if bitmaps.iter().map(PageBitmap::pages).eq(pages) {
         return Ok(());
     }
     Err(Error::new(ErrorKind::Usage, "the page bitmaps are not those of the RAM blocks"))

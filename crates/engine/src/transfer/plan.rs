@@ -1,53 +1,32 @@
-//! What a transfer is told to do, and how its channels are cut into chunks.
+//! What a transfer is told to do: which bytes of each block, and where one channel's part ends and the next one's begins.
 
-use std::sync::{Mutex, PoisonError};
+use std::ops::Range;
 
 use super::CHUNK_BYTES;
-use crate::memory::Memory;
+use crate::memory::{Extent, Memory};
 use crate::{Error, ErrorKind, PAGE_BYTES, Result};
 
-/// Bytes of a block that one source holds.
+/// The planned bytes of one block.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BlockPlan {
+    /// Page-aligned, ascending and disjoint.
+    pub extents: Vec<Extent>,
+    /// Where a channel's part of the block ends and the next one's begins, from the start of the block: ascending, one less
+    /// than there are channels. All but those at the end of the block are multiples of the chunk size, so that no cell of
+    /// the chunk grid is shared by two channels: zero pages between a cell's data are rewritten.
+    pub splits: Vec<u64>,
+}
+
+/// What is known of a block's bytes that are in none of its extents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Range {
-    /// Index of the RAM block.
-    pub block: usize,
-    /// First byte, from the start of the block; page-aligned.
-    pub offset: u64,
-    /// Bytes, a multiple of the page size, not 0.
-    pub length: u64,
-    /// Where a save reads it, as [`Memory::scan`] said; a restore ignores it.
-    pub source: u32,
+pub enum Gaps {
+    /// They read zero: a save may write short ones along with their neighbours.
+    Zero,
+    /// Nothing: they are left alone.
+    Unknown,
 }
 
-/// Where a block's pages are in the image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
-    /// File offset of the block's page 0; page-aligned.
-    pub pages_offset: u64,
-    /// Length of the block in bytes; a multiple of the page size.
-    pub length: u64,
-}
-
-/// Ranges for each channel, ascending within a channel. Chunks are cut where a multiple of `chunk_bytes` within a
-/// block is crossed; two channels must not share such a cell, as zero pages between a cell's data are rewritten.
-#[derive(Debug, Clone)]
-pub struct Plan {
-    /// Largest request, in bytes: a power of two within [`CHUNK_BYTES`].
-    pub chunk_bytes: u64,
-    /// The ranges of every channel.
-    pub channels: Vec<Vec<Range>>,
-}
-
-/// # Errors
-/// `Usage` for a size that is no power of two within [`CHUNK_BYTES`].
-pub(super) fn check_chunk_bytes(chunk_bytes: u64) -> Result<()> {
-    if chunk_bytes.is_power_of_two() && CHUNK_BYTES.contains(&chunk_bytes) {
-        return Ok(());
-    }
-    Err(Error::new(ErrorKind::Usage, format!("chunks of {chunk_bytes} bytes are not supported")))
-}
-
-/// Whether a transfer reads a plan's sources.
+/// Whether a transfer reads the extents' sources.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sources {
     /// A save does.
@@ -56,209 +35,127 @@ pub enum Sources {
     Ignored,
 }
 
+/// A plan whose every number was checked.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    chunk_bytes: u64,
+    channels: usize,
+    blocks: Vec<BlockPlan>,
+    gaps: Gaps,
+}
+
 impl Plan {
-    /// Checks every number that the transfer will rely on; the ranges' sources only if they are used.
+    /// A plan for `memory` in chunks of at most `chunk_bytes`, one [`BlockPlan`] for each block.
     ///
     /// # Errors
-    /// `Usage`, naming the channel and the number.
-    pub fn validate(&self, places: &[Place], memory: &Memory, sources: Sources) -> Result<()> {
-        let usage = |message: String| Err(Error::new(ErrorKind::Usage, message));
-        check_chunk_bytes(self.chunk_bytes)?;
-        if places.len() != memory.blocks().len() {
-            return usage(format!("{} places for {} RAM blocks", places.len(), memory.blocks().len()));
+    /// `Usage`, naming the block and the number.
+    pub fn new(
+        memory: &Memory,
+        chunk_bytes: u64,
+        blocks: Vec<BlockPlan>,
+        gaps: Gaps,
+        sources: Sources,
+    ) -> Result<Self> {
+        check_chunk_bytes(chunk_bytes)?;
+        if blocks.len() != memory.blocks().len() {
+            return usage(format!("{} plans for {} RAM blocks", blocks.len(), memory.blocks().len()));
         }
-        for (index, (place, &length)) in places.iter().zip(memory.blocks()).enumerate() {
-            if place.length > length || !aligned(place.length) || !aligned(place.pages_offset) {
-                return usage(format!("RAM block {index} of {length} bytes has no fitting place: {place:?}"));
+        let splits = blocks.first().map_or(0, |block| block.splits.len());
+        for (index, (block, &length)) in blocks.iter().zip(memory.blocks()).enumerate() {
+            check_extents(index, &block.extents, length, memory, sources)?;
+            if block.splits.len() != splits {
+                return usage(format!("RAM block {index} is split for another number of channels"));
             }
-            if place.pages_offset.checked_add(place.length).is_none_or(|end| end > i64::MAX as u64) {
-                return usage(format!("RAM block {index} ends beyond the largest file: {place:?}"));
-            }
+            check_splits(index, &block.splits, length, chunk_bytes)?;
         }
-        for (channel, ranges) in self.channels.iter().enumerate() {
-            let mut last = (0, 0);
-            for range in ranges {
-                let is_elsewhere = memory.source_block(range.source) != Some(range.block);
-                let has_no_source = sources == Sources::Used && is_elsewhere;
-                if !range.fits(places) || (range.block, range.offset) < last || has_no_source {
-                    return usage(format!("channel {channel} has a range that does not fit: {range:?}"));
-                }
-                last = (range.block, range.offset + range.length);
-            }
-        }
-        Ok(())
+        Ok(Self { chunk_bytes, channels: splits + 1, blocks, gaps })
     }
 
-    /// Bytes in all ranges.
+    /// All that `memory` may hold, for one channel.
+    ///
+    /// # Errors
+    /// As [`Memory::scan`].
+    pub(super) fn of_all(memory: &Memory, chunk_bytes: u64) -> Result<Self> {
+        let scan = |block| Ok(BlockPlan { extents: memory.scan(block)?, splits: Vec::new() });
+        let blocks = (0..memory.blocks().len()).map(scan).collect::<Result<_>>()?;
+        Self::new(memory, chunk_bytes, blocks, Gaps::Zero, Sources::Used)
+    }
+
+    /// Largest request, in bytes.
+    #[must_use]
+    pub fn chunk_bytes(&self) -> u64 {
+        self.chunk_bytes
+    }
+
+    /// Number of channels, at least 1.
+    #[must_use]
+    pub fn channels(&self) -> usize {
+        self.channels
+    }
+
+    /// What is known of the bytes that are not planned.
+    #[must_use]
+    pub fn gaps(&self) -> Gaps {
+        self.gaps
+    }
+
+    /// Bytes in all extents.
     #[must_use]
     pub fn data_bytes(&self) -> u64 {
-        self.channels.iter().flatten().map(|range| range.length).sum()
+        self.blocks.iter().flat_map(|block| &block.extents).map(|extent| extent.length).sum()
+    }
+
+    /// The planned extents of each block.
+    pub(super) fn blocks(&self) -> &[BlockPlan] {
+        &self.blocks
+    }
+
+    /// The part of a block that a channel has.
+    pub(super) fn part(&self, block: usize, channel: usize) -> Range<u64> {
+        let splits = &self.blocks[block].splits;
+        let start = channel.checked_sub(1).map_or(0, |before| splits[before]);
+        start..splits.get(channel).copied().unwrap_or(u64::MAX)
     }
 }
 
-impl Range {
-    fn fits(&self, places: &[Place]) -> bool {
-        let end = self.offset.checked_add(self.length);
-        let place = places.get(self.block);
-        self.length > 0
-            && aligned(self.offset)
-            && aligned(self.length)
-            && place.zip(end).is_some_and(|(place, end)| end <= place.length)
+/// # Errors
+/// `Usage` for a size that is no power of two within [`CHUNK_BYTES`].
+pub(super) fn check_chunk_bytes(chunk_bytes: u64) -> Result<()> {
+    if chunk_bytes.is_power_of_two() && CHUNK_BYTES.contains(&chunk_bytes) {
+        return Ok(());
     }
+    usage(format!("chunks of {chunk_bytes} bytes are not supported"))
 }
 
-fn aligned(value: u64) -> bool {
-    value.is_multiple_of(PAGE_BYTES)
-}
-
-/// The ranges of one cell of the chunk grid: what one buffer holds.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Chunk {
-    /// Index of the RAM block.
-    pub block: usize,
-    /// First byte of the first range, from the start of the block.
-    pub offset: u64,
-    /// The ranges, ascending, none crossing the cell.
-    pub ranges: Vec<Range>,
-}
-
-impl Chunk {
-    /// Bytes in its ranges.
-    #[must_use]
-    pub fn data_bytes(&self) -> u64 {
-        self.ranges.iter().map(|range| range.length).sum()
-    }
-}
-
-/// What is left to do of every channel. A thread stays with a channel, whose chunks lie next to each other in memory and
-/// in the file: taking turns among many channels tears both into pieces. Threads without a channel of their own help others,
-/// so that none runs out of work early.
-#[derive(Debug)]
-pub struct ChunkQueue {
-    chunk_bytes: u64,
-    channels: Mutex<Channels>,
-}
-
-#[derive(Debug)]
-struct Channels {
-    cursors: Vec<Cursor>,
-    /// The first channel that no thread has begun with.
-    untouched: usize,
-}
-
-/// The channel that a thread is at; none at first.
-#[derive(Debug, Default)]
-pub struct Seat(Option<usize>);
-
-/// What is left of a channel.
-#[derive(Debug)]
-struct Cursor {
-    ranges: std::vec::IntoIter<Range>,
-    rest: Option<Range>,
-}
-
-impl ChunkQueue {
-    /// All channels of `plan`, which has been validated.
-    #[must_use]
-    pub fn new(plan: Plan) -> Self {
-        let cursors = plan.channels.into_iter().map(|ranges| {
-            let mut ranges = ranges.into_iter();
-            let rest = ranges.next();
-            Cursor { ranges, rest }
-        });
-        let channels = Channels { cursors: cursors.collect(), untouched: 0 };
-        Self { chunk_bytes: plan.chunk_bytes, channels: Mutex::new(channels) }
-    }
-
-    /// The next chunk for the thread in `seat`, or `None` when all are done.
-    pub fn next(&self, seat: &mut Seat) -> Option<Chunk> {
-        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            let own = seat.0.and_then(|channel| channels.cursors[channel].next_chunk(self.chunk_bytes));
-            if own.is_some() {
-                return own;
-            }
-            if channels.untouched == channels.cursors.len() {
-                return channels.cursors.iter_mut().find_map(|cursor| cursor.next_chunk(self.chunk_bytes));
-            }
-            seat.0 = Some(channels.untouched);
-            channels.untouched += 1;
+fn check_extents(
+    block: usize,
+    extents: &[Extent],
+    length: u64,
+    memory: &Memory,
+    sources: Sources,
+) -> Result<()> {
+    let aligned = |value: u64| value.is_multiple_of(PAGE_BYTES);
+    let mut last_end = 0;
+    for extent in extents {
+        let end = extent.offset.checked_add(extent.length).filter(|end| *end <= length);
+        let is_whole = extent.length > 0 && aligned(extent.offset) && aligned(extent.length);
+        let has_source = sources == Sources::Ignored || memory.source_block(extent.source) == Some(block);
+        match end {
+            Some(end) if is_whole && has_source && extent.offset >= last_end => last_end = end,
+            _ => return usage(format!("RAM block {block} of {length} bytes has a bad extent: {extent:?}")),
         }
     }
+    Ok(())
 }
 
-impl Cursor {
-    fn next_chunk(&mut self, chunk_bytes: u64) -> Option<Chunk> {
-        let first = self.rest?;
-        let cell_end = (first.offset / chunk_bytes + 1) * chunk_bytes;
-        let mut chunk = Chunk { block: first.block, offset: first.offset, ranges: Vec::new() };
-        while let Some(range) = self.rest {
-            if range.block != chunk.block || range.offset >= cell_end {
-                break;
-            }
-            let length = range.length.min(cell_end - range.offset);
-            chunk.ranges.push(Range { length, ..range });
-            self.rest = if length < range.length {
-                Some(Range { offset: range.offset + length, length: range.length - length, ..range })
-            } else {
-                self.ranges.next()
-            };
-        }
-        Some(chunk)
+fn check_splits(block: usize, splits: &[u64], length: u64, chunk_bytes: u64) -> Result<()> {
+    let is_on_grid = |split: &u64| split.is_multiple_of(chunk_bytes) || *split >= length;
+    if splits.is_sorted() && splits.iter().all(is_on_grid) {
+        return Ok(());
     }
+    usage(format!("RAM block {block} is split within a chunk, or not in ascending order"))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const CHUNK: u64 = 64 << 10;
-
-    fn range(offset: u64, length: u64) -> Range {
-        Range { block: 0, offset: offset * PAGE_BYTES, length: length * PAGE_BYTES, source: 0 }
-    }
-
-    proptest! {
-        #[test]
-        fn chunks_cover_every_range_once_and_cross_no_cell(
-            channels in prop::collection::vec(prop::collection::vec((0_u64..40, 1_u64..60), 0..20), 1..6),
-        ) {
-            let mut page = 0;
-            let channels: Vec<Vec<Range>> = channels
-                .into_iter()
-                .map(|gaps| {
-                    gaps.into_iter()
-                        .map(|(gap, length)| {
-                            let made = range(page + gap, length);
-                            page += gap + length;
-                            made
-                        })
-                        .collect()
-                })
-                .collect();
-            let mut wanted: Vec<u64> = pages(channels.iter().flatten());
-            let queue = ChunkQueue::new(Plan { chunk_bytes: CHUNK, channels });
-            let mut found = Vec::new();
-            let mut seats = [Seat::default(), Seat::default(), Seat::default()];
-            let mut turn = 0;
-            while let Some(chunk) = queue.next(&mut seats[turn % 3]) {
-                turn += 1;
-                let cell = chunk.offset / CHUNK;
-                for range in &chunk.ranges {
-                    prop_assert!(range.offset / CHUNK == cell && (range.offset + range.length - 1) / CHUNK == cell);
-                }
-                found.extend(pages(chunk.ranges.iter()));
-            }
-            wanted.sort_unstable();
-            found.sort_unstable();
-            prop_assert_eq!(found, wanted);
-        }
-    }
-
-    fn pages<'a>(ranges: impl Iterator<Item = &'a Range>) -> Vec<u64> {
-        ranges
-            .flat_map(|range| range.offset / PAGE_BYTES..(range.offset + range.length) / PAGE_BYTES)
-            .collect()
-    }
+fn usage<T>(message: String) -> Result<T> {
+    Err(Error::new(ErrorKind::Usage, message))
 }

@@ -2,7 +2,7 @@
 
 /// Reserved for as long as it lives.
 pub struct HugePages {
-    before: String,
+    got: u64,
 }
 
 pub const HUGE_PAGE_BYTES: u64 = 2 << 20;
@@ -21,21 +21,26 @@ impl HugePages {
     }
 
     fn try_reserve(count: u64) -> Option<Self> {
-        let before = std::fs::read_to_string(Self::COUNT).ok()?;
-        let wanted = before.trim().parse::<u64>().ok()? + count;
-        let pages = Self { before };
-        std::fs::write(Self::COUNT, wanted.to_string()).ok()?;
+        let before = Self::read(Self::COUNT)?;
+        std::fs::write(Self::COUNT, (before + count).to_string()).ok()?;
+        let pages = Self { got: Self::read(Self::COUNT)?.saturating_sub(before) };
         (Self::free() >= count).then_some(pages)
     }
 
     /// Pages that are free now.
     pub fn free() -> u64 {
-        std::fs::read_to_string(Self::FREE).unwrap().trim().parse().unwrap()
+        Self::read(Self::FREE).unwrap()
+    }
+
+    fn read(path: &str) -> Option<u64> {
+        std::fs::read_to_string(path).ok()?.trim().parse().ok()
     }
 }
 
 impl Drop for HugePages {
     fn drop(&mut self) {
-        std::fs::write(Self::COUNT, &self.before).unwrap();
+        // As many as came, not as many as there were: other tests reserve and give back meanwhile.
+        let left = Self::read(Self::COUNT).unwrap().saturating_sub(self.got);
+        std::fs::write(Self::COUNT, left.to_string()).unwrap();
     }
 }

@@ -9,12 +9,19 @@
 pub mod huge_pages;
 
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::Arc;
 
-use mapram_engine::PAGE_BYTES;
-use mapram_engine::memory::{Backing, FileRange, Memory, Region};
-use mapram_engine::transfer::{Place, Plan, Range};
+use mapram_engine::bitmap::PageBitmap;
+use mapram_engine::image::{ImageReader, ImageWriter, PageArea, PageAreas};
+use mapram_engine::io::Io;
+use mapram_engine::memory::{Backing, Extent, FileRange, Memory, Region};
+use mapram_engine::transfer::{
+    BlockPlan, Buffers, Control, Gaps, Options, Plan, RestoreJob, Restored, SaveJob, Saved, Sources,
+};
+use mapram_engine::{PAGE_BYTES, Result};
 use rustix::fs::{MemfdFlags, memfd_create};
 
 pub const MIB: u64 = 1 << 20;
@@ -101,52 +108,88 @@ impl Guest {
         read(&self.files[block], 0, self.lengths[block])
     }
 
-    /// Places in an image, one block behind the other on a grid of 1 MiB.
-    pub fn places(&self) -> Vec<Place> {
+    /// Areas in an image, one block behind the other on a grid of 1 MiB.
+    pub fn areas(&self) -> PageAreas {
         let mut end = 0_u64;
-        let place = |&length: &u64| {
-            let pages_offset = (end + 1).next_multiple_of(MIB);
-            end = pages_offset + length;
-            Place { pages_offset, length }
+        let area = |&length: &u64| {
+            let offset = (end + 1).next_multiple_of(MIB);
+            end = offset + length;
+            PageArea { offset, length }
         };
-        self.lengths.iter().map(place).collect()
+        PageAreas::new(self.lengths.iter().map(area).collect()).unwrap()
+    }
+
+    /// The bitmaps of an image that holds nothing yet.
+    pub fn empty_bitmaps(&self) -> Vec<PageBitmap> {
+        self.lengths.iter().map(|length| PageBitmap::new(length / PAGE_BYTES)).collect()
     }
 }
 
-/// A plan that gives each channel whole cells of the chunk grid in turn.
+/// How a transfer of a test runs.
+#[derive(Debug, Clone, Copy)]
+pub struct How {
+    pub channels: usize,
+    pub chunk_bytes: u64,
+    pub options: Options,
+}
+
+/// Saves all of the guest; returns the bitmaps too.
+pub fn save(
+    guest: &Guest,
+    image: &ImageWriter,
+    how: How,
+    buffers: &Buffers,
+    control: &Control,
+) -> Result<(Saved, Vec<PageBitmap>)> {
+    let memory = guest.memory();
+    let bitmaps = guest.empty_bitmaps();
+    let job = SaveJob {
+        memory: &memory,
+        plan: &plan(&memory, how.channels, how.chunk_bytes),
+        areas: &guest.areas(),
+        bitmaps: &bitmaps,
+        options: how.options,
+        buffers,
+    };
+    job.run(image, control).map(|saved| (saved, bitmaps))
+}
+
+/// An image in `file`, read without direct I/O.
+pub fn reader(file: &File, areas: PageAreas, bitmaps: Vec<PageBitmap>) -> ImageReader {
+    ImageReader::open(file.as_fd(), Path::new("the image"), false, areas, bitmaps).unwrap()
+}
+
+/// Restores all of the image.
+pub fn restore(image: &ImageReader, memory: &Memory, io: &dyn Io, how: How) -> Result<Restored> {
+    let plan = whole_plan(memory, how.channels, how.chunk_bytes);
+    let job = RestoreJob { image, memory, plan: &plan, options: how.options };
+    job.run(io, &Control::default())
+}
+
+/// A plan for all data that gives each channel as many cells of the chunk grid.
 pub fn plan(memory: &Memory, channels: usize, chunk_bytes: u64) -> Plan {
-    let mut plan = Plan { chunk_bytes, channels: vec![Vec::new(); channels] };
-    for block in 0..memory.blocks().len() {
-        for extent in memory.scan(block).unwrap() {
-            let mut offset = extent.offset;
-            while offset < extent.offset + extent.length {
-                let cell = offset / chunk_bytes;
-                let end = ((cell + 1) * chunk_bytes).min(extent.offset + extent.length);
-                let channel = usize::try_from(cell).unwrap() % channels;
-                plan.channels[channel].push(Range {
-                    block,
-                    offset,
-                    length: end - offset,
-                    source: extent.source,
-                });
-                offset = end;
-            }
-        }
-    }
-    plan
+    let block = |block: usize| BlockPlan {
+        extents: memory.scan(block).unwrap(),
+        splits: splits(memory.blocks()[block], channels, chunk_bytes),
+    };
+    let blocks = (0..memory.blocks().len()).map(block).collect();
+    Plan::new(memory, chunk_bytes, blocks, Gaps::Zero, Sources::Used).unwrap()
 }
 
 /// A plan for a restore that covers every block whole.
-pub fn whole_plan(places: &[Place], channels: usize, chunk_bytes: u64) -> Plan {
-    let mut plan = Plan { chunk_bytes, channels: vec![Vec::new(); channels] };
-    for (block, place) in places.iter().enumerate() {
-        for offset in (0..place.length).step_by(usize::try_from(chunk_bytes).unwrap()) {
-            let length = chunk_bytes.min(place.length - offset);
-            let channel = usize::try_from(offset / chunk_bytes).unwrap() % channels;
-            plan.channels[channel].push(Range { block, offset, length, source: 0 });
-        }
-    }
-    plan
+pub fn whole_plan(memory: &Memory, channels: usize, chunk_bytes: u64) -> Plan {
+    let block = |&length: &u64| BlockPlan {
+        extents: vec![Extent { offset: 0, length, source: 0 }],
+        splits: splits(length, channels, chunk_bytes),
+    };
+    let blocks = memory.blocks().iter().map(block).collect();
+    Plan::new(memory, chunk_bytes, blocks, Gaps::Unknown, Sources::Ignored).unwrap()
+}
+
+fn splits(length: u64, channels: usize, chunk_bytes: u64) -> Vec<u64> {
+    let cells = length.div_ceil(chunk_bytes);
+    let split = |channel: u64| (cells * channel / channels as u64 * chunk_bytes).min(length);
+    (1..channels as u64).map(split).collect()
 }
 
 pub fn read(file: &File, offset: u64, length: u64) -> Vec<u8> {

@@ -36,7 +36,9 @@ function checkBlock(block: number, blockLength: number, extents: Float64Array): 
     const offset = extents[index] as number;
     const length = extents[index + 1] as number;
     const source = extents[index + 2] as number;
-    const whole = offset % PAGE_BYTES === 0 && length % PAGE_BYTES === 0 && length > 0;
+    // A division by a power of two is exact, and much cheaper than the remainder of two numbers.
+    const whole =
+      Number.isInteger(offset / PAGE_BYTES) && Number.isInteger(length / PAGE_BYTES) && length > 0;
     if (!whole || offset < end || offset + length > blockLength || !Number.isInteger(source) || source < 0) {
       throw bad(
         `Block ${block} of ${blockLength} bytes has a bad extent: offset ${offset}, length ${length}, source ${source}`,

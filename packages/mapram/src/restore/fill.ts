@@ -2,7 +2,7 @@ import { loadIncoming, withSettings } from '../guest/incoming.ts';
 import { dataExtents, encodeRamlessStream, type Image, patchRunState } from '../image/index.ts';
 import type { OpenImage } from '../image-file.ts';
 import type { JobContext } from '../job.ts';
-import { closeFd, type GuestMemory, type RestoreSource, reopenForReading, restoreMemory } from '../native.ts';
+import { type GuestMemory, type ImageSource, restoreMemory } from '../native.ts';
 import type { Transfer } from '../options.ts';
 import { planTransfer, type TransferPlan } from '../plan/index.ts';
 import type { Restoring } from './restoring.ts';
@@ -45,29 +45,26 @@ export async function fillGuest(restoring: Restoring, memory: GuestMemory): Prom
 
 /** Makes the memory what the image says: its pages in place, all others zero. */
 export async function fillMemory(
-  { fd, path, image }: OpenImage,
+  opened: OpenImage,
   memory: GuestMemory,
   how: Transfer,
   job: JobContext,
 ): Promise<void> {
-  const plan = planRestore(image, how);
+  const plan = planRestore(opened.image, how);
   const threads = await threadsToFill(memory, plan.dataBytes, how);
-  // Reopened by its descriptor, so that it is the file that was checked whatever stands under its name by now.
-  const imageFd = await reopenForReading(fd, path, how.direct);
-  try {
-    const source = { imageFd, ...imagePages(image), channels: plan.channels };
-    job.enter('transfer', plan.dataBytes);
-    await job.transfer(restoreMemory(source, memory, how.engine, { ...how, threads }));
-  } finally {
-    closeFd(imageFd);
-  }
+  job.enter('transfer', plan.dataBytes);
+  const source = imageSource(opened, how);
+  await job.transfer(restoreMemory(source, memory, plan, how.engine, { ...how, threads }));
 }
 
-/** Which pages the image holds of each block, and where. */
-export function imagePages({ blocks }: Image): Pick<RestoreSource, 'blocks' | 'bitmaps'> {
+/** The image as the engine reads it: where its pages are, and which pages it holds of each block. */
+export function imageSource({ fd, path, image }: OpenImage, { direct }: Transfer): ImageSource {
   return {
-    blocks: blocks.map(({ pagesOffset, usedLength }) => ({ pagesOffset, length: usedLength })),
-    bitmaps: blocks.map(({ bitmap }) => bitmap),
+    fd,
+    path,
+    direct,
+    areas: image.blocks.map(({ pagesOffset, usedLength }) => ({ pagesOffset, length: usedLength })),
+    bitmaps: image.blocks.map(({ bitmap }) => bitmap),
   };
 }
 

@@ -1,9 +1,9 @@
 import { MapramError } from '../errors.ts';
 import type { OpenImage } from '../image-file.ts';
 import type { JobContext } from '../job.ts';
-import { closeFd, compareMemory, type GuestMemory, reopenForReading } from '../native.ts';
+import { compareMemory, type GuestMemory } from '../native.ts';
 import type { Transfer } from '../options.ts';
-import { imagePages } from './fill.ts';
+import { imageSource } from './fill.ts';
 
 /**
  * Compares memory that is mapped for reading only with the image, before anything is written. It is a file that QEMU promised not to
@@ -12,12 +12,13 @@ import { imagePages } from './fill.ts';
  * @throws {MapramError} E_GUEST_MISMATCH naming block and file; E_GUEST_UNSUPPORTED if QEMU's own loader would write to it.
  */
 export async function requireEqualReadOnlyMemory(
-  { fd, path: imagePath, image }: OpenImage,
+  opened: OpenImage,
   memory: GuestMemory,
   method: 'fill' | 'qemu',
   how: Transfer,
   job: JobContext,
 ): Promise<void> {
+  const { image } = opened;
   const readOnly = memory.regions().filter(({ writable }) => !writable);
   if (readOnly.length === 0) return;
   const nameOf = (block: number): string => image.blocks[block]?.name ?? '';
@@ -26,21 +27,13 @@ export async function requireEqualReadOnlyMemory(
     const reason = `QEMU cannot load this image by itself: it would write to RAM block ${nameOf(stored.block)}, which is mapped for reading only; use method fill`;
     throw new MapramError('E_GUEST_UNSUPPORTED', reason, { path: stored.path });
   }
-  // Reopened by its descriptor, so that it is the file that was checked whatever stands under its name by now.
-  const imageFd = await reopenForReading(fd, imagePath, how.direct);
-  try {
-    const { difference } = await job.run(
-      compareMemory({ imageFd, ...imagePages(image) }, memory, how.engine, how),
-    );
-    if (difference === undefined) return;
-    const { block, offset } = difference;
-    const { path } = readOnly.find((region) => region.block === block) ?? {};
-    throw new MapramError(
-      'E_GUEST_MISMATCH',
-      `The image does not fit: RAM block ${nameOf(block)} is mapped for reading only${path === undefined ? '' : ` from ${path}`}, and what it holds at ${offset} is not what the image has there`,
-      { path, field: 'memory' },
-    );
-  } finally {
-    closeFd(imageFd);
-  }
+  const { difference } = await job.run(compareMemory(imageSource(opened, how), memory, how.engine, how));
+  if (difference === undefined) return;
+  const { block, offset } = difference;
+  const { path } = readOnly.find((region) => region.block === block) ?? {};
+  throw new MapramError(
+    'E_GUEST_MISMATCH',
+    `The image does not fit: RAM block ${nameOf(block)} is mapped for reading only${path === undefined ? '' : ` from ${path}`}, and what it holds at ${offset} is not what the image has there`,
+    { path, field: 'memory' },
+  );
 }

@@ -64,8 +64,8 @@ export async function requireSpace(
   const directory = dirname(image);
   if (spaceBound(blocks, extents) <= (await freeBytes(directory))) return touched;
   const lengths = blocks.map(({ usedLength }) => ({ length: usedLength }));
-  const { channels } = planTransfer({ ...how, blocks: lengths, extents });
-  const measured = await job.run(measureMemory(memory, channels, how));
+  const plan = planTransfer({ ...how, blocks: lengths, extents });
+  const measured = await job.run(measureMemory(memory, plan, how));
   const needed = measured.transferredBytes + metadataBytes(blocks);
   const free = await freeBytesInTime(directory, needed, job.signal);
   if (needed > free) throw noSpace(image, needed, `its file system has ${free} left`);

@@ -51,9 +51,9 @@ export async function writePages(
     channels: how.channels,
     chunkBytes: how.chunkBytes,
   });
-  const places = layout.blocks.map(({ pagesOffset, usedLength }) => ({ pagesOffset, length: usedLength }));
+  const areas = layout.blocks.map(({ pagesOffset, usedLength }) => ({ pagesOffset, length: usedLength }));
   job.enter('transfer', plan.dataBytes);
-  const { bitmaps } = await job.transfer(file.save(source.memory, places, plan.channels, how));
+  const { bitmaps } = await job.transfer(file.save(source.memory, areas, plan, how));
   return { layout, bitmaps };
 }
 

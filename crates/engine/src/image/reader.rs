@@ -1,0 +1,91 @@
+//! An image that is read: its file, where its pages are, and which of them it holds.
+
+use std::fs::{File, OpenOptions};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use super::{PageAreas, direct_alignment};
+use crate::bitmap::PageBitmap;
+use crate::{Error, ErrorKind, PAGE_BYTES, Result};
+
+/// An image whose structure was checked, open for the reading of its pages.
+#[derive(Debug)]
+pub struct ImageReader {
+    file: File,
+    path: PathBuf,
+    areas: PageAreas,
+    bitmaps: Vec<PageBitmap>,
+}
+
+impl ImageReader {
+    /// Opens the checked `file` once more, for direct I/O if `direct`, so that it is the same file whatever stands under
+    /// its name by now. `path` is what errors call it.
+    ///
+    /// # Errors
+    /// `Usage` for bitmaps that are not those of the areas; `HostUnsupported` if the file system has no direct I/O on
+    /// pages; or the errno of open(2).
+    pub fn open(
+        file: BorrowedFd<'_>,
+        path: &Path,
+        direct: bool,
+        areas: PageAreas,
+        bitmaps: Vec<PageBitmap>,
+    ) -> Result<Self> {
+        let pages = |length: u64| length / PAGE_BYTES;
+        if !bitmaps.iter().map(PageBitmap::pages).eq(areas.areas().iter().map(|area| pages(area.length))) {
+            return Err(Error::new(ErrorKind::Usage, "the page bitmaps are not those of the RAM blocks"));
+        }
+        let file = reopen(file, direct).map_err(|error| error.at_path(path))?;
+        Ok(Self { file, path: path.to_owned(), areas, bitmaps })
+    }
+
+    /// The open file.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// What errors call the file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where each block's pages are.
+    #[must_use]
+    pub fn areas(&self) -> &PageAreas {
+        &self.areas
+    }
+
+    /// Which pages the image holds, for each block.
+    #[must_use]
+    pub fn bitmaps(&self) -> &[PageBitmap] {
+        &self.bitmaps
+    }
+}
+
+fn reopen(file: BorrowedFd<'_>, direct: bool) -> Result<File> {
+    let own = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let mut options = OpenOptions::new();
+    options.read(true);
+    if !direct {
+        return options.open(own).map_err(|cause| Error::os("opening the image failed", cause));
+    }
+    let refused = |reason: &str| Error::new(ErrorKind::HostUnsupported, reason);
+    let opened =
+        options.custom_flags(libc::O_DIRECT).open(own).map_err(|cause| match cause.raw_os_error() {
+            Some(libc::EINVAL) => refused("the image's file system has no direct I/O; go without it"),
+            _ => Error::os("opening the image for direct I/O failed", cause),
+        })?;
+    let alignment = direct_alignment(opened.as_fd())
+        .ok_or_else(|| refused("the image's file system has no direct I/O; go without it"))?;
+    let unit = alignment.memory.max(alignment.offset);
+    if u64::from(unit) > PAGE_BYTES {
+        let message = format!(
+            "direct I/O on the image's file system needs units of {unit} bytes, more than a guest page; go without it"
+        );
+        return Err(refused(&message));
+    }
+    Ok(opened)
+}

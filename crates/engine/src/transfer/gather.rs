@@ -1,0 +1,149 @@
+//! A chunk's bytes out of guest memory, and which of its pages are not zero.
+
+use super::chunks::Chunk;
+use super::{Gaps, JOINED_ZERO_PAGES, to_usize};
+use crate::bitmap::PageRun;
+use crate::memory::{Memory, Piece};
+use crate::{PAGE_BYTES, Result, scan};
+
+/// What a chunk of guest memory holds.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Data {
+    /// Runs of pages that are not zero, ascending.
+    pub pages: Vec<PageRun>,
+    /// The same with short runs of zero pages between them: what is worth a request each.
+    pub requests: Vec<PageRun>,
+}
+
+/// Reads the chunk's extents to their places in `buffer` and says which pages are not zero. Where `gaps` are known to be
+/// zero, those that are short enough to be written along are zero in the buffer; all others are undefined there.
+///
+/// # Safety
+/// `buffer` must be valid for writes of a whole chunk, and nobody else may access it meanwhile.
+pub(super) unsafe fn gather(memory: &Memory, chunk: &Chunk, gaps: Gaps, buffer: *mut u8) -> Result<Data> {
+    // SAFETY: the caller's promise.
+    unsafe { read_extents(memory, chunk, buffer) }?;
+    if gaps == Gaps::Zero {
+        for pair in chunk.extents.windows(2) {
+            let (start, end) = (pair[0].offset + pair[0].length, pair[1].offset);
+            if is_joined(end - start) {
+                let within = to_usize(start - chunk.offset);
+                // SAFETY: the gap lies between two extents of the chunk, hence within the buffer.
+                unsafe { std::ptr::write_bytes(buffer.wrapping_add(within), 0, to_usize(end - start)) };
+            }
+        }
+    }
+    // SAFETY: the extents were just read to the buffer, which nobody else accesses.
+    Ok(unsafe { find_data(chunk, gaps, buffer) })
+}
+
+/// Finds the pages that are not zero in the chunk's extents, whose bytes begin at `base`.
+///
+/// # Safety
+/// The bytes of every extent, from `base` on as far as the extent is from the start of the chunk, must be readable, and
+/// nobody may write to them meanwhile.
+pub(super) unsafe fn find_data(chunk: &Chunk, gaps: Gaps, base: *const u8) -> Data {
+    let mut data = Data::default();
+    // The first page of the present stretch of pages whose bytes may be written.
+    let mut known_from = 0;
+    let mut end_of_last = None;
+    for extent in &chunk.extents {
+        let joins = |end: u64| end == extent.offset || (gaps == Gaps::Zero && is_joined(extent.offset - end));
+        if !end_of_last.is_some_and(joins) {
+            known_from = extent.offset / PAGE_BYTES;
+        }
+        end_of_last = Some(extent.offset + extent.length);
+        let start = base.wrapping_add(to_usize(extent.offset - chunk.offset));
+        // SAFETY: the caller vouches for the bytes of the extent.
+        let bytes = unsafe { std::slice::from_raw_parts(start, to_usize(extent.length)) };
+        scan::nonzero_runs(bytes, extent.offset / PAGE_BYTES, |run| {
+            append(&mut data.pages, run, |gap| gap == 0);
+            append(&mut data.requests, run, |gap| {
+                is_joined(gap * PAGE_BYTES) && run.first - gap >= known_from
+            });
+        });
+    }
+    data
+}
+
+/// Adds `run`, or makes the last run longer if the pages between the two are so few as `joins` wants.
+fn append(runs: &mut Vec<PageRun>, run: PageRun, joins: impl Fn(u64) -> bool) {
+    match runs.last_mut() {
+        Some(last) if joins(run.first - (last.first + last.count)) => {
+            last.count = run.first + run.count - last.first;
+        }
+        _ => runs.push(run),
+    }
+}
+
+/// Runs of pages, ascending, with short gaps between them filled.
+pub(super) fn join(runs: &[PageRun]) -> Vec<PageRun> {
+    let mut joined = Vec::new();
+    runs.iter().for_each(|run| append(&mut joined, *run, |gap| is_joined(gap * PAGE_BYTES)));
+    joined
+}
+
+fn is_joined(gap_bytes: u64) -> bool {
+    gap_bytes <= JOINED_ZERO_PAGES * PAGE_BYTES
+}
+
+/// Reads the chunk's extents, with one call for each source.
+///
+/// # Safety
+/// As for [`gather`].
+unsafe fn read_extents(memory: &Memory, chunk: &Chunk, buffer: *mut u8) -> Result<()> {
+    let mut sources: Vec<u32> = chunk.extents.iter().map(|extent| extent.source).collect();
+    sources.sort_unstable();
+    sources.dedup();
+    for source in sources {
+        let pieces: Vec<Piece> = chunk
+            .extents
+            .iter()
+            .filter(|extent| extent.source == source)
+            .map(|extent| Piece {
+                offset: extent.offset,
+                length: to_usize(extent.length),
+                buffer_offset: to_usize(extent.offset - chunk.offset),
+            })
+            .collect();
+        // SAFETY: every piece lies within the chunk, for which the caller vouches.
+        unsafe { memory.read(source, &pieces, buffer) }?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::Extent;
+
+    fn run(first: u64, count: u64) -> PageRun {
+        PageRun { first, count }
+    }
+
+    #[test]
+    fn runs_are_joined_across_short_gaps_only() {
+        let runs = [run(0, 2), run(18, 1), run(36, 1), run(40, 4)];
+        assert_eq!(join(&runs), [run(0, 19), run(36, 8)]);
+    }
+
+    /// Pages 0 to 3 and 6 to 9 are planned; 1, 3 and 7 hold data.
+    #[test]
+    fn unknown_gaps_are_never_written() {
+        let mut bytes = vec![0_u8; 10 * 4096];
+        for page in [1, 3, 7] {
+            bytes[page * 4096 + 5] = 1;
+        }
+        let extent =
+            |first, count| Extent { offset: first * PAGE_BYTES, length: count * PAGE_BYTES, source: 0 };
+        let chunk = Chunk { block: 0, offset: 0, extents: vec![extent(0, 4), extent(6, 4)] };
+        // SAFETY: the bytes are a local array.
+        let zero = unsafe { find_data(&chunk, Gaps::Zero, bytes.as_ptr()) };
+        assert_eq!(zero.pages, [run(1, 1), run(3, 1), run(7, 1)]);
+        assert_eq!(zero.requests, [run(1, 7)]);
+        // SAFETY: as above.
+        let unknown = unsafe { find_data(&chunk, Gaps::Unknown, bytes.as_ptr()) };
+        assert_eq!(unknown.pages, zero.pages);
+        assert_eq!(unknown.requests, [run(1, 3), run(7, 1)]);
+    }
+}
