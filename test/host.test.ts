@@ -10,7 +10,7 @@ import { expectSameRam } from './support/oracle.ts';
 import { diskDirectory } from './support/paths.ts';
 import type { Qemu } from './support/qemu.ts';
 
-// Hosts that lack something: io_uring, O_DIRECT.
+// Hosts that lack something: io_uring, reading another process's memory by a call, O_DIRECT.
 
 const cleanup = new Cleanup();
 let qemu: Qemu;
@@ -48,6 +48,31 @@ describe('a host that forbids io_uring', () => {
     const result = await run(['doctor', '--json'], forbidden);
     expect(result.stdout).toMatch(/io.uring/);
     expect(result.stdout).toMatch(/seccomp|io_uring_disabled/);
+  });
+});
+
+describe('a host that forbids process_vm_readv and process_vm_writev', () => {
+  const denier = hostProgram('deny-process-vm');
+
+  test('saves and restores by /proc/PID/mem', async () => {
+    const local = testCleanup();
+    const image = join(diskDirectory(local), 'image');
+    await succeed(['save', '--qmp', qemu.socket, image], { prefix: [denier] });
+    await expectSameRam(qemu, image, { canonical: true });
+    const copy = await waitingQemu(local, { paused: true });
+    await succeed(['restore', '--qmp', copy.socket, '--method', 'fill', image], { prefix: [denier] });
+    await expectSameRam(copy, image);
+  });
+
+  test('and /proc/PID/mem too is told that a seccomp filter is in the way, not ptrace_scope', async (context) => {
+    if (!IS_ROOT) context.skip('only root may do all the rest');
+    const directory = diskDirectory(testCleanup());
+    const line = ['save', '--qmp', qemu.socket, join(directory, 'image')];
+    const failure = await failWith(4, 'E_PERMISSION', line, { prefix: [denier, '--mem'] });
+    expect(failure.error?.message).toMatch(/CAP_SYS_PTRACE.*seccomp/);
+    expect(failure.error?.message).not.toMatch(/ptrace_scope/);
+    expect(failure.guestState).toBe('untouched');
+    expect(names(directory)).toEqual([]);
   });
 });
 

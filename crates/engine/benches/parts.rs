@@ -7,14 +7,16 @@ use std::hint::black_box;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use mapram_engine::PAGE_BYTES;
 use mapram_engine::bitmap::{PageBitmap, PageRun};
 use mapram_engine::io::{self, Direction, Io, Request};
-use mapram_engine::memory::{Backing, Extent, FileRange, Memory, Region};
+use mapram_engine::memory::{Backing, Extent, FileRange, Memory, Piece, Process, ProcessRange, Region};
 use mapram_engine::pool::Pool;
 use mapram_engine::scan::nonzero_runs;
 use mapram_engine::transfer::{BlockPlan, ChunkQueue, Gaps, Plan, Sources, Turn};
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 const CHUNK_BYTES: usize = 4 << 20;
 const PAGE: usize = 4096;
@@ -148,5 +150,84 @@ fn engines(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(parts, zero_scan, plan, bitmap, engines);
+/// Shared memory without pages yet, as a restore finds it, and its mapping.
+struct FreshMemory {
+    memory: Memory,
+    mapping: *mut std::ffi::c_void,
+}
+
+const FRESH_BYTES: usize = 256 << 20;
+
+impl FreshMemory {
+    fn new(by_process: bool) -> Result<Self, Box<dyn std::error::Error>> {
+        let file = File::from(memfd_create("bench", MemfdFlags::CLOEXEC)?);
+        file.set_len(FRESH_BYTES as u64)?;
+        let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
+        // SAFETY: the kernel chooses the address, so that no memory in use is replaced.
+        let mapping = unsafe { mmap(std::ptr::null_mut(), FRESH_BYTES, protection, flags, &file, 0) }?;
+        let process = if by_process {
+            let process = Arc::new(Process::open(std::process::id().cast_signed())?);
+            Some(ProcessRange { process, address: mapping.expose_provenance() as u64 })
+        } else {
+            None
+        };
+        let file = FileRange { file: Arc::new(file), path: None, offset: 0 };
+        let region = Region {
+            block: 0,
+            offset: 0,
+            length: FRESH_BYTES as u64,
+            backing: Backing::SharedFile { file, process },
+            page_bytes: PAGE_BYTES,
+            writable: true,
+        };
+        let memory = Memory::new(vec![FRESH_BYTES as u64], vec![region])?;
+        Ok(Self { memory, mapping })
+    }
+
+    fn fill(&self, chunk: &[u8]) {
+        for offset in (0..FRESH_BYTES as u64).step_by(chunk.len()) {
+            let piece = Piece { offset, length: chunk.len(), buffer_offset: 0 };
+            // SAFETY: the piece is as long as the chunk, which nobody writes to.
+            let written = unsafe { self.memory.write(0, &[piece], chunk.as_ptr()) };
+            assert!(written.is_ok(), "{written:?}");
+        }
+    }
+}
+
+impl Drop for FreshMemory {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and nobody refers to its bytes.
+        let _ = unsafe { munmap(self.mapping, FRESH_BYTES) };
+    }
+}
+
+/// Into pages that the file gives us, and into pages that the process that has it mapped is charged for.
+fn fill(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("filling 256 MiB of shared memory");
+    group.throughput(Throughput::Bytes(FRESH_BYTES as u64)).sample_size(10);
+    let chunk = chunk_with_data(1, 0);
+    for (way, by_process) in [("by the file", false), ("by the process", true)] {
+        match FreshMemory::new(by_process) {
+            Ok(used) => {
+                used.fill(&chunk);
+                group.bench_function(BenchmarkId::new(way, "its pages there"), |bencher| {
+                    bencher.iter(|| used.fill(&chunk));
+                });
+            }
+            Err(cause) => return eprintln!("left out: no shared memory can be made: {cause}"),
+        }
+        group.bench_function(BenchmarkId::new(way, "no pages yet"), |bencher| {
+            let fill = |fresh: Option<FreshMemory>| {
+                if let Some(fresh) = &fresh {
+                    fresh.fill(&chunk);
+                }
+                fresh
+            };
+            bencher.iter_batched(|| FreshMemory::new(by_process).ok(), fill, BatchSize::PerIteration);
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(parts, zero_scan, plan, bitmap, engines, fill);
 criterion_main!(parts);

@@ -27,6 +27,8 @@ struct Guest {
     page_bytes: u64,
     file: Option<File>,
     private: bool,
+    /// Whether shared memory is written through this process's mapping.
+    by_process: bool,
 }
 
 impl Guest {
@@ -59,7 +61,7 @@ impl Guest {
             // SAFETY: the range is the mapping that was just made.
             unsafe { madvise(base.cast(), length, Advice::LinuxNoHugepage) }.unwrap();
         }
-        Self { base, model: vec![0; length], page_bytes, file, private }
+        Self { base, model: vec![0; length], page_bytes, file, private, by_process: false }
     }
 
     /// Touches a page as the guest would.
@@ -84,7 +86,7 @@ impl Guest {
         match (self.private, self.page_bytes > PAGE_BYTES) {
             (true, false) => Backing::PrivateFile { process, file },
             (true, true) => Backing::PrivateHugetlb { process, file },
-            (false, false) => Backing::SharedFile { file, process: None },
+            (false, false) => Backing::SharedFile { file, process: self.by_process.then_some(process) },
             (false, true) => Backing::SharedHugetlb { file, process: Some(process) },
         }
     }
@@ -222,7 +224,9 @@ fn check_clear(guest: &mut Guest, memory: &Memory, set: &[u64]) {
         assert!(page < small_pages as u64);
     }
     assert_eq!(cleared, dirty);
-    assert!(guest.private || guest.allocated() == allocated, "clearing changed what is allocated");
+    // A write by the process's mapping maps the page there.
+    let is_mapped = guest.private || guest.by_process;
+    assert!(is_mapped || guest.allocated() == allocated, "clearing changed what is allocated");
     assert!(guest.bytes() == guest.model, "clearing went wrong");
 }
 
@@ -253,8 +257,10 @@ proptest! {
     }
 
     #[test]
-    fn memfd_memory(case in case(), private: bool) {
-        check(Guest::of_file(memfd(MemfdFlags::empty()), PAGE_BYTES, &case.in_file, private), &case);
+    fn memfd_memory(case in case(), private: bool, by_process: bool) {
+        let mut guest = Guest::of_file(memfd(MemfdFlags::empty()), PAGE_BYTES, &case.in_file, private);
+        guest.by_process = by_process;
+        check(guest, &case);
     }
 
     #[test]
@@ -576,6 +582,30 @@ fn pages_that_were_swapped_out_are_data() {
 fn swap_used() -> u64 {
     let swaps = std::fs::read_to_string("/proc/swaps").unwrap();
     swaps.lines().skip(1).filter_map(|line| line.split_whitespace().nth(3)?.parse::<u64>().ok()).sum()
+}
+
+/// A page that cannot be had is EFAULT to whoever writes by the process's mapping.
+#[test]
+fn a_full_tmpfs_is_told_however_it_is_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let run = |command: &str, arguments: &[&str]| {
+        let output = std::process::Command::new(command).args(arguments).arg(directory.path()).output();
+        output.is_ok_and(|output| output.status.success())
+    };
+    if !run("mount", &["-t", "tmpfs", "-o", "size=64k", "none"]) {
+        eprintln!("SKIPPED: this host lets us mount nothing");
+        return;
+    }
+    let file = File::options().read(true).write(true).create_new(true).open(directory.path().join("ram"));
+    assert!(run("umount", &["--lazy"]));
+    let mut guest = Guest::of_file(file.unwrap(), PAGE_BYTES, &[], false);
+    for by_process in [true, false] {
+        guest.by_process = by_process;
+        let piece = Piece { offset: 0, length: 20 * PAGE, buffer_offset: 0 };
+        // SAFETY: the piece is as long as the data.
+        let written = unsafe { guest.memory().write(0, &[piece], vec![7; 20 * PAGE].as_ptr()) };
+        assert_eq!(written.unwrap_err().kind, ErrorKind::NoSpace);
+    }
 }
 
 /// ramfs can neither tell holes nor punch them.

@@ -10,6 +10,7 @@ use mapram_engine::memory::{Backing, FileRange, Memory, Process, ProcessRange, R
 use mapram_engine::{Error, ErrorKind, PAGE_BYTES, Result};
 
 use super::vma_file;
+use crate::cgroup;
 use crate::maps::{self, Vma};
 
 /// A RAM block's place in a process.
@@ -58,13 +59,18 @@ pub(super) struct ProcessOpener {
     vmas: Vec<Vma>,
     files: HashMap<FileKey, Arc<File>>,
     writable: bool,
+    /// Whether pages that we put into a tmpfs would be charged to another memory cgroup than the process's own.
+    is_charged_apart: bool,
 }
 
 impl ProcessOpener {
     pub fn new(pid: i32, writable: bool) -> Result<Self> {
         let process = Arc::new(Process::open(pid)?);
         let vmas = maps::of_process(&process)?;
-        Ok(Self { process, vmas, files: HashMap::new(), writable })
+        // Without the right to write to the process, the file is the only way.
+        let is_charged_apart =
+            writable && !cgroup::shares_memory_cgroup(pid) && process.check_access().is_ok();
+        Ok(Self { process, vmas, files: HashMap::new(), writable, is_charged_apart })
     }
 
     /// The regions of a block: one for each mapping that it spans.
@@ -114,7 +120,11 @@ impl ProcessOpener {
         let backing = match (vma.shared, huge_page_bytes.is_some()) {
             (false, false) => Backing::PrivateFile { process, file },
             (false, true) => Backing::PrivateHugetlb { process, file },
-            (true, false) => Backing::SharedFile { file, process: None },
+            (true, false) => {
+                // The kernel charges pages of other file systems, and huge ones, to whoever asks for them, in whatever way.
+                let by_process = self.is_charged_apart && vma_file::is_on_tmpfs(&file.file)?;
+                Backing::SharedFile { file, process: by_process.then_some(process) }
+            }
             (true, true) => Backing::SharedHugetlb { file, process: Some(process) },
         };
         Ok((backing, huge_page_bytes.unwrap_or(PAGE_BYTES)))
