@@ -1,6 +1,7 @@
 //! The handle of an image that is being written, and its jobs.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mapram_engine::bitmap::PageBitmap;
@@ -63,6 +64,7 @@ impl Outcome for CreateOutcome {
 pub struct ImageFile {
     file: Slot,
     buffers: Arc<Buffers>,
+    published: Arc<AtomicBool>,
 }
 
 /// The file while it is open; emptied, and so closed, when it was published or discarded rather than whenever
@@ -74,7 +76,7 @@ impl ImageFile {
     /// No file yet: `create` makes one.
     #[napi(constructor, catch_unwind)]
     pub fn new() -> Self {
-        Self { file: Arc::default(), buffers: Arc::default() }
+        Self { file: Arc::default(), buffers: Arc::default(), published: Arc::default() }
     }
 
     /// Creates the partial file beside `path` and locks it, or opens the block device at `path`. `direct` asks for
@@ -176,13 +178,22 @@ impl ImageFile {
     /// A job that gives the finished file its name.
     #[napi(catch_unwind)]
     pub fn publish(&self) -> Job {
-        let file = Arc::clone(&self.file);
+        let (slot, published) = (Arc::clone(&self.file), Arc::clone(&self.published));
         Job::new(move |control| {
             control.check()?;
-            open_file(&file)?.publish()?;
-            close_file(&file);
+            let file = open_file(&slot)?;
+            let outcome = file.publish();
+            published.store(outcome.is_ok() || file.is_published(), Ordering::Relaxed);
+            outcome?;
+            close_file(&slot);
             Ok(JobOutcome::default())
         })
+    }
+
+    /// Whether the image has its name, which may be so though publishing has failed; true when that has ended.
+    #[napi(catch_unwind)]
+    pub fn is_published(&self) -> bool {
+        self.published.load(Ordering::Relaxed)
     }
 
     /// A job that removes the partial file unless it was published; to be run when no other job runs on the file.

@@ -193,6 +193,11 @@ export class ImageFile {
     return new Job(call(() => this.#file.publish()));
   }
 
+  /** Whether the image has its name, which may be so though publishing has failed. */
+  isPublished(): boolean {
+    return this.#file.isPublished();
+  }
+
   /** A job that removes the partial file unless it was published; no other job may be running on the file. */
   discard(): Job {
     return new Job(call(() => this.#file.discard()));

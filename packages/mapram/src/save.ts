@@ -103,7 +103,10 @@ async function saveStopped(
   }
   await finishImage(file, pages, deviceState, job);
   if (!resumesEarly) await owner.requireStill();
-  await owner.publish(() => job.run(file.publish()));
+  await owner.publish(
+    () => job.run(file.publish()),
+    () => file.isPublished(),
+  );
   const durationMs = owner.heldMs;
   const guestState = await owner.settle(settings.then);
   const { pauseMs } = owner;

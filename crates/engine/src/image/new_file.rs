@@ -87,6 +87,12 @@ impl NewFile {
         }
     }
 
+    /// Whether the final name leads to the file.
+    pub(super) fn has_its_name(&self, io: &dyn Io) -> bool {
+        let found = self.place.status_of(io, &self.place.name);
+        found.is_ok_and(|status| status.map(identity) == Some(self.identity))
+    }
+
     /// Makes the final name durable.
     pub(super) fn sync_directory(&self, io: &dyn Io) -> Result<()> {
         match retry_on_intr(|| io.sync_directory(self.directory())) {

@@ -427,6 +427,8 @@ fn live(io: &Arc<Simulated>, directory: &TempDir, force: bool) -> Result<()> {
     let image = image.inspect_err(|_| io.heal())?;
     let outcome = write(&image).and_then(|()| image.publish());
     io.heal();
+    let is_there = fs::read(&path).is_ok_and(|found| found == whole_image());
+    assert_eq!(image.is_published(), is_there, "{outcome:?}");
     outcome
 }
 

@@ -228,6 +228,16 @@ impl ImageWriter {
         Ok(())
     }
 
+    /// Whether a reader finds the image under its path, which may be so though publishing has failed.
+    #[must_use]
+    pub fn is_published(&self) -> bool {
+        match &self.target {
+            // Renaming may have failed with a word and worked all the same, as over a network.
+            Target::NewFile(file) => file.has_its_name(self.io.as_ref()),
+            Target::Device(_) => *self.phase() == Phase::Published,
+        }
+    }
+
     fn phase(&self) -> MutexGuard<'_, Phase> {
         self.phase.lock().unwrap_or_else(PoisonError::into_inner)
     }

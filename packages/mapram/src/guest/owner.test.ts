@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { afterEach, describe, expect, it, onTestFinished, vi } from 'vitest';
 import { MapramError } from '../errors.ts';
 import { inspect } from '../inspect.ts';
+import { ImageFile } from '../native.ts';
 import { restore } from '../restore.ts';
 import { save } from '../save.ts';
 import { MessageSplitter } from './message-splitter.ts';
@@ -132,6 +133,26 @@ describe('a save that fails', () => {
 });
 
 describe('a save whose image is published', () => {
+  it('does not let the guest run when only the last sync of it fails', async () => {
+    const qemu = await startQemu();
+    const publish = ImageFile.prototype.publish;
+    vi.spyOn(ImageFile.prototype, 'publish').mockImplementation(function (this: ImageFile) {
+      const job = publish.call(this);
+      const run = job.run.bind(job);
+      job.run = async () => {
+        await run();
+        throw new MapramError('E_IO', 'syncing the directory failed');
+      };
+      return job;
+    });
+    await expect(save(guestOf(qemu))).rejects.toMatchObject({
+      code: 'E_IO',
+      guestState: 'paused',
+      message: 'The image is whole and in its place, but syncing the directory failed',
+    });
+    expect(await stateOf(qemu)).toBe('paused');
+  });
+
   it('does not let the guest run when QEMU does not quit', async () => {
     const qemu = await startQemu();
     const monitor = interpose(await connect(qemu), 'quit', () => {

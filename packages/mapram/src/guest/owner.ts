@@ -133,14 +133,18 @@ export class GuestOwner {
     await this.#resume().catch(() => {});
   }
 
-  /** Gives the image its name by `publish`. Until it is known what came of that, the guest is left as it is. */
-  async publish(publish: () => Promise<unknown>): Promise<void> {
+  /**
+   * Gives the image its name by `publish`. Until it is known what came of that, the guest is left as it is.
+   *
+   * @param isPublished whether the image has its name though `publish` has failed.
+   */
+  async publish(publish: () => Promise<unknown>, isPublished: () => boolean): Promise<void> {
     const before = this.#stage;
     this.#stage = 'publishing';
     try {
       await publish();
     } catch (error) {
-      this.#stage = before;
+      this.#stage = isPublished() ? 'published' : before;
       throw error;
     }
     this.#stage = 'published';

@@ -7,6 +7,23 @@ export function isLive(state: string): boolean {
   return state === 'running' || state === 'suspended';
 }
 
+/**
+ * States that a QEMU which loads them takes up. From the others there is no way out of `inmigrate`, so that it aborts, or waits
+ * for ever (QEMU 10.0.2, runstate_transitions_def in system/runstate.c).
+ */
+export const LOADABLE_STATES: ReadonlySet<string> = new Set([
+  'running',
+  'suspended',
+  'prelaunch',
+  'postmigrate',
+  'paused',
+  'shutdown',
+  'io-error',
+  'watchdog',
+  'guest-panicked',
+  'internal-error',
+]);
+
 /** A guest that stands still for us. */
 export interface StoppedGuest {
   /** The state that it was found in. */

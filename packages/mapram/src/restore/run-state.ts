@@ -1,25 +1,11 @@
 import { MapramError } from '../errors.ts';
-import { isLive } from '../guest/run-state.ts';
+import { isLive, LOADABLE_STATES } from '../guest/run-state.ts';
 
 /** States that only a reset leads out of (QEMU 10.0.2, runstate_needs_reset in system/runstate.c). */
 const DEAD_STATES: ReadonlySet<string> = new Set(['shutdown', 'internal-error']);
 
 /** States of a guest that runs, and of one that only stands still. */
 const PAUSABLE: ReadonlySet<string> = new Set(['running', 'suspended', 'prelaunch', 'postmigrate']);
-
-/**
- * States that a QEMU which loads them takes up. From the others there is no way out of `inmigrate`, so that it aborts, or
- * waits for ever (QEMU 10.0.2, runstate_transitions_def in system/runstate.c).
- */
-const LOADABLE: ReadonlySet<string> = new Set([
-  ...PAUSABLE,
-  'paused',
-  'shutdown',
-  'io-error',
-  'watchdog',
-  'guest-panicked',
-  'internal-error',
-]);
 
 /** What the guest is to do when it has been restored. */
 export interface RunStatePlan {
@@ -46,7 +32,7 @@ export function planRunState(
     const reason = `The guest was saved in state ${state}, which only a reset leads out of`;
     throw new MapramError('E_USAGE', reason, { field: 'then' });
   }
-  const isLoadable = LOADABLE.has(state);
+  const isLoadable = LOADABLE_STATES.has(state);
   return {
     shallRun: then === 'resume' || (then === undefined && isLive(state)),
     recordsPaused: !isLoadable || (then === 'pause' && recorded !== undefined && PAUSABLE.has(recorded)),
