@@ -850,4 +850,5 @@ module.exports.lengthInBytes = nativeBinding.lengthInBytes
 module.exports.measure = nativeBinding.measure
 module.exports.probeEngine = nativeBinding.probeEngine
 module.exports.reopenForReading = nativeBinding.reopenForReading
+module.exports.requireRoom = nativeBinding.requireRoom
 module.exports.restore = nativeBinding.restore

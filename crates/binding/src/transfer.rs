@@ -140,6 +140,17 @@ pub fn clear(memory: &GuestMemory, bitmaps: Vec<Uint8Array>, threads: u32) -> Jo
     })
 }
 
+/// A job that asks whether the memory files that lie on a tmpfs can take the pages that the bitmaps mark.
+#[napi(catch_unwind)]
+pub fn require_room(memory: &GuestMemory, bitmaps: Vec<Uint8Array>) -> Job {
+    let (memory, bitmaps) = (memory.open(), copies(&bitmaps));
+    Job::new(move |_| {
+        let memory = memory?;
+        transfer::require_room(&memory, &page_bitmaps(&bitmaps, memory.blocks())?)?;
+        Ok(JobOutcome::default())
+    })
+}
+
 fn copies(arrays: &[Uint8Array]) -> Vec<Vec<u8>> {
     arrays.iter().map(|array| array.to_vec()).collect()
 }

@@ -230,6 +230,11 @@ export function measureMemory(memory: GuestMemory, plan: Native.TransferPlan, ho
   return new Job(call(() => addon().measure(memory.handle, plan, how)));
 }
 
+/** A job that fails with E_NO_SPACE if a tmpfs that holds the memory cannot take the pages that the bitmaps mark. */
+export function requireRoom(memory: GuestMemory, bitmaps: Uint8Array[]): Job {
+  return new Job(call(() => addon().requireRoom(memory.handle, bitmaps)));
+}
+
 /** A job that makes every page with a clear bit read zero. */
 export function clearMemory(memory: GuestMemory, bitmaps: Uint8Array[], threads: number): Job {
   return new Job(call(() => addon().clear(memory.handle, bitmaps, threads)));

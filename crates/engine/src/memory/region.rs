@@ -128,7 +128,7 @@ impl Backing {
 
 impl FileRange {
     /// The error, naming the file.
-    pub(super) fn name(&self, error: Error) -> Error {
+    pub(crate) fn name(&self, error: Error) -> Error {
         match &self.path {
             Some(path) => error.at_path(path.as_ref()),
             None => error,

@@ -15,6 +15,7 @@ mod plan;
 mod pump;
 mod requests;
 mod restore;
+mod room;
 mod save;
 mod threads;
 
@@ -30,6 +31,7 @@ pub use control::{Control, Progress};
 pub use measure::measure;
 pub use plan::{BlockPlan, Gaps, Plan, Sources};
 pub use restore::{RestoreJob, Restored};
+pub use room::require_room;
 pub use save::{SaveJob, Saved};
 
 /// Most threads of one transfer.

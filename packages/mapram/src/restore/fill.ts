@@ -2,7 +2,7 @@ import { loadIncoming, withSettings } from '../guest/incoming.ts';
 import { dataExtents, encodeRamlessStream, type Image, patchRunState } from '../image/index.ts';
 import type { OpenImage } from '../image-file.ts';
 import type { JobContext } from '../job.ts';
-import { type GuestMemory, type ImageSource, restoreMemory } from '../native.ts';
+import { type GuestMemory, type ImageSource, requireRoom, restoreMemory } from '../native.ts';
 import type { Transfer } from '../options.ts';
 import { planTransfer, type TransferPlan } from '../plan/index.ts';
 import type { Restoring } from './restoring.ts';
@@ -52,8 +52,9 @@ export async function fillMemory(
 ): Promise<void> {
   const plan = planRestore(opened.image, how);
   const threads = await threadsToFill(memory, plan.dataBytes, how);
-  job.enter('transfer', plan.dataBytes);
   const source = imageSource(opened, how);
+  await job.run(requireRoom(memory, source.bitmaps));
+  job.enter('transfer', plan.dataBytes);
   await job.transfer(restoreMemory(source, memory, plan, how.engine, { ...how, threads }));
 }
 

@@ -4,7 +4,7 @@ import type { GuestLink } from '../guest/link.ts';
 import { listProperties } from '../guest/queries.ts';
 import { type Image, PAGE_BYTES } from '../image/index.ts';
 import type { OpenImage } from '../image-file.ts';
-import { clearMemory, closeFd, type GuestMemory, reopenForReading } from '../native.ts';
+import { clearMemory, closeFd, type GuestMemory, reopenForReading, requireRoom } from '../native.ts';
 import type { Restoring } from './restoring.ts';
 import type { RunStatePlan } from './run-state.ts';
 
@@ -46,6 +46,7 @@ export async function loadByQemu(restoring: Restoring, memory: GuestMemory | Map
   const { image } = opened;
   const bitmaps = image.blocks.map(({ bitmap }) => bitmap);
   const dataPages = image.blocks.reduce((sum, block) => sum + block.setPages, 0);
+  if (!(memory instanceof MapramError)) await job.run(requireRoom(memory, bitmaps));
   const load = (path: string): Promise<void> =>
     withSettings(monitor, waiting, loaderSettings(restoring), commandOptions, async () => {
       if (!(memory instanceof MapramError)) await job.run(clearMemory(memory, bitmaps, how.threads));
