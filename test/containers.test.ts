@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { describe, expect, type TestContext, test } from 'vitest';
 import { failWith, succeed } from './support/cli.ts';
 import { SMALL, testCleanup } from './support/fixtures.ts';
-import { diskDirectory } from './support/paths.ts';
+import { diskDirectory, LIBRARY } from './support/paths.ts';
 import { Qemu } from './support/qemu.ts';
 
 // mapram and QEMU in different pid namespaces, as in containers.
@@ -15,6 +15,22 @@ function needNamespaces(context: TestContext): void {
   if (spawnSync(words[0] as string, words.slice(1)).status !== 0)
     context.skip('this host does not let us make a pid namespace with a /proc of its own');
 }
+
+test('memory that is named by a process is not taken from a stranger that has its number elsewhere', (context) => {
+  needNamespaces(context);
+  const directory = diskDirectory(testCleanup());
+  // In the new namespace the program's own number is 1, which on its host's /proc is init's.
+  const program = `
+    import { save } from ${JSON.stringify(LIBRARY)};
+    const memory = [{ name: 'a', length: 4096, pid: process.pid, address: 0x10000 }];
+    await save({ memory, machine: 'none', image: ${JSON.stringify(join(directory, 'image'))} }).catch((error) => {
+      console.log(process.pid, error.code, error.path);
+    });`;
+  const [command = '', ...words] = [...NEW_NAMESPACE, process.execPath, '--input-type=module', '-e', program];
+  const { stdout, stderr } = spawnSync(command, words, { encoding: 'utf8' });
+  expect(stderr).toBe('');
+  expect(stdout).toBe('1 E_HOST_UNSUPPORTED /proc\n');
+});
 
 describe('a QEMU in a pid namespace of its own', () => {
   test('is found from outside by its socket, and saved', async (context) => {

@@ -11,6 +11,8 @@ export const CACHE: string = join(ROOT, 'test/.cache');
 
 /** The built command line; that of an installed package can be named instead. */
 export const CLI: string = process.env['MAPRAM_TEST_CLI'] ?? join(ROOT, 'packages/mapram/bin/mapram.js');
+/** The built library. */
+export const LIBRARY: string = join(ROOT, 'packages/mapram/dist/index.js');
 
 /** The emulator under test; another one can be named. */
 export const QEMU: string = process.env['MAPRAM_TEST_QEMU'] ?? 'qemu-system-x86_64';

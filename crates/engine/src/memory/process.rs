@@ -57,6 +57,12 @@ impl Process {
             Errno::SRCH | Errno::INVAL | Errno::NOENT => gone(),
             errno => Error::os(format!("opening a pidfd of process {pid} failed"), errno),
         })?;
+        match number_in_proc(&pidfd)? {
+            Some(found) if found == pid => {}
+            // So the kernel says that it has ended.
+            Some(-1) => return Err(gone()),
+            _ => return Err(foreign_proc()),
+        }
         let pagemap = open_pagemap(pid).map_err(|error| if has_exited(&pidfd) { gone() } else { error })?;
         let process = Self { pid: number, pidfd, pagemap, memory: OnceLock::new() };
         // If it lives now, the number was its own when the files were opened.
@@ -306,6 +312,27 @@ fn advance(segments: &mut [Segment], mut next: usize, mut moved: usize) -> usize
         }
     }
     next
+}
+
+/// The number that the process has in the pid namespace of /proc: /proc was perhaps mounted in another one than ours, and
+/// then the same number leads to another process there. `None` if nothing of that namespace is told here.
+fn number_in_proc(pidfd: &OwnedFd) -> Result<Option<i32>> {
+    let failure = |cause| Error::os("asking /proc for the number of a process failed", cause);
+    match std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())) {
+        Ok(text) => {
+            let number = text.lines().find_map(|line| line.strip_prefix("Pid:"));
+            Ok(number.and_then(|number| number.trim().parse().ok()))
+        }
+        // We are none of its processes.
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(cause) => Err(failure(cause)),
+    }
+}
+
+fn foreign_proc() -> Error {
+    let message =
+        "/proc is of another pid namespace than mapram, so that no process can be told by it: mount one here";
+    Error::new(ErrorKind::HostUnsupported, message).at_path("/proc")
 }
 
 /// A pidfd is readable once its process has ended.
