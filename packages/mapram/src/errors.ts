@@ -130,7 +130,7 @@ function isSystemError(thrown: unknown): thrown is NodeJS.ErrnoException & { cod
  * What stands behind an error: the reasons of its reasons, outermost first. Each is said once, and none that the error's own
  * message says already, unless nothing else is left.
  */
-export function describeCauses(error: MapramError): string | undefined {
+export function describeCauses(error: Error): string | undefined {
   const told = [error.message];
   const reasons = causesOf(error).map((cause) => (cause instanceof Error ? cause.message : String(cause)));
   for (const reason of reasons) {

@@ -102,7 +102,7 @@ export class Job {
   /** Starts the job and waits for its end. Only once. @throws {MapramError} E_CANCELLED after {@link Job.cancel}. */
   async run(): Promise<JobResult> {
     const outcome = await this.#job.run();
-    if (!outcome.ok) throw toMapramError(outcome.error ?? { code: 'E_IO', message: 'the job failed' });
+    if (!outcome.ok) throw toMapramError(outcome.error ?? { code: 'E_INTERNAL', message: 'the job failed' });
     const { bitmaps = [], dataBytes = 0, transferredBytes = 0, difference } = outcome;
     return { bitmaps, dataBytes, transferredBytes, difference };
   }

@@ -1,4 +1,4 @@
-import { type ErrorCode, MapramError } from '../errors.ts';
+import { describeCauses, type ErrorCode, MapramError } from '../errors.ts';
 
 /** One thing that {@link doctor} looked at. */
 export interface Check {
@@ -43,7 +43,8 @@ export function failed(what: string, error: unknown, advice: string): Finding {
 /** The message of anything thrown, with the system's own words. */
 export function messageOf(error: unknown): string {
   if (!(error instanceof Error)) return String(error);
-  if (error.cause === undefined) return error.message;
-  const cause = messageOf(error.cause);
-  return error.message.includes(cause) ? error.message : `${error.message} (${cause})`;
+  const reasons = describeCauses(error);
+  return reasons === undefined || error.message.includes(reasons)
+    ? error.message
+    : `${error.message} (${reasons})`;
 }
