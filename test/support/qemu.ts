@@ -1,6 +1,7 @@
 import { type ChildProcess, type StdioOptions, spawn } from 'node:child_process';
 import { chmodSync, closeSync, mkdirSync, openSync, readFileSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { ACCELERATOR, guestOptions, KVM_DESCRIPTOR } from './accelerator.ts';
 import type { Cleanup } from './cleanup.ts';
 import { diskDirectory, QEMU } from './paths.ts';
@@ -78,7 +79,11 @@ export class Qemu {
       throw new Error(`QEMU ended: ${readFileSync(log, 'utf8')}`);
     });
     died.catch(() => {});
-    const qmp = await Promise.race([Qmp.connect(join(directory, 'test.sock')), died]);
+    const qmp = await Promise.race([Qmp.connect(join(directory, 'test.sock')), died]).catch(async (error) => {
+      // A QEMU that ends closes its socket first; what it complained of says more.
+      await Promise.race([died, sleep(1000)]);
+      throw error;
+    });
     cleanup.add(() => qmp.close());
     const qemu = new Qemu(child, directory, qmp);
     if (isFilledByUs(options)) {
