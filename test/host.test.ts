@@ -5,7 +5,7 @@ import { Cleanup } from './support/cleanup.ts';
 import { failWith, run, succeed } from './support/cli.ts';
 import { ext4, IS_ROOT } from './support/filesystem.ts';
 import { names, pausedGuest, testCleanup, waitingQemu } from './support/fixtures.ts';
-import { hostProgram } from './support/kernel.ts';
+import { hostLibrary, hostProgram } from './support/kernel.ts';
 import { expectSameRam } from './support/oracle.ts';
 import { diskDirectory } from './support/paths.ts';
 import type { Qemu } from './support/qemu.ts';
@@ -73,6 +73,25 @@ describe('a host that forbids process_vm_readv and process_vm_writev', () => {
     expect(failure.error?.message).not.toMatch(/ptrace_scope/);
     expect(failure.guestState).toBe('untouched');
     expect(names(directory)).toEqual([]);
+  });
+});
+
+describe('a host with pages of 16 KiB', () => {
+  const large = { env: { LD_PRELOAD: hostLibrary('large-pages') } };
+
+  test('is refused before the guest is touched', async () => {
+    const directory = diskDirectory(testCleanup());
+    const line = ['save', '--qmp', qemu.socket, join(directory, 'image')];
+    const failure = await failWith(4, 'E_HOST_UNSUPPORTED', line, large);
+    expect(failure.error?.message).toMatch(/16384/);
+    expect(failure.guestState).toBe('untouched');
+    expect(names(directory)).toEqual([]);
+  });
+
+  test('is told so by doctor', async () => {
+    const result = await run(['doctor', '--json'], large);
+    expect(result.status).not.toBe(0);
+    expect(result.stdout).toMatch(/page-size.*16384/s);
   });
 });
 

@@ -158,6 +158,9 @@ export interface HostOutcome {
   engine?: string
 }
 
+/** Why mapram does not work on this host at all, or null if nothing is known to be in the way. */
+export declare function hostProblem(): NativeError | null
+
 /** An image whose structure was checked. */
 export interface ImageSource {
   /** Descriptor of the file; it stays the caller's. */

@@ -846,6 +846,7 @@ module.exports.compare = nativeBinding.compare
 module.exports.createMemfd = nativeBinding.createMemfd
 module.exports.engineNames = nativeBinding.engineNames
 module.exports.freeBytes = nativeBinding.freeBytes
+module.exports.hostProblem = nativeBinding.hostProblem
 module.exports.lengthInBytes = nativeBinding.lengthInBytes
 module.exports.measure = nativeBinding.measure
 module.exports.probeEngine = nativeBinding.probeEngine

@@ -29,6 +29,11 @@ export function hostProgram(name: string): string {
   return built(`host/${name}.c`, (source) => compile(source, []), 0o755);
 }
 
+/** The same for one that is preloaded into a program (LD_PRELOAD). */
+export function hostLibrary(name: string): string {
+  return built(`host/${name}.c`, (source) => compile(source, ['-shared', '-fPIC']), 0o755);
+}
+
 /** The file that `build` makes of a source under test/support, made once a version of the source. */
 function built(name: string, build: (source: string) => Buffer, mode = 0o644): string {
   const source = join(ROOT, 'test/support', name);

@@ -164,6 +164,12 @@ pub fn free_bytes<'env>(env: &'env Env, directory: String, settle: bool) -> napi
     })
 }
 
+/// Why mapram does not work on this host at all, or null if nothing is known to be in the way.
+#[napi(catch_unwind)]
+pub fn host_problem() -> Option<NativeError> {
+    mapram_engine::check_page_size().err().map(NativeError::from)
+}
+
 /// The I/O engines that can be chosen by name.
 #[napi(catch_unwind)]
 pub fn engine_names() -> Vec<String> {

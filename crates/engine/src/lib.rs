@@ -8,11 +8,13 @@ pub mod error;
 pub mod image;
 pub mod io;
 pub mod memory;
+mod page_size;
 pub mod pool;
 pub mod scan;
 pub mod transfer;
 
 pub use error::{Error, ErrorKind, Result};
+pub use page_size::check_page_size;
 
-/// Bytes in a target page. x86-64 and 4 KiB-page arm64 guests; the image format stores one bitmap bit for each.
+/// Bytes in a page, the guest's and the host's ([`check_page_size`]); the image format stores one bitmap bit for each.
 pub const PAGE_BYTES: u64 = 4096;

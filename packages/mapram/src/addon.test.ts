@@ -8,9 +8,9 @@ const ABSENT = [
 
 it.each([
   ['darwin', 'x64', ABSENT, 'for Linux only, and this is darwin'],
-  ['linux', 'ia32', ABSENT, 'x86-64 and arm64 only, and this is ia32'],
+  ['linux', 'arm64', ABSENT, 'x86-64 only, and this is arm64'],
   ['linux', 'x64', ABSENT, 'not installed for linux-x64'],
-  ['linux', 'arm64', ["Cannot find module './mapram.linux-arm64-musl.node'"], 'none for musl'],
+  ['linux', 'x64', ["Cannot find module './mapram.linux-x64-musl.node'"], 'none for musl'],
   [
     'linux',
     'x64',

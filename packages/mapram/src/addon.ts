@@ -64,7 +64,7 @@ const LINKER_WORDS: readonly (readonly [RegExp, string])[] = [
 /** The likely reason, and what to do about it, in one sentence. */
 export function likelyReason(tried: readonly string[], platform: string, arch: string): string {
   if (platform !== 'linux') return `it exists for Linux only, and this is ${platform}`;
-  if (arch !== 'x64' && arch !== 'arm64') return `it exists for x86-64 and arm64 only, and this is ${arch}`;
+  if (arch !== 'x64') return `it exists for x86-64 only, and this is ${arch}`;
   const refusal = linkerRefusal(tried);
   if (refusal !== undefined) {
     return LINKER_WORDS.find(([words]) => words.test(refusal))?.[1] ?? 'the dynamic linker refuses it';

@@ -332,6 +332,12 @@ export async function freeBytes(directory: string, settle = false): Promise<numb
   return (await answered(() => addon().freeBytes(directory, settle))).bytes as number;
 }
 
+/** Why mapram does not work on this host at all, if something is known to be in the way. */
+export function hostProblem(): MapramError | undefined {
+  const failure = addon().hostProblem();
+  return failure === null ? undefined : toMapramError(failure);
+}
+
 /** The I/O engines that can be chosen by name. */
 export function engineNames(): string[] {
   return addon().engineNames();

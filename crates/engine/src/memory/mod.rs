@@ -61,8 +61,10 @@ impl Memory {
     /// Blocks of the given lengths in bytes, made of `regions` in any order.
     ///
     /// # Errors
-    /// `Usage` if the regions do not cover every block exactly once, or if a number is not page-aligned.
+    /// `Usage` if the regions do not cover every block exactly once, or if a number is not page-aligned;
+    /// `HostUnsupported` where the host's pages are of another size than ours.
     pub fn new(block_lengths: Vec<u64>, mut regions: Vec<Region>) -> Result<Self> {
+        crate::check_page_size()?;
         regions.sort_by_key(|region| (region.block, region.offset));
         for region in &regions {
             region.validate()?;

@@ -2,7 +2,7 @@ import { accessSync, constants, readFileSync } from 'node:fs';
 import { release } from 'node:os';
 import { addon } from '../addon.ts';
 import type { MapramError } from '../errors.ts';
-import { autoEngine, engineNames, probeEngine } from '../native.ts';
+import { autoEngine, engineNames, hostProblem, probeEngine } from '../native.ts';
 import { DEFAULT_LOAD } from '../options.ts';
 import { type Check, type Finding, failed, messageOf, ok, warn } from './check.ts';
 import { judgeKernel, judgeLockedMemory, judgePtrace } from './judge.ts';
@@ -31,7 +31,7 @@ export async function checkHost(hasAddon: boolean): Promise<Check[]> {
   const capabilities = effectiveCapabilities();
   const findings: [name: string, finding: Finding][] = [
     ['kernel', judgeKernel(release())],
-    ...(hasAddon ? await checkEngines() : []),
+    ...(hasAddon ? [pageSize(), ...(await checkEngines())] : []),
     ['locked-memory', judgeLockedMemory(readOr('/proc/self/limits', ''), hasBit(capabilities, CAP_IPC_LOCK))],
     [
       'process-memory',
@@ -41,6 +41,15 @@ export async function checkHost(hasAddon: boolean): Promise<Check[]> {
     ['kvm', hostKvm()],
   ];
   return findings.map(([name, finding]) => ({ name, area: 'host', ...finding }));
+}
+
+function pageSize(): [name: string, finding: Finding] {
+  const problem = hostProblem();
+  const finding =
+    problem === undefined
+      ? ok("the host's pages are of 4 KiB")
+      : failed('', problem, 'boot a kernel with pages of 4 KiB');
+  return ['page-size', finding];
 }
 
 async function checkEngines(): Promise<[name: string, finding: Finding][]> {
