@@ -2,7 +2,7 @@
 
 use mapram_engine::image::{self, PageAreas};
 use mapram_engine::io::{self, Io};
-use mapram_engine::memory::Extent;
+use mapram_engine::memory::{Copying, Extent};
 use mapram_engine::transfer::{BlockPlan, Options};
 use mapram_engine::{Error, ErrorKind, Result};
 use napi::bindgen_prelude::Float64Array;
@@ -24,6 +24,8 @@ pub struct TransferOptions {
     pub threads: u32,
     /// Largest request in bytes, a power of two.
     pub chunk_bytes: f64,
+    /// Whether pages go through buffers of ours: `auto`, `always` or `never`.
+    pub copy: String,
 }
 
 /// Where a block's pages are in the image, in bytes.
@@ -62,6 +64,15 @@ pub(crate) fn number(value: u64) -> f64 {
 
 pub(crate) fn options(from: &TransferOptions) -> Options {
     Options { queue_depth: from.queue_depth, threads: usize::try_from(from.threads).unwrap_or(usize::MAX) }
+}
+
+pub(crate) fn copying(from: &TransferOptions) -> Result<Copying> {
+    match from.copy.as_str() {
+        "auto" => Ok(Copying::Auto),
+        "always" => Ok(Copying::Always),
+        "never" => Ok(Copying::Never),
+        other => Err(Error::new(ErrorKind::Usage, format!("copy is {other}, not auto, always or never"))),
+    }
 }
 
 pub(crate) fn page_areas(from: &[PageArea]) -> Result<PageAreas> {

@@ -13,7 +13,7 @@ use napi::bindgen_prelude::{Object, Uint8Array};
 use napi_derive::napi;
 
 use crate::convert::{
-    PageArea, TransferOptions, TransferPlan, blocks, engine, integer, number, options, page_areas,
+    PageArea, TransferOptions, TransferPlan, blocks, copying, engine, integer, number, options, page_areas,
 };
 use crate::failure::NativeError;
 use crate::job::{Job, JobOutcome, Outcome, promise};
@@ -141,6 +141,7 @@ impl ImageFile {
                 areas: &areas,
                 bitmaps: &bitmaps,
                 options: options(&how),
+                copying: copying(&how)?,
                 buffers: &buffers,
             };
             let saved = job.run(open_file(&file)?.as_ref(), control)?;
@@ -149,6 +150,7 @@ impl ImageFile {
                 bitmaps: Some(bitmaps.iter().map(|bitmap| Uint8Array::new(bitmap.to_bytes())).collect()),
                 data_bytes: Some(number(data_pages * PAGE_BYTES)),
                 transferred_bytes: Some(number(saved.written_bytes)),
+                copied_bytes: Some(number(saved.copied_bytes)),
                 ..JobOutcome::default()
             })
         })

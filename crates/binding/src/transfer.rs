@@ -12,7 +12,7 @@ use napi::bindgen_prelude::Uint8Array;
 use napi_derive::napi;
 
 use crate::convert::{
-    PageArea, TransferOptions, TransferPlan, blocks, engine, integer, number, options, page_areas,
+    PageArea, TransferOptions, TransferPlan, blocks, copying, engine, integer, number, options, page_areas,
 };
 use crate::job::{Job, JobOutcome};
 use crate::memory::GuestMemory;
@@ -77,10 +77,17 @@ pub fn restore(
         let (memory, image) = (memory?, image.open()?);
         let chunk_bytes = integer(how.chunk_bytes, "chunkBytes")?;
         let plan = Plan::new(&memory, chunk_bytes, plan?, Gaps::Unknown, Sources::Ignored)?;
-        let job = RestoreJob { image: &image, memory: &memory, plan: &plan, options: options(&how) };
+        let job = RestoreJob {
+            image: &image,
+            memory: &memory,
+            plan: &plan,
+            options: options(&how),
+            copying: copying(&how)?,
+        };
         let restored = job.run(engine(&engine_name)?.as_ref(), control)?;
         Ok(JobOutcome {
             transferred_bytes: Some(number(restored.read_bytes)),
+            copied_bytes: Some(number(restored.copied_bytes)),
             cleared_bytes: Some(number(restored.cleared_bytes)),
             ..JobOutcome::default()
         })

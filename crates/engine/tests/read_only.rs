@@ -10,7 +10,7 @@ use std::sync::Arc;
 use mapram_engine::bitmap::PageBitmap;
 use mapram_engine::image::ImageReader;
 use mapram_engine::io;
-use mapram_engine::memory::{Backing, FileRange, Memory, Piece, Region};
+use mapram_engine::memory::{Backing, Copying, FileRange, Memory, Piece, Region};
 use mapram_engine::transfer::{self, CompareJob, Control, Difference, Options};
 use mapram_engine::{ErrorKind, PAGE_BYTES};
 use support::{CHUNK_BYTES, Guest, How, MIB, Random, bitmap_of, read};
@@ -94,7 +94,7 @@ fn restoring_and_clearing_leave_it_alone() {
     target.fill(&mut Random(8));
     let before: Vec<Vec<u8>> = (0..2).map(|block| target.bytes(block)).collect();
     let memory = memory(&target);
-    let how = How { channels: 2, chunk_bytes: CHUNK_BYTES, options: OPTIONS };
+    let how = How { channels: 2, chunk_bytes: CHUNK_BYTES, options: OPTIONS, copying: Copying::Auto };
     support::restore(&image, &memory, &io::Blocking, how).unwrap();
     let cut = usize::try_from(WRITABLE).unwrap();
     assert!(target.bytes(0) == before[0]);

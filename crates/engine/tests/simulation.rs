@@ -13,6 +13,7 @@ use std::time::Duration;
 use mapram_engine::bitmap::PageBitmap;
 use mapram_engine::image::ImageWriter;
 use mapram_engine::io::{Faults, Simulated};
+use mapram_engine::memory::Copying;
 use mapram_engine::transfer::{Buffers, Control, Options};
 use mapram_engine::{Error, ErrorKind};
 use support::{CHUNK_BYTES, Guest, How, MIB, Random, bitmap_of, read};
@@ -78,7 +79,7 @@ fn run_seed(seed: u64, directory: &Path) -> bool {
     }
     let path = directory.join(format!("image-{seed}"));
     let io = Arc::new(Simulated::new(seed, faults(&mut random)));
-    let how = How { channels: 3, chunk_bytes, options: options(&mut random) };
+    let how = How { channels: 3, chunk_bytes, options: options(&mut random), copying: Copying::Auto };
     let outcome = save(Arc::clone(&io), &guest, &path, how);
     match &outcome {
         Ok(bitmaps) => {
@@ -103,7 +104,7 @@ fn run_seed(seed: u64, directory: &Path) -> bool {
 }
 
 fn restore(seed: u64, guest: &Guest, path: &Path, chunk_bytes: u64, random: &mut Random) {
-    let how = How { channels: 3, chunk_bytes, options: options(random) };
+    let how = How { channels: 3, chunk_bytes, options: options(random), copying: Copying::Auto };
     let bitmap = |(block, length): (usize, &u64)| {
         PageBitmap::from_bytes(&bitmap_of(&guest.bytes(block)), length / 4096)
     };

@@ -14,7 +14,7 @@ use mapram_engine::ErrorKind;
 use mapram_engine::bitmap::PageBitmap;
 use mapram_engine::image::{ImageReader, ImageWriter, PageArea, PageAreas};
 use mapram_engine::io::{self, Completion, Files, Io, Queue, Request};
-use mapram_engine::memory::{Backing, Extent, FileRange, Memory, Region};
+use mapram_engine::memory::{Backing, Copying, Extent, FileRange, Memory, Region};
 use mapram_engine::pool::Pool;
 use mapram_engine::transfer::{
     self, BlockPlan, Buffers, Control, Gaps, Options, Plan, RestoreJob, SaveJob, Sources,
@@ -43,14 +43,16 @@ fn engines() -> Vec<Arc<dyn Io>> {
 }
 
 fn how(channels: usize, chunk_bytes: u64) -> How {
-    How { channels, chunk_bytes, options: OPTIONS }
+    How { channels, chunk_bytes, options: OPTIONS, copying: Copying::Auto }
 }
 
 #[test]
 fn what_is_saved_is_restored_by_every_engine() {
     let directory = tempfile::tempdir().unwrap();
     for (seed, io) in engines().into_iter().enumerate() {
-        for (direct, channels) in [(true, 1), (true, 7), (false, 3)] {
+        for (direct, channels, copying) in
+            [(true, 1, Copying::Auto), (true, 7, Copying::Never), (false, 3, Copying::Always)]
+        {
             let guest = Guest::new(&[3 * MIB, 4096, 5 * MIB + 8192]);
             guest.fill(&mut Random(seed as u64));
             let path = directory.path().join(format!("{}-{direct}-{channels}", io.name()));
@@ -60,7 +62,15 @@ fn what_is_saved_is_restored_by_every_engine() {
             let one_thread = Options { threads: 1, ..OPTIONS };
             buffers.prepare(one_thread, MIB, CHUNK_BYTES * (1 + channels as u64 % 2)).unwrap();
             let control = Control::default();
-            let (_, bitmaps) = save(&guest, &image, how(channels, CHUNK_BYTES), &buffers, &control).unwrap();
+            let how = How { copying, ..how(channels, CHUNK_BYTES) };
+            let allocated = guest.allocated();
+            let (saved, bitmaps) = save(&guest, &image, how, &buffers, &control).unwrap();
+            assert_eq!(guest.allocated(), allocated, "the guest's memory grew");
+            match copying {
+                Copying::Auto => {}
+                Copying::Never => assert_eq!(saved.copied_bytes, 0),
+                Copying::Always => assert!(saved.copied_bytes >= saved.written_bytes / 2),
+            }
             image.sync().unwrap();
             image.publish().unwrap();
 
@@ -73,7 +83,7 @@ fn what_is_saved_is_restored_by_every_engine() {
             let used = Guest::new(&guest.lengths);
             used.fill(&mut Random(99));
             let image = ImageReader::open(file.as_fd(), &path, direct, guest.areas(), bitmaps).unwrap();
-            restore(&image, &used.memory(), io.as_ref(), how(channels, CHUNK_BYTES)).unwrap();
+            restore(&image, &used.memory(), io.as_ref(), how).unwrap();
             for block in 0..guest.lengths.len() {
                 assert!(used.bytes(block) == guest.bytes(block), "block {block} differs after a restore");
             }
@@ -90,7 +100,7 @@ fn scattered_pages_survive_a_queue_that_is_always_full() {
             let guest = Guest::new(&[32 * MIB]);
             guest.fill_scattered(&mut Random(3));
             let options = Options { queue_depth, threads: 1 };
-            let how = How { channels: 1, chunk_bytes: 4 * MIB, options };
+            let how = How { channels: 1, chunk_bytes: 4 * MIB, options, copying: Copying::Auto };
             let path = directory.path().join(format!("{}-{queue_depth}-{direct}", io.name()));
             let image = ImageWriter::create(Arc::clone(&io), &path, false, direct).unwrap();
             let (_, bitmaps) = save(&guest, &image, how, &Buffers::default(), &Control::default()).unwrap();
@@ -131,6 +141,7 @@ fn unplanned_pages_stay_as_they_are() {
         areas: &guest.areas(),
         bitmaps: &bitmaps,
         options: OPTIONS,
+        copying: Copying::Auto,
         buffers: &Buffers::default(),
     };
     assert_eq!(job.run(&image, &Control::default()).unwrap().written_bytes, 4096);
@@ -214,7 +225,8 @@ fn only_set_pages_reach_memory_in_huge_pages() {
     image.write_all_at(&content, 0).unwrap();
     // The first region ends in front of page 512, the first chunk in front of page 1024.
     let runs = [0..64_usize, 72..200, 300..301, 310..330, 400..570, 600..663, 1000..2048];
-    let straight = [0..64, 72..200, 1024..2048];
+    // A run is cut where a region ends.
+    let straight = [0..64, 72..200, 400..512, 1024..2048];
     let mut bitmap = vec![0_u8; 256];
     for page in runs.iter().cloned().flatten() {
         bitmap[page / 8] |= 1 << (page % 8);
@@ -365,12 +377,14 @@ fn a_restore_that_cannot_be_set_up_has_not_begun_to_write() {
     let memory = guest.memory();
     let plan = whole_plan(&memory, 1, CHUNK_BYTES);
     let control = Control::default();
-    let job = RestoreJob { image: &image, memory: &memory, plan: &plan, options: OPTIONS };
+    let job =
+        RestoreJob { image: &image, memory: &memory, plan: &plan, options: OPTIONS, copying: Copying::Auto };
     let error = job.run(&NoQueues, &control).unwrap_err();
     assert_eq!(error.kind, ErrorKind::HostUnsupported);
     assert_eq!(control.progress().writing_for, None);
     assert!(guest.bytes(0) == before);
-    let job = RestoreJob { image: &image, memory: &memory, plan: &plan, options: OPTIONS };
+    let job =
+        RestoreJob { image: &image, memory: &memory, plan: &plan, options: OPTIONS, copying: Copying::Auto };
     job.run(&io::Blocking, &control).unwrap();
     assert!(control.progress().writing_for.is_some());
 }

@@ -4,6 +4,7 @@ mod areas;
 mod device;
 mod new_file;
 mod reader;
+mod segments;
 mod writer;
 
 use std::os::fd::BorrowedFd;
@@ -13,6 +14,7 @@ use rustix::fs::{AtFlags, OFlags, StatxFlags};
 pub use areas::{PageArea, PageAreas};
 pub use new_file::PARTIAL_SUFFIX;
 pub use reader::ImageReader;
+pub use segments::takes_small_segments;
 pub use writer::ImageWriter;
 
 /// What direct I/O on a file has to be aligned to, in bytes.

@@ -187,6 +187,13 @@ pub(super) fn data_spans(memory: &Memory, file: &File, span: Range<u64>) -> Resu
     Ok(present.iter().map(inside).filter(|span| !span.is_empty()).collect())
 }
 
+/// Whether what [`data_spans`] says of the file is exact: all of its pages are there, or the process has mapped all that are.
+pub(super) fn knows_its_pages(memory: &Memory, file: &File) -> Result<bool> {
+    let allocated = file::allocated_bytes(file)?;
+    let present = || Ok(present_spans(memory, file)?.iter().map(|span| span.end - span.start).sum::<u64>());
+    Ok(allocated >= file::length(file)? || present()? == allocated)
+}
+
 /// The file offsets that processes have mapped and present, over all regions of the file.
 fn present_spans(memory: &Memory, file: &File) -> Result<Vec<Range<u64>>> {
     let identity = file::identity(file)?;

@@ -4,8 +4,10 @@
 //! process's address space, or from both: in a private mapping of a file the process holds the pages that it has
 //! touched, and the file all others. Each such way of a region is a *source* with a number.
 
+mod bus_error;
 mod file;
 mod hugetlb;
+mod own_pages;
 mod pagemap;
 mod process;
 mod region;
@@ -18,6 +20,7 @@ use std::ops::Range;
 use std::sync::OnceLock;
 
 use crate::{Error, ErrorKind, Result};
+pub use own_pages::{Copying, OwnPages, PagesAt};
 pub use process::Process;
 use region::Way;
 pub use region::{Backing, FileRange, ProcessRange, Region};

@@ -31,13 +31,21 @@ pub(super) fn populated(process: &Process, span: Range<u64>, zero: ZeroPage) -> 
             cause,
         )
     };
-    let found = match scan(process, span.clone(), zero) {
+    let held = PAGE_IS_PRESENT | PAGE_IS_SWAPPED;
+    let none_of = if zero == ZeroPage::Absent { PAGE_IS_PFNZERO } else { 0 };
+    let found = match scan(process, span.clone(), Wanted { any_of: held, none_of }) {
         Err(cause) if cause.raw_os_error() == Some(libc::ENOTTY) => read(process, span.clone()),
         result => result,
     };
     // The page map of memory that is gone looks empty. If it is still there now, it was whole until here.
     process.check_alive()?;
     found.map_err(failure)
+}
+
+/// Bytes of `span` that the process has mapped by huge pages; 0 where the kernel cannot tell (before Linux 6.7).
+pub(super) fn huge_bytes(process: &Process, span: Range<u64>) -> u64 {
+    let huge = Wanted { any_of: PAGE_IS_HUGE, none_of: 0 };
+    scan(process, span, huge).map_or(0, |found| found.iter().map(|span| span.end - span.start).sum())
 }
 
 /// `struct pm_scan_arg` of include/uapi/linux/fs.h (Linux 6.7).
@@ -71,13 +79,22 @@ const PAGEMAP_SCAN: u32 = 0xC060_6610;
 const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
 const PAGE_IS_PFNZERO: u64 = 1 << 5;
+const PAGE_IS_HUGE: u64 = 1 << 6;
 const REGIONS_AT_ONCE: usize = 1024;
 
+/// Categories of pages.
+#[derive(Debug, Clone, Copy)]
+struct Wanted {
+    /// A page is in one of these,
+    any_of: u64,
+    /// and in none of these.
+    none_of: u64,
+}
+
 /// By the PAGEMAP_SCAN ioctl; ENOTTY before Linux 6.7.
-fn scan(process: &Process, span: Range<u64>, zero: ZeroPage) -> io::Result<Vec<Range<u64>>> {
+fn scan(process: &Process, span: Range<u64>, wanted: Wanted) -> io::Result<Vec<Range<u64>>> {
     let mut regions = vec![PageRegion::default(); REGIONS_AT_ONCE];
     let mut found = Vec::new();
-    let excluded = if zero == ZeroPage::Absent { PAGE_IS_PFNZERO } else { 0 };
     let mut start = span.start;
     while start < span.end {
         let mut arguments = ScanArguments {
@@ -86,9 +103,9 @@ fn scan(process: &Process, span: Range<u64>, zero: ZeroPage) -> io::Result<Vec<R
             end: span.end,
             vec: regions.as_mut_ptr().expose_provenance() as u64,
             vec_len: REGIONS_AT_ONCE as u64,
-            category_inverted: excluded,
-            category_mask: excluded,
-            category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+            category_inverted: wanted.none_of,
+            category_mask: wanted.none_of,
+            category_anyof_mask: wanted.any_of,
             ..ScanArguments::default()
         };
         let fd = process.pagemap().as_raw_fd();
@@ -169,11 +186,12 @@ mod tests {
         let process = Process::open(std::process::id().cast_signed()).unwrap();
         let span = start..start + length;
         assert_eq!(read(&process, span.clone()).unwrap(), touched);
-        match scan(&process, span.clone(), ZeroPage::Present) {
+        let held = Wanted { any_of: PAGE_IS_PRESENT | PAGE_IS_SWAPPED, none_of: 0 };
+        match scan(&process, span.clone(), held) {
             Ok(found) => assert_eq!(found, touched),
             Err(cause) => eprintln!("SKIPPED: this kernel has no PAGEMAP_SCAN: {cause}"),
         }
-        if let Ok(found) = scan(&process, span.clone(), ZeroPage::Absent) {
+        if let Ok(found) = scan(&process, span.clone(), Wanted { none_of: PAGE_IS_PFNZERO, ..held }) {
             assert_eq!(found, written);
         }
         let found = populated(&process, span, ZeroPage::Absent).unwrap();

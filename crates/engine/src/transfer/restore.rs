@@ -12,7 +12,7 @@ use super::{Control, Options, Plan, threads, to_usize};
 use crate::bitmap::PageRun;
 use crate::image::ImageReader;
 use crate::io::{Direction, Io};
-use crate::memory::{Memory, Piece};
+use crate::memory::{Copying, Memory, Piece};
 use crate::pool::Pool;
 use crate::{PAGE_BYTES, Result};
 
@@ -27,6 +27,8 @@ pub struct RestoreJob<'a> {
     pub plan: &'a Plan,
     /// How to run.
     pub options: Options,
+    /// Whether what could be read to its place goes through a buffer all the same.
+    pub copying: Copying,
 }
 
 /// Shortest run of pages that is read straight into guest memory; shorter ones are cheaper to read together and to copy.
@@ -37,6 +39,8 @@ const MIN_DIRECT_PAGES: u64 = 64;
 pub struct Restored {
     /// Bytes read from the image's page areas, joined zero pages included.
     pub read_bytes: u64,
+    /// Bytes of pages that were copied from a buffer to their place; the others were read there.
+    pub copied_bytes: u64,
     /// Bytes of memory that held other data where the image has none.
     pub cleared_bytes: u64,
 }
@@ -59,7 +63,8 @@ impl RestoreJob<'_> {
         let data_bytes = self.plan.data_bytes();
         control.start(data_bytes);
         let slots = self.options.slots(data_bytes, chunk_bytes);
-        let filling = Fill { image: self.image, memory: self.memory, control, read: AtomicU64::new(0) };
+        let (read, copied) = (AtomicU64::new(0), AtomicU64::new(0));
+        let filling = Fill { job: &self, control, read, copied };
         threads::run(self.options.threads, control, &|team| {
             let pool = Pool::new(slots, to_usize(chunk_bytes))?;
             let mut pump = Pump::new(team, &pool, io, self.options.requests(), self.image.path())?;
@@ -68,16 +73,20 @@ impl RestoreJob<'_> {
             pump.run(&clearing, &cells_to_clear)?;
             pump.run(&filling, &chunks)
         })?;
-        Ok(Restored { read_bytes: filling.read.into_inner(), cleared_bytes: clearing.cleared_bytes() })
+        Ok(Restored {
+            read_bytes: filling.read.into_inner(),
+            copied_bytes: filling.copied.into_inner(),
+            cleared_bytes: clearing.cleared_bytes(),
+        })
     }
 }
 
 /// Puts the image's pages in place.
 struct Fill<'a> {
-    image: &'a ImageReader,
-    memory: &'a Memory,
+    job: &'a RestoreJob<'a>,
     control: &'a Control,
     read: AtomicU64,
+    copied: AtomicU64,
 }
 
 /// A chunk whose reads are in flight.
@@ -91,9 +100,9 @@ struct Reading {
 impl Fill<'_> {
     /// The runs of pages of a chunk that the image holds and that may be written.
     fn runs(&self, chunk: &Chunk) -> Vec<PageRun> {
-        let bitmap = &self.image.bitmaps()[chunk.block];
+        let bitmap = &self.job.image.bitmaps()[chunk.block];
         let parts = chunk.extents.iter().flat_map(|extent| {
-            self.memory.writable_parts(chunk.block, extent.offset..extent.offset + extent.length)
+            self.job.memory.writable_parts(chunk.block, extent.offset..extent.offset + extent.length)
         });
         let pages = parts.map(|part| PageRun::of(part.start, part.end - part.start));
         pages.flat_map(|pages| bitmap.runs(pages, true)).collect()
@@ -101,17 +110,17 @@ impl Fill<'_> {
 
     /// Where the run's bytes can be read to without a copy; `None` if they cannot, or if the run is short.
     fn direct_address(&self, block: usize, run: PageRun) -> Result<Option<*mut u8>> {
-        if run.count < MIN_DIRECT_PAGES {
+        if run.count < MIN_DIRECT_PAGES || self.job.copying == Copying::Always {
             return Ok(None);
         }
-        self.memory.direct_address(block, run.first * PAGE_BYTES, run.count * PAGE_BYTES)
+        self.job.memory.direct_address(block, run.first * PAGE_BYTES, run.count * PAGE_BYTES)
     }
 
     fn request(&self, block: usize, run: PageRun, buffer: *mut u8) -> Request<'_> {
         let length = to_usize(run.count * PAGE_BYTES);
         self.read.fetch_add(length as u64, Ordering::Relaxed);
-        let offset = self.image.areas().file_offset(block, run.first * PAGE_BYTES);
-        Request { file: self.image.fd(), direction: Direction::Read, offset, buffer, length }
+        let offset = self.job.image.areas().file_offset(block, run.first * PAGE_BYTES);
+        Request { file: self.job.image.fd(), direction: Direction::Read, offset, buffer, length }
     }
 }
 
@@ -152,8 +161,10 @@ unsafe impl Stage for Fill<'_> {
     fn finish(&self, Reading { block, planned_bytes, pieces }: Reading, buffer: *mut u8) -> Result<()> {
         if !pieces.is_empty() {
             self.control.note_writing();
+            let bytes: usize = pieces.iter().map(|piece| piece.length).sum();
+            self.copied.fetch_add(bytes as u64, Ordering::Relaxed);
             // SAFETY: the chunk's reads have ended and filled the pieces' bytes, which lie within its buffer.
-            unsafe { self.memory.write(block, &pieces, buffer) }?;
+            unsafe { self.job.memory.write(block, &pieces, buffer) }?;
         }
         self.control.advance(planned_bytes);
         Ok(())

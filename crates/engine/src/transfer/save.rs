@@ -4,14 +4,14 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::chunks::{Chunk, ChunkQueue};
-use super::gather::gather;
+use super::gather::{Data, find_data, gather};
 use super::pump::{Pump, Stage};
 use super::requests::Request;
-use super::{Buffers, Control, Options, Plan, check_bitmaps, threads, to_usize};
+use super::{Buffers, Control, Gaps, Options, Plan, check_bitmaps, threads, to_usize};
 use crate::bitmap::{PageBitmap, PageRun};
-use crate::image::{ImageWriter, PageAreas};
+use crate::image::{ImageWriter, PageAreas, takes_small_segments};
 use crate::io::Direction;
-use crate::memory::Memory;
+use crate::memory::{Copying, Memory, OwnPages};
 use crate::{PAGE_BYTES, Result};
 
 /// A save that is ready to run.
@@ -27,6 +27,8 @@ pub struct SaveJob<'a> {
     pub bitmaps: &'a [PageBitmap],
     /// How to run.
     pub options: Options,
+    /// Whether what could be written from where it is goes through a buffer all the same.
+    pub copying: Copying,
     /// Pools that were made beforehand; those that are missing are made by the save.
     pub buffers: &'a Buffers,
 }
@@ -36,6 +38,8 @@ pub struct SaveJob<'a> {
 pub struct Saved {
     /// Bytes written to the image's page areas, joined zero pages included.
     pub written_bytes: u64,
+    /// Planned bytes that were copied to a buffer; the others were looked at, and written, where they are.
+    pub copied_bytes: u64,
 }
 
 impl SaveJob<'_> {
@@ -55,26 +59,52 @@ impl SaveJob<'_> {
         control.start(data_bytes);
         let chunks = ChunkQueue::new(self.plan);
         let slots = self.options.slots(data_bytes, self.plan.chunk_bytes());
-        let stage = Save { job: &self, file: image.fd(), control, written: AtomicU64::new(0) };
+        let glad = takes_small_segments(image.fd());
+        let data = |block: usize| self.plan.blocks()[block].extents.as_slice();
+        let own_pages = OwnPages::new(self.memory, self.copying, glad, data)?;
+        let (written, copied) = (AtomicU64::new(0), AtomicU64::new(0));
+        let stage = Save { job: &self, own_pages, file: image.fd(), control, written, copied };
         threads::run(self.options.threads, control, &|team| {
             let pool = self.buffers.take(slots, to_usize(self.plan.chunk_bytes()))?;
             let io = image.io().as_ref();
             Pump::new(team, &pool, io, self.options.requests(), image.path())?.run(&stage, &chunks)
         })?;
         image.end_transfer()?;
-        Ok(Saved { written_bytes: stage.written.into_inner() })
+        Ok(Saved { written_bytes: stage.written.into_inner(), copied_bytes: stage.copied.into_inner() })
     }
 }
 
 /// What the threads of a save share.
 struct Save<'a> {
     job: &'a SaveJob<'a>,
+    own_pages: OwnPages<'a>,
     file: BorrowedFd<'a>,
     control: &'a Control,
     written: AtomicU64,
+    copied: AtomicU64,
 }
 
-// SAFETY: all requests are of the chunk's buffer, which is not touched after `start`.
+impl Save<'_> {
+    /// What the chunk holds, and the address of its first byte: in guest memory, or in `buffer`.
+    fn look(&self, chunk: &Chunk, buffer: *mut u8) -> Result<(Data, *mut u8)> {
+        let end = chunk.extents.last().map_or(chunk.offset, |extent| extent.offset + extent.length);
+        if let Some(pages) = self.own_pages.find(chunk.block, chunk.offset..end) {
+            let address = pages.address();
+            // Gaps are holes, which must not be touched: the guest's memory would grow.
+            // SAFETY: the extents' pages are mapped and present, and the guest stands still; one that goes missing all the
+            // same is replaced by zeros and becomes an error.
+            let look = || unsafe { find_data(chunk, Gaps::Unknown, address) };
+            return Ok((pages.look(&chunk.extents, look)?, address));
+        }
+        self.copied.fetch_add(chunk.data_bytes(), Ordering::Relaxed);
+        // SAFETY: the buffer holds a whole chunk, and nothing is in flight on it.
+        let data = unsafe { gather(self.job.memory, chunk, self.job.plan.gaps(), buffer) }?;
+        Ok((data, buffer))
+    }
+}
+
+// SAFETY: requests are of the chunk's buffer, which is not touched after `start`, or of our mapping of guest memory, which is
+// only read and lives as long as this.
 unsafe impl Stage for Save<'_> {
     /// Bytes that were planned.
     type Pending = u64;
@@ -85,9 +115,8 @@ unsafe impl Stage for Save<'_> {
         buffer: *mut u8,
         requests: &mut Vec<Request<'a>>,
     ) -> Result<Self::Pending> {
-        let SaveJob { memory, plan, areas, bitmaps, .. } = self.job;
-        // SAFETY: the buffer holds a whole chunk, and nothing is in flight on it.
-        let data = unsafe { gather(memory, chunk, plan.gaps(), buffer) }?;
+        let SaveJob { areas, bitmaps, .. } = self.job;
+        let (data, first) = self.look(chunk, buffer)?;
         let bitmap = &bitmaps[chunk.block];
         chunk.extents.iter().for_each(|extent| bitmap.clear(PageRun::of(extent.offset, extent.length)));
         data.pages.iter().for_each(|run| bitmap.set(*run));
@@ -99,7 +128,7 @@ unsafe impl Stage for Save<'_> {
                 file: self.file,
                 direction: Direction::Write,
                 offset: areas.file_offset(chunk.block, offset),
-                buffer: buffer.wrapping_add(to_usize(offset - chunk.offset)),
+                buffer: first.wrapping_add(to_usize(offset - chunk.offset)),
                 length,
             });
         }

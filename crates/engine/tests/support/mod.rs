@@ -10,14 +10,14 @@ pub mod huge_pages;
 
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
 
 use mapram_engine::bitmap::PageBitmap;
 use mapram_engine::image::{ImageReader, ImageWriter, PageArea, PageAreas};
 use mapram_engine::io::Io;
-use mapram_engine::memory::{Backing, Extent, FileRange, Memory, Region};
+use mapram_engine::memory::{Backing, Copying, Extent, FileRange, Memory, Region};
 use mapram_engine::transfer::{
     BlockPlan, Buffers, Control, Gaps, Options, Plan, RestoreJob, Restored, SaveJob, Saved, Sources,
 };
@@ -104,6 +104,11 @@ impl Guest {
         Memory::new(self.lengths.clone(), self.files.iter().enumerate().map(region).collect()).unwrap()
     }
 
+    /// 512-byte blocks that the files take.
+    pub fn allocated(&self) -> u64 {
+        self.files.iter().map(|file| file.metadata().unwrap().blocks()).sum()
+    }
+
     pub fn bytes(&self, block: usize) -> Vec<u8> {
         read(&self.files[block], 0, self.lengths[block])
     }
@@ -131,6 +136,7 @@ pub struct How {
     pub channels: usize,
     pub chunk_bytes: u64,
     pub options: Options,
+    pub copying: Copying,
 }
 
 /// Saves all of the guest; returns the bitmaps too.
@@ -149,6 +155,7 @@ pub fn save(
         areas: &guest.areas(),
         bitmaps: &bitmaps,
         options: how.options,
+        copying: how.copying,
         buffers,
     };
     job.run(image, control).map(|saved| (saved, bitmaps))
@@ -162,7 +169,7 @@ pub fn reader(file: &File, areas: PageAreas, bitmaps: Vec<PageBitmap>) -> ImageR
 /// Restores all of the image.
 pub fn restore(image: &ImageReader, memory: &Memory, io: &dyn Io, how: How) -> Result<Restored> {
     let plan = whole_plan(memory, how.channels, how.chunk_bytes);
-    let job = RestoreJob { image, memory, plan: &plan, options: how.options };
+    let job = RestoreJob { image, memory, plan: &plan, options: how.options, copying: how.copying };
     job.run(io, &Control::default())
 }
 
