@@ -1,5 +1,4 @@
 import { expect, it } from 'vitest';
-import { MAIN_BLOCK } from './guest-memory.ts';
 import { mapramType, sourceOf } from './mapram.ts';
 
 it('is named by what is not as usual', () => {
@@ -8,12 +7,7 @@ it('is named by what is not as usual', () => {
   expect(mapramType({ engine: 'auto', copy: 'never' })).toBe('mapram, copy never');
 });
 
-it('is asked where the pages of the main block came from', () => {
-  const blocks = [
-    { name: 'vga.vram', source: 'pool' },
-    { name: MAIN_BLOCK, source: 'guest' },
-  ];
-  expect(sourceOf({ blocks })).toEqual({ source: 'guest' });
-  expect(sourceOf({ blocks: [{ name: MAIN_BLOCK }] })).toEqual({});
-  expect(sourceOf({})).toEqual({});
+it('is asked where most pages were when the disk took them', () => {
+  expect(sourceOf({ copiedBytes: 8192, dataBytes: 1024 ** 3 })).toBe('memory');
+  expect(sourceOf({ copiedBytes: 1024 ** 3, dataBytes: 1024 ** 3 })).toBe('buffers');
 });

@@ -2,7 +2,6 @@ import type { CliReport } from '../test/support/cli.ts';
 import { CLI } from '../test/support/paths.ts';
 import type { Qemu } from '../test/support/qemu.ts';
 import { type Finished, processCpuSeconds, runTimed } from './cpu.ts';
-import { MAIN_BLOCK } from './guest-memory.ts';
 import type { CommandStart, Measurement, Stage } from './measurement.ts';
 import { median } from './statistics.ts';
 
@@ -60,14 +59,13 @@ export async function measureMapram(
     milliseconds: command === 'save' ? report.durationMs : finished.milliseconds - start.milliseconds,
     cpuSeconds: finished.cpuSeconds + processCpuSeconds(guest.pid) - before,
     engineCpuSeconds: finished.cpuSeconds - start.cpuSeconds,
-    ...sourceOf(report),
+    source: sourceOf(report),
     dataBytes,
     details: { commandMilliseconds: finished.milliseconds, commandCpuSeconds: finished.cpuSeconds, report },
   };
 }
 
-/** Where the pages of the guest's RAM came from or went to, as the report says of its main block. */
-export function sourceOf({ blocks = [] }: Pick<CliReport, 'blocks'>): { source?: string } {
-  const source = blocks.find(({ name }) => name === MAIN_BLOCK)?.['source'];
-  return source === undefined ? {} : { source: String(source) };
+/** Where most pages were when the disk took them: in the guest's own memory, or in a buffer that they were copied to. */
+export function sourceOf({ copiedBytes, dataBytes }: Pick<CliReport, 'copiedBytes' | 'dataBytes'>): string {
+  return Number(copiedBytes) < Number(dataBytes) / 2 ? 'memory' : 'buffers';
 }

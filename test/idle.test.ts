@@ -36,12 +36,13 @@ function guest(path: string): QemuOptions {
 }
 
 test.for([
-  { engine: 'io-uring', direct: [] },
-  { engine: 'tokio-uring', direct: [] },
-  { engine: 'blocking', direct: ['--no-direct'] },
+  { engine: 'io-uring', options: ['--copy', 'always'] },
+  { engine: 'io-uring', options: ['--copy', 'never'] },
+  { engine: 'tokio-uring', options: [] },
+  { engine: 'blocking', options: ['--no-direct'] },
 ])(
-  'an idle guest is saved and restored without touching a hole ($engine $direct)',
-  async ({ engine, direct }) => {
+  'an idle guest is saved and restored without touching a hole ($engine $options)',
+  async ({ engine, options }) => {
     const cleanup = testCleanup();
     const memory = idleMemory(cleanup);
     const qemu = await Qemu.start(guest(memory), cleanup);
@@ -49,7 +50,7 @@ test.for([
     const before = allocated(memory);
     expect(before).toBeGreaterThanOrEqual(TOUCHED);
 
-    const saved = await succeed(['save', '--qmp', qemu.socket, '--engine', engine, ...direct, image]);
+    const saved = await succeed(['save', '--qmp', qemu.socket, '--engine', engine, ...options, image]);
     expect(allocated(memory)).toBe(before);
     const data = dataBytes(image);
     expect(saved.dataBytes).toBe(data);
@@ -66,7 +67,7 @@ test.for([
       'fill',
       '--engine',
       engine,
-      ...direct,
+      ...options,
       image,
     ]);
     expect(Math.abs(allocated(target) - before) / before).toBeLessThan(0.01);

@@ -15,22 +15,25 @@ import { stockLoad, stockSave } from './support/stock.ts';
 
 const CHANNELS = [1, 2, 7, 128];
 const ENGINES = ['io-uring', 'tokio-uring', 'blocking'];
+const COPIES = ['auto', 'always', 'never'];
 
 /** A way of saving. */
 interface Settings {
   channels: number;
   engine: string;
   direct: boolean;
+  copy: string;
 }
 
 /**
- * All pairs of channels, engine and direct I/O: every channel count with every engine, and each of these both ways. Under KVM the
+ * All pairs of channels, engine, direct I/O and copying: every channel count with every engine, and each of these every way. Under KVM the
  * engines take turns, for the accelerator is nothing to the file.
  */
 const SETTINGS: Settings[] = CHANNELS.flatMap((channels, row) =>
-  ENGINES.map((engine, column) => ({ channels, engine, direct: (row + column) % 2 === 0 })).filter(
-    (_, column) => ACCELERATOR === 'tcg' || column === row % ENGINES.length,
-  ),
+  ENGINES.map((engine, column) => {
+    const direct = (row + column) % 2 === 0;
+    return { channels, engine, direct, copy: COPIES[(row + column) % COPIES.length] as string };
+  }).filter((_, column) => ACCELERATOR === 'tcg' || column === row % ENGINES.length),
 );
 
 /** A way of bringing an image back into a QEMU that waits for it. */
@@ -130,9 +133,10 @@ function byMapram(method: string): Way['restore'] {
 /** Saves by all settings; one image of each channel count stays. */
 async function saveByAllSettings(source: Qemu, image: ImageName): Promise<void> {
   let first: string | undefined;
-  for (const { channels, engine, direct } of SETTINGS) {
+  for (const { channels, engine, direct, copy } of SETTINGS) {
     const path = `${image(channels)}.next`;
-    const options = ['--channels', String(channels), '--engine', engine, ...(direct ? [] : ['--no-direct'])];
+    const how = [...(direct ? [] : ['--no-direct']), '--copy', copy];
+    const options = ['--channels', String(channels), '--engine', engine, ...how];
     const saved = await succeed(['save', '--qmp', source.socket, ...options, path]);
     expect(saved).toMatchObject({ ok: true, channels, engine, direct });
     const digest = ramDigest(path);

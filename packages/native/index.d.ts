@@ -187,6 +187,8 @@ export interface JobOutcome {
   dataBytes?: number
   /** Bytes of the image's page areas that were written or read; for a measurement, that a save would write. */
   transferredBytes?: number
+  /** For a save or a restore: bytes of pages that went through a buffer of ours. */
+  copiedBytes?: number
   /** For a restore or a clear: bytes of guest memory that were not zero and were made so. */
   clearedBytes?: number
   /** For a comparison: a page that differs, if there is one. */
@@ -315,6 +317,8 @@ export interface TransferOptions {
   threads: number
   /** Largest request in bytes, a power of two. */
   chunkBytes: number
+  /** Whether pages go through buffers of ours: `auto`, `always` or `never`. */
+  copy: string
 }
 
 /** What a transfer moves, and which channel moves what. */

@@ -39,6 +39,7 @@ export interface CliReport {
   queueDepth?: number;
   engine?: string;
   direct?: boolean;
+  copiedBytes?: number;
   blocks?: { name: string; [key: string]: unknown }[];
   [key: string]: unknown;
 }

@@ -44,6 +44,8 @@ export class JobContext implements OwningJob {
   silence: string | undefined;
   writingSince: number | undefined;
   #progress: Progress = { phase: 'prepare', bytesDone: 0, bytesTotal: 0 };
+  /** Bytes of guest memory that went through a buffer of ours. */
+  copiedBytes = 0;
   #counting: NativeJob | undefined;
   readonly #cpuAtStart = process.cpuUsage();
 
@@ -77,7 +79,9 @@ export class JobContext implements OwningJob {
   async transfer(work: NativeJob): Promise<JobResult> {
     this.#counting = work;
     try {
-      return await this.run(work);
+      const result = await this.run(work);
+      this.copiedBytes += result.copiedBytes;
+      return result;
     } finally {
       this.#progress = this.progress();
       this.#counting = undefined;

@@ -33,6 +33,8 @@ export interface EngineOptions {
   threads: number;
   /** Largest request in bytes, a power of two. */
   chunkBytes: number;
+  /** Whether pages go through buffers. */
+  copy: 'auto' | 'always' | 'never';
 }
 
 /** What a finished job counted. */
@@ -43,6 +45,8 @@ export interface JobResult {
   dataBytes: number;
   /** Bytes of the image's page areas that were written or read; for a measurement, that a save would write. */
   transferredBytes: number;
+  /** For a save or a restore: bytes of pages that went through a buffer. */
+  copiedBytes: number;
   /** For a comparison: a page that differs, if there is one. */
   difference?: Native.Difference | undefined;
 }
@@ -103,8 +107,8 @@ export class Job {
   async run(): Promise<JobResult> {
     const outcome = await this.#job.run();
     if (!outcome.ok) throw toMapramError(outcome.error ?? { code: 'E_INTERNAL', message: 'the job failed' });
-    const { bitmaps = [], dataBytes = 0, transferredBytes = 0, difference } = outcome;
-    return { bitmaps, dataBytes, transferredBytes, difference };
+    const { bitmaps = [], dataBytes = 0, transferredBytes = 0, copiedBytes = 0, difference } = outcome;
+    return { bitmaps, dataBytes, transferredBytes, copiedBytes, difference };
   }
 
   /** Bytes handled and planned so far; cheap enough to poll. */

@@ -129,7 +129,7 @@ describe('options of restore', () => {
 });
 
 describe('chooseTransfer', () => {
-  const how = { queueDepth: 4, engine: 'blocking', direct: false } as const;
+  const how = { queueDepth: 4, engine: 'blocking', direct: false, copy: 'auto' } as const;
 
   it('takes no more threads than channels, and no more than 8', async () => {
     expect(await chooseTransfer({ ...how, channels: 1 })).toMatchObject({ threads: 1, engine: 'blocking' });

@@ -10,6 +10,9 @@ import { MAX_CHANNELS } from './plan/index.ts';
 /** An I/O engine; `auto` takes the best one that works on this host. */
 export type Engine = 'auto' | 'io-uring' | 'tokio-uring' | 'blocking';
 
+/** Whether pages are copied on their way. */
+export type Copy = 'auto' | 'always' | 'never';
+
 /** How pages are moved. */
 export interface TransferOptions {
   /** Path of the image. */
@@ -22,6 +25,11 @@ export interface TransferOptions {
   engine?: Engine | undefined;
   /** Whether the image is accessed by direct I/O, past the page cache. @default true */
   direct?: boolean | undefined;
+  /**
+   * Whether pages go through buffers: `auto` does what is faster; `never` copies only what cannot be mapped, as private memory.
+   * @default 'auto'
+   */
+  copy?: Copy | undefined;
   /** Cancels: I/O in flight drains, the file is discarded, the guest is put back, and the promise rejects with its reason. */
   signal?: AbortSignal | undefined;
 }
@@ -119,6 +127,7 @@ const transferEntries = {
   queueDepth: v.optional(Count(256), DEFAULT_QUEUE_DEPTH),
   engine: v.optional(Engines, 'auto'),
   direct: v.optional(Flag, true),
+  copy: v.optional(OneOf(['auto', 'always', 'never']), 'auto'),
   signal: v.optional(v.instance(AbortSignal, 'it is no AbortSignal')),
 };
 
@@ -200,7 +209,7 @@ const MemoryRestoreSchema = v.strictObject({
 type Filled<T, Defaulted extends keyof T> = Omit<T, Defaulted> & {
   [K in Defaulted]-?: Exclude<T[K], undefined>;
 };
-type TransferDefaults = 'channels' | 'queueDepth' | 'engine' | 'direct';
+type TransferDefaults = 'channels' | 'queueDepth' | 'engine' | 'direct' | 'copy';
 
 /** Options of {@link GuestSaveOptions} with every default filled in. */
 export type GuestSave = Filled<GuestSaveOptions, TransferDefaults | 'force' | 'then'>;
@@ -239,14 +248,24 @@ export async function chooseTransfer(options: {
   queueDepth: number;
   engine: Engine;
   direct: boolean;
+  copy: Copy;
 }): Promise<Transfer> {
-  const { channels, queueDepth, direct } = options;
+  const { channels, queueDepth, direct, copy } = options;
   const processors = availableParallelism();
   // The other half is for the kernel, which carries out what these ask for.
   const threads = threadsFor(channels, Math.ceil(processors / 2));
   const threadsForFreshMemory = threadsFor(channels, processors);
   const engine = await chooseEngine(options.engine, { queueDepth, threads: threadsForFreshMemory });
-  return { channels, queueDepth, direct, engine, threads, threadsForFreshMemory, chunkBytes: CHUNK_BYTES };
+  return {
+    channels,
+    queueDepth,
+    direct,
+    copy,
+    engine,
+    threads,
+    threadsForFreshMemory,
+    chunkBytes: CHUNK_BYTES,
+  };
 }
 
 /** An engine that works here: the best one, or the one that was named. */

@@ -44,6 +44,8 @@ export interface TransferReport {
   engine: string;
   /** Whether the image was accessed by direct I/O. */
   direct: boolean;
+  /** Bytes of guest memory that went through a buffer of ours; all else was written or read where it is. */
+  copiedBytes: number;
   /** The RAM blocks in the image's order. */
   blocks: BlockReport[];
   /** How the guest was left; absent for memory that is not QEMU's. */
@@ -103,6 +105,7 @@ export function transferReport(facts: TransferFacts, job: JobContext): TransferR
     queueDepth: facts.queueDepth,
     engine: facts.engine,
     direct: facts.direct,
+    copiedBytes: job.copiedBytes,
     blocks,
   };
 }

@@ -9,6 +9,7 @@ export interface TransferArguments {
   queueDepth?: number;
   engine: 'auto' | 'io-uring' | 'tokio-uring' | 'blocking';
   direct: boolean;
+  copy: 'auto' | 'always' | 'never';
   pid?: number;
   json?: true;
   quiet?: true;
@@ -174,6 +175,11 @@ function addTransferOptions(command: Command): Command {
         .default('auto'),
     )
     .option('--no-direct', 'go through the page cache, for file systems without direct I/O')
+    .addOption(
+      new Option('--copy <when>', 'whether pages go through buffers')
+        .choices(['auto', 'always', 'never'])
+        .default('auto'),
+    )
     .option('--pid <number>', "process of the guest's QEMU (default: found by QMP)", parsePid)
     .option('--json', 'print one JSON object')
     .option('--progress', 'report progress on stderr also where it is no terminal')

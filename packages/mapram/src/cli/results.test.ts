@@ -16,6 +16,7 @@ const REPORT: TransferReport = {
   queueDepth: 8,
   engine: 'io-uring',
   direct: true,
+  copiedBytes: 8192,
   blocks: [{ name: 'pc.ram', length: 4 * 1024 ** 3, pages: 1_048_576, dataPages: 262_144 }],
 };
 
@@ -27,7 +28,7 @@ it('says what a save did', () => {
       'data       1 GiB; 786,432 of 1,048,576 pages are zero',
       'speed      2,147 MB/s of data in 500.0 ms, 0.46 CPU seconds',
       'paused     512.3 ms',
-      'engine     io-uring, direct I/O, 1 channel, queue depth 8',
+      'engine     io-uring, direct I/O, 8 KiB copied, 1 channel, queue depth 8',
       '',
     ].join('\n'),
   );

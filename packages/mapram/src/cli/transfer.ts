@@ -19,8 +19,19 @@ export async function runSave(
   signal: AbortSignal,
 ): Promise<Transferred> {
   const { save } = await import('../save.ts');
-  const { qmp, pid, channels, queueDepth, engine, direct, then, force } = options;
-  const job = save({ guest: { qmp, pid }, image, channels, queueDepth, engine, direct, then, force, signal });
+  const { qmp, pid, channels, queueDepth, engine, direct, copy, then, force } = options;
+  const job = save({
+    guest: { qmp, pid },
+    image,
+    channels,
+    queueDepth,
+    engine,
+    direct,
+    copy,
+    then,
+    force,
+    signal,
+  });
   await showProgress('saving', job.progress, options, terminal);
   const report = await reportOf(job);
   return { report, text: describeSave(report) };
@@ -34,9 +45,21 @@ export async function runRestore(
   signal: AbortSignal,
 ): Promise<Transferred> {
   const { restore } = await import('../restore.ts');
-  const { qmp, pid, channels, queueDepth, engine, direct, then, method, offset } = options;
+  const { qmp, pid, channels, queueDepth, engine, direct, copy, then, method, offset } = options;
   const guest = { qmp, pid };
-  const job = restore({ guest, image, channels, queueDepth, engine, direct, then, method, offset, signal });
+  const job = restore({
+    guest,
+    image,
+    channels,
+    queueDepth,
+    engine,
+    direct,
+    copy,
+    then,
+    method,
+    offset,
+    signal,
+  });
   await showProgress('restoring', job.progress, options, terminal);
   const report = await reportOf(job);
   return { report, text: describeRestore(report) };

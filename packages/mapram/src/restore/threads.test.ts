@@ -8,7 +8,7 @@ import { threadsToFill } from './threads.ts';
 
 const LENGTH = 1 << 20;
 const how = {
-  ...(await chooseTransfer({ channels: 1, queueDepth: 1, engine: 'blocking', direct: false })),
+  ...(await chooseTransfer({ channels: 1, queueDepth: 1, engine: 'blocking', direct: false, copy: 'auto' })),
   threads: 3,
   threadsForFreshMemory: 7,
 };
