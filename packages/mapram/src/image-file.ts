@@ -1,7 +1,7 @@
 import { constants, fstat, open, read } from 'node:fs';
 import { promisify } from 'node:util';
 import { decodeRecord, isOf, RECORD_BYTES } from './device-record.ts';
-import { type ErrorCode, MapramError } from './errors.ts';
+import { asMapramError, type ErrorCode, MapramError } from './errors.ts';
 import { type Image, readImage } from './image/index.ts';
 import { closeFd, lengthInBytes } from './native.ts';
 
@@ -134,8 +134,9 @@ function errno(cause: unknown): string {
 }
 
 /** The same error naming the file: the reader, being pure, does not know it. */
-function atPath(error: unknown, path: string): unknown {
-  if (!(error instanceof MapramError) || error.path !== undefined) return error;
+function atPath(thrown: unknown, path: string): MapramError {
+  const error = asMapramError(thrown);
+  if (error.path !== undefined) return error;
   const { code, message, offset, field, cause } = error;
   return new MapramError(code, message, { path, offset, field, cause });
 }

@@ -1,6 +1,6 @@
 import { fstat } from 'node:fs';
 import { promisify } from 'node:util';
-import { MapramError } from './errors.ts';
+import { asMapramError, MapramError } from './errors.ts';
 import { type Image, PAGE_BYTES } from './image/index.ts';
 import { openImage } from './image-file.ts';
 
@@ -83,6 +83,8 @@ export async function inspect(path: string, options: InspectOptions = {}): Promi
       fileBytes: opened.length,
       allocatedBytes: stat.isBlockDevice() ? opened.length : stat.blocks * 512,
     };
+  } catch (error) {
+    throw asMapramError(error);
   } finally {
     opened.close();
   }

@@ -99,8 +99,8 @@ impl NewFile {
             // A file system that cannot sync directories; there is no other way to ask it.
             Err(Errno::INVAL) => Ok(()),
             outcome => outcome.map_err(|cause| {
-                let message = "the image is complete and has its final name, but syncing its directory failed: \
-                               the name might be lost in a power failure";
+                let message = "syncing the directory of the finished image failed: its name might be lost in a \
+                               power failure";
                 Error::os(message, cause).at_path(&self.place.path)
             }),
         }
