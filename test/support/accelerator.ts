@@ -28,7 +28,9 @@ export function kvmRefusal(): string | undefined {
     encoding: 'utf8',
     timeout: 10_000,
   });
-  return status === 0 ? undefined : `QEMU does not start under KVM: ${error?.message ?? stderr.trim()}`;
+  if (status === 0) return undefined;
+  const reason = error?.message ?? stderr.trim().replaceAll('\n', '; ');
+  return `QEMU does not start under KVM: ${reason}`;
 }
 
 /**
