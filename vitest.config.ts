@@ -7,7 +7,7 @@ const INTEROP = { testTimeout: 300_000, hookTimeout: 300_000 };
 /** What the accelerator may matter to: states, memory that KVM maps as well, and faults. */
 const UNDER_KVM = [
   ...['accelerator', 'matrix', 'stock', 'run-state', 'mismatch', 'idle'],
-  ...['interrupted', 'refusals', 'other-user'],
+  ...['interrupted', 'refusals', 'other-user', 'read-only-memory'],
 ];
 
 export default defineConfig({

@@ -26,7 +26,7 @@ export function kvmRefusal(): string | undefined {
   const { status, error, stderr } = spawnSync(QEMU, words, {
     input: 'quit\n',
     encoding: 'utf8',
-    timeout: 10_000,
+    timeout: 60_000,
   });
   if (status === 0) return undefined;
   const reason = error?.message ?? stderr.trim().replaceAll('\n', '; ');
