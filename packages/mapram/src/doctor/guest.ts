@@ -20,7 +20,7 @@ const VersionSchema = v.object({
 /** Adds the check `name`: what `describe` says of the work's result, or the failure. Undefined after a failure. */
 type Step = <T>(
   name: string,
-  advice: string | ((error: unknown) => string),
+  advice: string,
   work: () => Promise<T>,
   describe: (value: T) => Finding,
 ) => Promise<T | undefined>;
@@ -38,14 +38,13 @@ export async function checkGuest(guest: QmpGuest, directory: string, signal: Abo
       return value;
     } catch (error) {
       signal.throwIfAborted();
-      const fitting = typeof advice === 'string' ? advice : advice(error);
-      checks.push({ name, area: areaOf(error), ...failed('', error, fitting) });
+      checks.push({ name, area: areaOf(error), ...failed('', error, adviceFor(error) ?? advice) });
       return undefined;
     }
   };
   const link = await step(
     'qmp',
-    adviseOnSocket,
+    'check the path, disconnect other clients, or give QEMU a QMP socket of its own for mapram',
     () => openGuest(guest, signal),
     () => ok(`QEMU answers at ${guest.qmp}`),
   );
@@ -98,7 +97,7 @@ async function examineMemory(
 ): Promise<void> {
   const pid = await step(
     'process',
-    adviseOnProcess,
+    'leave --pid out: mapram finds the process by itself',
     () => findGuestProcess(link, { signal }),
     (found) => ok(`the guest is process ${found}`),
   );
@@ -142,16 +141,12 @@ async function examineMemory(
   );
 }
 
-function adviseOnSocket(error: unknown): string {
-  const isOurs = error instanceof MapramError && error.code === 'E_HOST_UNSUPPORTED';
-  if (isOurs) return 'see what the host lacks above';
-  return 'check the path, disconnect other clients, or give QEMU a QMP socket of its own for mapram';
-}
-
-function adviseOnProcess(error: unknown): string {
-  const isRefused = error instanceof MapramError && error.code === 'E_PERMISSION';
-  if (isRefused) return 'run mapram as root or as the user that runs QEMU';
-  return 'run mapram in the pid namespace of QEMU, or name the process by --pid';
+/** What to do about a failure whose code tells more than the check that met it. */
+function adviceFor(error: unknown): string | undefined {
+  const code = error instanceof MapramError ? error.code : undefined;
+  if (code === 'E_PERMISSION') return 'run mapram as root or as the user that runs QEMU';
+  if (code === 'E_GUEST_UNSUPPORTED' || code === 'E_HOST_UNSUPPORTED') return `docs/errors.md, ${code}`;
+  return undefined;
 }
 
 /** The kinds of memory, each with the blocks that have it: `anonymous: pc.ram, pc.bios; shared-file: ram0`. */

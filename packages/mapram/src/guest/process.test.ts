@@ -1,5 +1,6 @@
 import { spawn } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
+import { createConnection, createServer } from 'node:net';
 import { join } from 'node:path';
 import { describe, expect, it, onTestFinished } from 'vitest';
 import { MapramError } from '../errors.ts';
@@ -159,6 +160,30 @@ describe('findGuestProcess', () => {
     };
     await expect(findGuestProcess(outOfSight)).rejects.toBe(noDescriptors);
   });
+
+  it.each([true, false])(
+    'says that a relay passes no descriptors (QEMU on this host: %s)',
+    async (isHere) => {
+      const qemu = await startQemu('-S');
+      const path = join(qemu.directory, 'relay');
+      const relay = createServer((socket) => {
+        const onward = createConnection(qemu.socket);
+        socket.pipe(onward).pipe(socket);
+        for (const end of [socket, onward]) end.on('error', () => {});
+      }).listen(path);
+      onTestFinished(() => void relay.close());
+      const real = await link({ ...qemu, socket: path });
+      const execute: typeof real.monitor.execute = async (command, ...rest) =>
+        command === 'query-cpus-fast' && !isHere
+          ? [{ 'thread-id': 4194303, target: 'x86_64' }]
+          : real.monitor.execute(command, ...rest);
+      const monitor = { events: real.monitor.events, execute };
+      await expect(findGuestProcess({ ...real, monitor })).rejects.toMatchObject({
+        code: 'E_QMP',
+        message: expect.stringContaining('a relay (socat, ssh -L)'),
+      });
+    },
+  );
 
   it('says that a QEMU without processors holds no guest', async () => {
     const qemu = await startQemu('-machine', 'none');
