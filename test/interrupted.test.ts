@@ -14,7 +14,7 @@ import { waitFor } from './support/wait.ts';
 
 // What happens in the middle of a save: kills, signals, other clients.
 
-/** A Linux guest whose private memory is mostly data. */
+/** A guest whose private memory is mostly data. */
 async function privateGuest(cleanup: Cleanup): Promise<Qemu> {
   const qemu = await Qemu.start({ machine: 'q35', mebibytes: 1280, program: 1024 }, cleanup);
   await waitForProgram(qemu);

@@ -49,7 +49,7 @@ describe('after a save', () => {
   });
 });
 
-describe('a running Linux guest', () => {
+describe('a running guest with a program', () => {
   test('counts on in the source and in the copy, from one number', async () => {
     const cleanup = testCleanup();
     const options = { machine: 'q35' as const, mebibytes: 128, program: 32 };
