@@ -1,4 +1,13 @@
-import { closeSync, mkdirSync, mkdtempSync, renameSync, rmSync } from 'node:fs';
+import {
+  closeSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  renameSync,
+  rmdirSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { createConnection, createServer, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -131,6 +140,29 @@ describe('QmpClient with a real QEMU', () => {
     await expect(QmpClient.connect(join(qemu.directory, 'silent'), { timeoutMs: 200 })).rejects.toMatchObject(
       { code: 'E_QMP', message: expect.stringContaining('does not greet') },
     );
+  });
+
+  it('names a cgroup that is frozen', async (context) => {
+    const mounts = readFileSync('/proc/self/mounts', 'utf8');
+    const root = /^\S+ (\S+) cgroup2 rw/m.exec(mounts)?.[1];
+    const group = `${root}/mapram-unit-${process.pid}`;
+    try {
+      mkdirSync(group);
+    } catch (error) {
+      return context.skip(`no cgroup (version 2) can be made here: ${(error as Error).message}`);
+    }
+    const qemu = await startQemu('-S');
+    onTestFinished(async () => {
+      writeFileSync(join(group, 'cgroup.freeze'), '0');
+      writeFileSync(join(root as string, 'cgroup.procs'), String(qemu.pid));
+      rmdirSync(group);
+    });
+    writeFileSync(join(group, 'cgroup.procs'), String(qemu.pid));
+    writeFileSync(join(group, 'cgroup.freeze'), '1');
+    await vi.waitFor(async () => {
+      const refusal = QmpClient.connect(qemu.socket, { timeoutMs: 100 });
+      await expect(refusal).rejects.toThrow(`process ${qemu.pid} is frozen with its cgroup`);
+    }, 4_000);
   });
 
   it('tells after a while that QEMU keeps a command waiting, and why', async () => {

@@ -17,11 +17,18 @@ export async function whyStandstill(pid: number | undefined): Promise<string | u
   }
 }
 
-/** Whether the process's cgroup is frozen, as by `docker pause` (cgroup v2). */
+/** Whether the process's cgroup is frozen, as by `docker pause`: in version 2 of cgroups, wherever it is mounted, or in version 1. */
 async function isFrozen(pid: number): Promise<boolean> {
-  const group = /^0::(.*)$/m.exec(await readIfThere(`/proc/${pid}/cgroup`))?.[1];
-  if (group === undefined) return false;
-  return /^frozen 1$/m.test(await readIfThere(`/sys/fs/cgroup${group}/cgroup.events`));
+  const groups = await readIfThere(`/proc/${pid}/cgroup`);
+  const group = /^0::(.*)$/m.exec(groups)?.[1];
+  const oldGroup = /^\d+:freezer:(.*)$/m.exec(groups)?.[1];
+  const files = [
+    `/sys/fs/cgroup${group}/cgroup.events`,
+    `/sys/fs/cgroup/unified${group}/cgroup.events`,
+    `/sys/fs/cgroup/freezer${oldGroup}/freezer.state`,
+  ];
+  const texts = await Promise.all(files.map(readIfThere));
+  return texts.some((text) => /^(frozen 1|FROZEN)$/m.test(text));
 }
 
 /** Why no greeting comes from the QMP socket that goes by `name`, in one sentence. */
