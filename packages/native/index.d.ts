@@ -209,6 +209,9 @@ export interface JobProgress {
   writingMs?: number
 }
 
+/** Longest run of zero pages between data that a save writes along with its neighbours. */
+export declare function joinedZeroPages(): number
+
 /** Bytes in the file or block device that `fd` leads to. */
 export declare function lengthInBytes(fd: number): Promise<HostOutcome>
 

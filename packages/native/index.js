@@ -847,6 +847,7 @@ module.exports.createMemfd = nativeBinding.createMemfd
 module.exports.engineNames = nativeBinding.engineNames
 module.exports.freeBytes = nativeBinding.freeBytes
 module.exports.hostProblem = nativeBinding.hostProblem
+module.exports.joinedZeroPages = nativeBinding.joinedZeroPages
 module.exports.lengthInBytes = nativeBinding.lengthInBytes
 module.exports.measure = nativeBinding.measure
 module.exports.probeEngine = nativeBinding.probeEngine

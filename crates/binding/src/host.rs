@@ -5,7 +5,7 @@ use std::path::Path;
 
 use mapram_engine::Result;
 use mapram_engine::io;
-use mapram_engine::transfer::Options;
+use mapram_engine::transfer::{JOINED_ZERO_PAGES, Options};
 use mapram_host::descriptor;
 use mapram_host::files;
 use mapram_host::process;
@@ -168,6 +168,12 @@ pub fn free_bytes<'env>(env: &'env Env, directory: String, settle: bool) -> napi
 #[napi(catch_unwind)]
 pub fn host_problem() -> Option<NativeError> {
     mapram_engine::check_page_size().err().map(NativeError::from)
+}
+
+/// Longest run of zero pages between data that a save writes along with its neighbours.
+#[napi(catch_unwind)]
+pub fn joined_zero_pages() -> f64 {
+    number(JOINED_ZERO_PAGES)
 }
 
 /// The I/O engines that can be chosen by name.

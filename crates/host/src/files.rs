@@ -56,13 +56,13 @@ fn check_alignment(found: Option<Alignment>) -> Result<()> {
         return Ok(());
     }
     let message = format!(
-        "direct I/O there needs units of {unit} bytes, more than a guest page; --no-direct goes without"
+        "direct I/O there needs units of {unit} bytes, more than a guest page; go without direct I/O"
     );
     Err(Error::new(ErrorKind::HostUnsupported, message))
 }
 
 fn no_direct() -> Error {
-    let message = "the file system has no direct I/O; --no-direct goes without";
+    let message = "the file system has no direct I/O; go without it";
     Error::new(ErrorKind::HostUnsupported, message)
 }
 
@@ -143,7 +143,7 @@ mod tests {
         assert!(of(4, 512).is_ok() && of(4096, 4096).is_ok());
         for refused in [of(4, 16384), of(8192, 512), check_alignment(None)] {
             let error = refused.unwrap_err();
-            assert!(error.kind == ErrorKind::HostUnsupported && error.message.contains("--no-direct"));
+            assert!(error.kind == ErrorKind::HostUnsupported && error.message.contains("go without"));
         }
     }
 }

@@ -39,7 +39,8 @@ function layerOf(path: string): Layer | undefined {
   const [first = '', ...rest] = path.split(sep);
   if (rest.length > 0) return FOLDERS.get(first);
   if (first === 'native.ts' || first === 'addon.ts') return 'native';
-  return first === 'errors.ts' ? 'errors' : 'commands';
+  // Codes and words, which everything may import.
+  return first === 'errors.ts' || first === 'choices.ts' ? 'errors' : 'commands';
 }
 
 /** Every module named by an import or export declaration or a dynamic import. */

@@ -1,3 +1,4 @@
+export type { Copy, Engine } from './choices.ts';
 export { type ErrorCode, type ErrorContext, type GuestState, MapramError } from './errors.ts';
 export type { Guest, MonitoredGuest, QmpGuest } from './guest/link.ts';
 export type { ExecuteOptions, Monitor, MonitorEvent, MonitorEvents } from './guest/monitor.ts';
@@ -5,7 +6,6 @@ export { type InspectedBlock, type InspectOptions, type InspectReport, inspect }
 export type { JobPromise, Phase, Progress } from './job.ts';
 export type { NamedMemory } from './native.ts';
 export type {
-  Engine,
   GuestRestoreOptions,
   GuestSaveOptions,
   MemoryBlock,

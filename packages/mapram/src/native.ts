@@ -1,6 +1,7 @@
 import { close } from 'node:fs';
 import type * as Native from '@mapram/native';
 import { addon } from './addon.ts';
+import type { Copy } from './choices.ts';
 import { asMapramError, type ErrorCode, EXIT_STATUS, MapramError } from './errors.ts';
 
 export type { BlockAddress, DirectAlignment, ImageSource, JobProgress, MetadataPart } from '@mapram/native';
@@ -34,7 +35,7 @@ export interface EngineOptions {
   /** Largest request in bytes, a power of two. */
   chunkBytes: number;
   /** Whether pages go through buffers. */
-  copy: 'auto' | 'always' | 'never';
+  copy: Copy;
 }
 
 /** What a finished job counted. */
@@ -340,6 +341,11 @@ export async function freeBytes(directory: string, settle = false): Promise<numb
 export function hostProblem(): MapramError | undefined {
   const failure = addon().hostProblem();
   return failure === null ? undefined : toMapramError(failure);
+}
+
+/** Longest run of zero pages between data that a save writes along with its neighbours. */
+export function joinedZeroPages(): number {
+  return addon().joinedZeroPages();
 }
 
 /** The I/O engines that can be chosen by name. */

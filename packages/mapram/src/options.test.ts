@@ -1,4 +1,6 @@
 import { describe, expect, it } from 'vitest';
+import { ENGINES } from './choices.ts';
+import { engineNames } from './native.ts';
 import {
   checkRestoreOptions,
   checkSaveOptions,
@@ -17,6 +19,7 @@ describe('options of save', () => {
       channels: 8,
       queueDepth: 4,
       engine: 'auto',
+      copy: 'auto',
       direct: true,
       force: false,
       then: 'pause',
@@ -141,4 +144,8 @@ describe('chooseTransfer', () => {
   it('names the engine that auto stands for', async () => {
     expect((await chooseTransfer({ ...how, channels: 1, engine: 'auto' })).engine).not.toBe('auto');
   });
+});
+
+it('names the engines that the addon has', () => {
+  expect(ENGINES).toEqual(['auto', ...engineNames()]);
 });

@@ -1,17 +1,12 @@
 import { availableParallelism } from 'node:os';
 import * as v from 'valibot';
+import { COPIES, type Copy, ENGINES, type Engine } from './choices.ts';
 import { MapramError } from './errors.ts';
 import type { Guest } from './guest/link.ts';
 import type { Monitor } from './guest/monitor.ts';
 import type { EngineOptions, NamedMemory } from './native.ts';
 import { autoEngine, type EngineLoad, probeEngine } from './native.ts';
 import { MAX_CHANNELS } from './plan/index.ts';
-
-/** An I/O engine; `auto` takes the best one that works on this host. */
-export type Engine = 'auto' | 'io-uring' | 'tokio-uring' | 'blocking';
-
-/** Whether pages are copied on their way. */
-export type Copy = 'auto' | 'always' | 'never';
 
 /** How pages are moved. */
 export interface TransferOptions {
@@ -119,15 +114,14 @@ const Pid = Whole(1, Number.MAX_SAFE_INTEGER, 'it is no process number');
 const Flag = v.boolean('it is neither true nor false');
 const OneOf = <const T extends readonly string[]>(words: T) =>
   v.picklist(words, `it is none of ${words.join(', ')}`);
-const Engines = OneOf(['auto', 'io-uring', 'tokio-uring', 'blocking']);
 
 const transferEntries = {
   image: Path,
   channels: v.optional(Count(MAX_CHANNELS), DEFAULT_CHANNELS),
   queueDepth: v.optional(Count(256), DEFAULT_QUEUE_DEPTH),
-  engine: v.optional(Engines, 'auto'),
+  engine: v.optional(OneOf(ENGINES), 'auto'),
   direct: v.optional(Flag, true),
-  copy: v.optional(OneOf(['auto', 'always', 'never']), 'auto'),
+  copy: v.optional(OneOf(COPIES), 'auto'),
   signal: v.optional(v.instance(AbortSignal, 'it is no AbortSignal')),
 };
 

@@ -71,7 +71,7 @@ impl Device {
         let got = retry_on_intr(|| io.read_at(file.as_fd(), &mut start, 0))
             .map_err(|cause| failed("reading", cause))?;
         if !force && start.get(..got) == Some(MAGIC) {
-            let message = format!("{} holds an image; use --force to overwrite it", path.display());
+            let message = format!("{} holds an image, and overwriting it was not asked for", path.display());
             return Err(Error::new(ErrorKind::TargetExists, message).at_path(path));
         }
         let device = Self { bytes, wiped: AtomicBool::new(false), magic: Mutex::default() };

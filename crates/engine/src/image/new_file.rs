@@ -115,7 +115,7 @@ impl NewFile {
         self.call(&message, || io.unlink(self.directory(), &self.place.partial))?;
         // The file stays open, and its space in use, for as long as its owner keeps it. Not if it has another name: a
         // publishing that failed half-way may have given it the final one.
-        if io.status(file).is_ok_and(|status| status.nameless) {
+        if io.status(file).is_ok_and(|status| status.is_unlinked) {
             let _ = io.set_length(file, 0);
         }
         Ok(())
@@ -189,7 +189,7 @@ impl Place {
                 "is no regular file, and is not replaced"
             }
             Some(_) if force => return Ok(()),
-            Some(_) => "exists already; use --force to replace it",
+            Some(_) => "exists already, and replacing it was not asked for",
         };
         let message = format!("{} {message}", self.path.display());
         Err(Error::new(ErrorKind::TargetExists, message).at_path(&self.path))

@@ -265,7 +265,7 @@ impl ImageWriter {
         let unit = alignment.memory.max(alignment.offset);
         if u64::from(unit) > PAGE_BYTES {
             let message = format!(
-                "direct I/O there needs units of {unit} bytes, more than a guest page; use --no-direct"
+                "direct I/O there needs units of {unit} bytes, more than a guest page; go without direct I/O"
             );
             return Err(Error::new(ErrorKind::HostUnsupported, message).at_path(&self.path));
         }
@@ -281,7 +281,7 @@ impl ImageWriter {
     }
 
     fn no_direct(&self) -> Error {
-        let message = "this file system has no direct I/O; use --no-direct, or another file system";
+        let message = "this file system has no direct I/O; go without it, or use another file system";
         Error::new(ErrorKind::HostUnsupported, message).at_path(&self.path)
     }
 }

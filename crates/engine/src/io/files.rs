@@ -18,7 +18,7 @@ pub struct Status {
     /// Its number on that device.
     pub inode: u64,
     /// Whether its last name was removed.
-    pub nameless: bool,
+    pub is_unlinked: bool,
     /// Regular file, directory, symbolic link, ...
     pub kind: FileType,
 }
@@ -28,7 +28,7 @@ impl From<Stat> for Status {
         Self {
             device: stat.st_dev,
             inode: stat.st_ino,
-            nameless: stat.st_nlink == 0,
+            is_unlinked: stat.st_nlink == 0,
             kind: FileType::from_raw_mode(stat.st_mode),
         }
     }

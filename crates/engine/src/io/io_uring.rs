@@ -9,7 +9,7 @@ use io_uring::{EnterFlags, IoUring as Ring, opcode, squeue, types};
 use rustix::process::Resource;
 use rustix::thread::CapabilitySet;
 
-use super::{Completion, Direction, Files, Io, Queue, Request, check_depth, patiently, would_block};
+use super::{Completion, Direction, Files, Io, Queue, Request, check_depth, retry_no_memory, would_block};
 use crate::pool::Pool;
 
 /// Most bytes in one registered buffer (`io_uring/rsrc.c`).
@@ -36,7 +36,7 @@ impl Io for IoUring {
 
     fn queue<'pool>(&self, depth: u32, pool: &'pool Pool) -> io::Result<Box<dyn Queue + 'pool>> {
         check_depth(depth)?;
-        let ring = patiently(|| set_up(depth))?;
+        let ring = retry_no_memory(|| set_up(depth))?;
         // Needs Linux 5.15; without it there are more workers than are useful, that is all.
         let _ = ring.submitter().register_iowq_max_workers(&mut [WORKERS_MAX, 0]);
         let registered_bytes = register(&ring, pool);

@@ -211,8 +211,8 @@ fn likely_cause(cause: &io::Error) -> String {
     }
 }
 
-/// Calls `set_up` again for a while as long as it fails for want of memory.
-fn patiently<T>(mut set_up: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+/// Calls `set_up` again for a while as long as it fails with ENOMEM.
+fn retry_no_memory<T>(mut set_up: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     for _ in 0..TEAR_DOWN_TRIES {
         match set_up() {
             Err(cause) if cause.raw_os_error() == Some(libc::ENOMEM) => thread::sleep(TEAR_DOWN_PAUSE),

@@ -16,7 +16,7 @@ use tokio_uring::Runtime;
 use tokio_uring::buf::{IoBuf, IoBufMut};
 use tokio_uring::fs::File;
 
-use super::{Completion, Direction, Files, Io, Queue, Request, check_depth, patiently, would_block};
+use super::{Completion, Direction, Files, Io, Queue, Request, check_depth, retry_no_memory, would_block};
 use crate::pool::Pool;
 
 /// io_uring through the `tokio-uring` runtime.
@@ -33,7 +33,7 @@ impl Io for TokioUring {
     fn queue<'pool>(&self, depth: u32, _pool: &'pool Pool) -> io::Result<Box<dyn Queue + 'pool>> {
         check_depth(depth)?;
         let (finished, completions) = mpsc::unbounded_channel();
-        let runtime = patiently(|| set_up(depth))?;
+        let runtime = retry_no_memory(|| set_up(depth))?;
         Ok(Box::new(RuntimeQueue {
             pushed: Vec::new(),
             files: HashMap::new(),

@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use super::plan::check_chunk_bytes;
-use super::{Options, threads, to_usize};
+use super::{Options, to_usize};
 use crate::Result;
 use crate::pool::Pool;
 
@@ -21,7 +21,6 @@ impl Buffers {
     /// `Usage` for options or sizes that are not possible, or the errno of mmap(2).
     pub fn prepare(&self, options: Options, data_bytes: u64, chunk_bytes: u64) -> Result<()> {
         options.validate()?;
-        threads::check(options.threads)?;
         check_chunk_bytes(chunk_bytes)?;
         let slots = options.slots(data_bytes, chunk_bytes);
         let pools = (0..options.threads).map(|_| {

@@ -12,7 +12,7 @@ use crate::{Error, ErrorKind, Result};
 const REQUESTS_PER_CHUNK: u32 = 8;
 
 impl Options {
-    /// Checks the queue depth; [`run`] checks the threads.
+    /// Checks both numbers.
     ///
     /// # Errors
     /// `Usage`.
@@ -22,7 +22,7 @@ impl Options {
                 format!("a queue depth of {} is not within 1 to {MAX_CHUNKS_IN_FLIGHT}", self.queue_depth);
             return Err(Error::new(ErrorKind::Usage, message));
         }
-        Ok(())
+        check(self.threads)
     }
 
     /// Requests that one thread may have in flight.
@@ -202,6 +202,15 @@ mod tests {
         for threads in [0, MAX_THREADS + 1, usize::MAX] {
             let outcome = run(threads, &Control::default(), &|_| Ok(()));
             assert_eq!(outcome.unwrap_err().kind, ErrorKind::Usage);
+        }
+    }
+
+    #[test]
+    fn options_out_of_range_are_refused_before_anything_is_divided_by_them() {
+        let options = |queue_depth, threads| Options { queue_depth, threads }.validate().map_err(|e| e.kind);
+        assert_eq!(options(1, 1), Ok(()));
+        for (queue_depth, threads) in [(0, 1), (MAX_CHUNKS_IN_FLIGHT + 1, 1), (1, 0), (1, MAX_THREADS + 1)] {
+            assert_eq!(options(queue_depth, threads), Err(ErrorKind::Usage));
         }
     }
 

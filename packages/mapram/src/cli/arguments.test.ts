@@ -10,12 +10,12 @@ describe('what is understood', () => {
     expect(parseArguments(save())).toEqual({
       command: 'save',
       image: 'vm.mapram',
-      options: { qmp: 'q.sock', engine: 'auto', direct: true, then: 'pause' },
+      options: { qmp: 'q.sock', engine: 'auto', direct: true, copy: 'auto', then: 'pause' },
     });
     expect(parseArguments(restore())).toEqual({
       command: 'restore',
       image: 'vm.mapram',
-      options: { qmp: 'q.sock', engine: 'auto', direct: true, method: 'auto' },
+      options: { qmp: 'q.sock', engine: 'auto', direct: true, copy: 'auto', method: 'auto' },
     });
     expect(parseArguments(['doctor'])).toEqual({ command: 'doctor', options: {} });
   });

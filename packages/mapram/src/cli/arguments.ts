@@ -1,5 +1,6 @@
 import { readFileSync } from 'node:fs';
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
+import { COPIES, type Copy, ENGINES, type Engine } from '../choices.ts';
 import { MapramError } from '../errors.ts';
 
 /** What both transfers take from the command line. */
@@ -7,9 +8,9 @@ export interface TransferArguments {
   qmp: string;
   channels?: number;
   queueDepth?: number;
-  engine: 'auto' | 'io-uring' | 'tokio-uring' | 'blocking';
+  engine: Engine;
   direct: boolean;
-  copy: 'auto' | 'always' | 'never';
+  copy: Copy;
   pid?: number;
   json?: true;
   quiet?: true;
@@ -170,15 +171,11 @@ function addTransferOptions(command: Command): Command {
       parseQueueDepth,
     )
     .addOption(
-      new Option('--engine <name>', 'how the image is read and written')
-        .choices(['auto', 'io-uring', 'tokio-uring', 'blocking'])
-        .default('auto'),
+      new Option('--engine <name>', 'how the image is read and written').choices(ENGINES).default('auto'),
     )
     .option('--no-direct', 'go through the page cache, for file systems without direct I/O')
     .addOption(
-      new Option('--copy <when>', 'whether pages go through buffers')
-        .choices(['auto', 'always', 'never'])
-        .default('auto'),
+      new Option('--copy <when>', 'whether pages go through buffers').choices(COPIES).default('auto'),
     )
     .option('--pid <number>', "process of the guest's QEMU (default: found by QMP)", parsePid)
     .option('--json', 'print one JSON object')

@@ -20,15 +20,20 @@ const STATES = {
 function describe(verb: string, report: SaveReport | RestoreReport, special: string): string {
   const { guestBytes, dataBytes, zeroPages, pages, blocks } = report;
   const way = report.direct ? 'direct I/O' : 'through the page cache';
-  const copied = report.copiedBytes === 0 ? 'nothing copied' : `${formatBytes(report.copiedBytes)} copied`;
+  // What QEMU does with its own memory is not ours to say.
+  const copied = report.engine === 'qemu' ? '' : `${copiedText(report.copiedBytes)}, `;
   const lines = [
     `${verb.padEnd(10)} ${report.image}`,
     `guest      ${formatBytes(guestBytes)} of RAM in ${plural(blocks.length, 'block')}`,
     `data       ${formatBytes(dataBytes)}; ${formatCount(zeroPages)} of ${formatCount(pages)} pages are zero`,
     `speed      ${formatRate(report.bytesPerSecond)} of data in ${formatDuration(report.durationMs)}, ${report.cpuSeconds.toFixed(2)} CPU seconds`,
     special,
-    `engine     ${report.engine}, ${way}, ${copied}, ${plural(report.channels, 'channel')}, queue depth ${report.queueDepth}`,
+    `engine     ${report.engine}, ${way}, ${copied}${plural(report.channels, 'channel')}, queue depth ${report.queueDepth}`,
   ];
   if (report.guestState !== undefined) lines.push(`state      ${STATES[report.guestState]}`);
   return `${lines.join('\n')}\n`;
+}
+
+function copiedText(bytes: number): string {
+  return bytes === 0 ? 'nothing copied' : `${formatBytes(bytes)} copied`;
 }

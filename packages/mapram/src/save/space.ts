@@ -4,13 +4,11 @@ import { RECORD_BYTES } from '../device-record.ts';
 import { MapramError } from '../errors.ts';
 import { bitmapBytes, layoutImage, PAGE_BYTES } from '../image/index.ts';
 import type { JobContext } from '../job.ts';
-import { freeBytes, type ImageFile, measureMemory } from '../native.ts';
+import { freeBytes, type ImageFile, joinedZeroPages, measureMemory } from '../native.ts';
 import type { Transfer } from '../options.ts';
 import { bytesIn, planTransfer } from '../plan/index.ts';
 import type { SourceMemory } from './write-image.ts';
 
-/** Shorter runs of zero pages between data are written along with it (JOINED_ZERO_PAGES in crates/engine/src/transfer). */
-const JOINED_HOLE_BYTES: number = 16 * PAGE_BYTES;
 /** More than the state of a guest's devices takes; it is not known before the guest is stopped. */
 const DEVICE_STATE_BYTES: number = 4 * 1024 * 1024;
 /** A file system that gives back the space of removed files is waited for until it has given none for so long. */
@@ -103,12 +101,13 @@ function metadataBytes(blocks: readonly { usedLength: number }[]): number {
 
 /** Bytes from each extent's start to its end, and across holes that are written too. */
 function joinedBytes(extents: Float64Array): number {
+  const joinedHoleBytes = joinedZeroPages() * PAGE_BYTES;
   let sum = 0;
   let end = Number.NEGATIVE_INFINITY;
   for (let index = 0; index < extents.length; index += 3) {
     const offset = extents[index] as number;
     const length = extents[index + 1] as number;
-    if (offset - end <= JOINED_HOLE_BYTES) sum += offset - end;
+    if (offset - end <= joinedHoleBytes) sum += offset - end;
     sum += length;
     end = offset + length;
   }
