@@ -5,22 +5,16 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 
-use rustix::fs::{SeekFrom, fstatfs, seek};
+use rustix::fs::{SeekFrom, seek};
 use rustix::io::{Errno, pread, pwrite, retry_on_intr};
 
-use super::{Segment, spans};
+use super::{FileSystem, Segment, spans};
 use crate::{Error, ErrorKind, PAGE_BYTES, Result};
-
-/// `f_type` of FUSE and virtiofs (include/uapi/linux/magic.h).
-const FUSE_MAGIC: u64 = 0x6573_5546;
 
 /// The pages of `span` (page-aligned file offsets) that touch data; all others are holes or lie behind the end of
 /// the file. Nothing is allocated by asking.
 pub(super) fn data_spans(file: &File, span: Range<u64>) -> Result<Vec<Range<u64>>> {
-    let stats =
-        fstatfs(file).map_err(|errno| Error::os("asking for a memory file's file system failed", errno))?;
-    // The magic number has 32 bits; some platforms sign-extend it.
-    if stats.f_type.cast_unsigned() & 0xffff_ffff == FUSE_MAGIC {
+    if FileSystem::of(file)? == FileSystem::Fuse {
         // Its server finds the holes, and knows nothing of pages written through a mapping that are still here.
         return spans_to_end(file, span);
     }

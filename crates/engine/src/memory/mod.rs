@@ -6,6 +6,7 @@
 
 mod bus_error;
 mod file;
+mod file_system;
 mod hugetlb;
 mod own_pages;
 mod pagemap;
@@ -20,6 +21,7 @@ use std::ops::Range;
 use std::sync::OnceLock;
 
 use crate::{Error, ErrorKind, Result};
+pub use file_system::FileSystem;
 pub use own_pages::{Copying, OwnPages, PagesAt};
 pub use process::Process;
 use region::Way;

@@ -6,11 +6,8 @@ use rustix::fs::{fstat, fstatfs};
 
 use super::check_bitmaps;
 use crate::bitmap::{PageBitmap, PageRun};
-use crate::memory::{Backing, Extent, FileRange, Memory, Region};
+use crate::memory::{Backing, Extent, FileRange, FileSystem, Memory, Region};
 use crate::{Error, ErrorKind, PAGE_BYTES, Result};
-
-/// `f_type` of tmpfs (include/uapi/linux/magic.h).
-const TMPFS_MAGIC: u64 = 0x0102_1994;
 
 /// One tmpfs: what it has left and what is to be put into it.
 struct Room<'a> {
@@ -48,8 +45,7 @@ pub fn require_room(memory: &Memory, bitmaps: &[PageBitmap]) -> Result<()> {
 fn limited_tmpfs(FileRange { file, .. }: &FileRange) -> Result<Option<(u64, u64)>> {
     let failure = |errno| Error::os("asking for the room of a memory file's file system failed", errno);
     let system = fstatfs(file).map_err(failure)?;
-    // The magic number has 32 bits; some platforms sign-extend it.
-    if system.f_type.cast_unsigned() & 0xffff_ffff != TMPFS_MAGIC || system.f_blocks == 0 {
+    if FileSystem::of(file)? != FileSystem::Tmpfs || system.f_blocks == 0 {
         return Ok(None);
     }
     let free_bytes = system.f_bfree.saturating_mul(system.f_bsize.cast_unsigned());

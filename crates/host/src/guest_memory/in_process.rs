@@ -6,7 +6,7 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-use mapram_engine::memory::{Backing, FileRange, Memory, Process, ProcessRange, Region};
+use mapram_engine::memory::{Backing, FileRange, FileSystem, Memory, Process, ProcessRange, Region};
 use mapram_engine::{Error, ErrorKind, PAGE_BYTES, Result};
 
 use super::vma_file;
@@ -116,18 +116,19 @@ impl ProcessOpener {
             path: Some(Path::new(&vma.path).into()),
             offset: vma.offset + (address - vma.start),
         };
-        let huge_page_bytes = vma_file::huge_page_bytes(&file.file)?;
-        let backing = match (vma.shared, huge_page_bytes.is_some()) {
-            (false, false) => Backing::PrivateFile { process, file },
-            (false, true) => Backing::PrivateHugetlb { process, file },
-            (true, false) => {
+        let file_system = FileSystem::of(&file.file)?;
+        let page_bytes = page_bytes(file_system);
+        let backing = match (vma.shared, file_system) {
+            (false, FileSystem::Hugetlbfs { .. }) => Backing::PrivateHugetlb { process, file },
+            (false, _) => Backing::PrivateFile { process, file },
+            (true, FileSystem::Hugetlbfs { .. }) => Backing::SharedHugetlb { file, process: Some(process) },
+            (true, _) => {
                 // The kernel charges pages of other file systems, and huge ones, to whoever asks for them, in whatever way.
-                let by_process = self.is_charged_apart && vma_file::is_on_tmpfs(&file.file)?;
+                let by_process = self.is_charged_apart && file_system == FileSystem::Tmpfs;
                 Backing::SharedFile { file, process: by_process.then_some(process) }
             }
-            (true, true) => Backing::SharedHugetlb { file, process: Some(process) },
         };
-        Ok((backing, huge_page_bytes.unwrap_or(PAGE_BYTES)))
+        Ok((backing, page_bytes))
     }
 
     fn file(&mut self, vma: &Vma) -> Result<Arc<File>> {
@@ -148,6 +149,14 @@ impl ProcessOpener {
             matches!(region.backing, Backing::SharedFile { .. } | Backing::SharedHugetlb { .. })
         };
         if regions.iter().all(by_file) { Ok(()) } else { self.process.check_access() }
+    }
+}
+
+/// Bytes in a page of memory on such a file system.
+pub(super) fn page_bytes(file_system: FileSystem) -> u64 {
+    match file_system {
+        FileSystem::Hugetlbfs { page_bytes } => page_bytes,
+        _ => PAGE_BYTES,
     }
 }
 

@@ -5,12 +5,11 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use mapram_engine::memory::{Backing, FileRange, Memory, Region};
-use mapram_engine::{Error, ErrorKind, PAGE_BYTES, Result};
+use mapram_engine::memory::{Backing, FileRange, FileSystem, Memory, Region};
+use mapram_engine::{Error, ErrorKind, Result};
 use rustix::fs::OFlags;
 
-use super::in_process::{BlockAddress, ProcessOpener, finish};
-use super::vma_file::huge_page_bytes;
+use super::in_process::{BlockAddress, ProcessOpener, finish, page_bytes};
 use crate::descriptor;
 
 /// A RAM block whose memory the caller names by `file`, by `fd`, or by `pid` and `address`.
@@ -84,14 +83,14 @@ fn file_region(index: usize, block: &NamedMemory, file: File) -> Result<Region> 
             "RAM block {name} needs {length} bytes at {offset} of a file that has {bytes}"
         ));
     }
-    let huge_page_bytes = huge_page_bytes(&file)?;
+    let file_system = FileSystem::of(&file)?;
     let path = block.file.as_deref().map(Into::into);
     let file = FileRange { file: Arc::new(file), path, offset: *offset };
-    let backing = match huge_page_bytes {
-        Some(_) => Backing::SharedHugetlb { file, process: None },
-        None => Backing::SharedFile { file, process: None },
+    let backing = match file_system {
+        FileSystem::Hugetlbfs { .. } => Backing::SharedHugetlb { file, process: None },
+        _ => Backing::SharedFile { file, process: None },
     };
-    let page_bytes = huge_page_bytes.unwrap_or(PAGE_BYTES);
+    let page_bytes = page_bytes(file_system);
     Ok(Region { block: index, offset: 0, length: block.length, backing, page_bytes, writable: true })
 }
 

@@ -8,7 +8,7 @@ use std::process::{Child, Command};
 use mapram_engine::memory::{Memory, Piece};
 use mapram_engine::{ErrorKind, PAGE_BYTES, Result};
 use rustix::fs::{MemfdFlags, memfd_create};
-use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap, mmap_anonymous, mprotect, munmap};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 
 use super::*;
@@ -155,6 +155,30 @@ fn every_mapping_becomes_a_region_of_its_kind() {
     private.read_exact_at(&mut byte, 2 * PAGE_BYTES).unwrap();
     assert_eq!(byte, [5], "the file behind a private mapping was written");
     std::mem::forget((second, third));
+}
+
+/// One file, mapped once for reading only and once for writing too.
+#[test]
+fn what_is_mapped_for_reading_only_is_never_written() {
+    for flags in [MapFlags::SHARED, MapFlags::PRIVATE] {
+        let file = memfd();
+        file.write_all_at(&[3; 4096], 0).unwrap();
+        let mappings = [0, 1].map(|_| Mapping::of(Some(&file), BYTES, flags, None));
+        let start = std::ptr::with_exposed_provenance_mut(usize::try_from(mappings[0].address).unwrap());
+        // SAFETY: the pages are the test's own, and nobody refers to them.
+        unsafe { mprotect(start, mappings[0].bytes, MprotectFlags::READ) }.unwrap();
+        let blocks = [mappings[0].block("read-only"), mappings[1].block("writable")];
+        let memory = open_guest(my_pid(), &blocks, true).unwrap();
+        let writable: Vec<bool> = memory.regions().iter().map(|region| region.writable).collect();
+        assert_eq!(writable, [false, true]);
+        assert_eq!(first_bytes(&memory, 0)[0], 3);
+        assert_eq!(write_page(&memory, 0, 0, 4).unwrap_err().kind, ErrorKind::Usage);
+        assert_eq!(first_bytes(&memory, 0)[0], 3);
+        write_page(&memory, 1, 0, 5).unwrap();
+        // Its file is open for reading only too, whatever else goes wrong.
+        let opened = &memory.regions()[0].backing.file().unwrap().file;
+        assert!(opened.write_at(&[1], 0).is_err());
+    }
 }
 
 #[test]

@@ -10,11 +10,6 @@ use mapram_engine::{Error, ErrorKind, Result};
 
 use crate::maps::Vma;
 
-/// `f_type` of hugetlbfs (include/uapi/linux/magic.h).
-const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
-/// The same of tmpfs.
-const TMPFS_MAGIC: u64 = 0x0102_1994;
-
 /// Opens the regular file that `vma` of `process` maps.
 ///
 /// Through /proc/PID/map_files, which takes CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE; else through one of the process's
@@ -108,23 +103,4 @@ fn check_mapped(path: &Path, metadata: &Metadata, vma: &Vma) -> Result<(), Refus
     } else {
         Err(Refusal::Irregular)
     }
-}
-
-/// The page size of the file's memory in bytes if it is on hugetlbfs.
-pub(super) fn huge_page_bytes(file: &File) -> Result<Option<u64>> {
-    let (magic, block_bytes) = file_system(file)?;
-    Ok(if magic == HUGETLBFS_MAGIC { block_bytes } else { None })
-}
-
-/// Whether the file is on tmpfs, as memfds are.
-pub(super) fn is_on_tmpfs(file: &File) -> Result<bool> {
-    file_system(file).map(|(magic, _)| magic == TMPFS_MAGIC)
-}
-
-/// The magic number of the file's file system, and its block size in bytes.
-fn file_system(file: &File) -> Result<(u64, Option<u64>)> {
-    let stats = rustix::fs::fstatfs(file)
-        .map_err(|errno| Error::os("asking for a memory file's file system failed", errno))?;
-    // The magic number has 32 bits; some platforms sign-extend it.
-    Ok((stats.f_type.cast_unsigned() & 0xffff_ffff, u64::try_from(stats.f_bsize).ok()))
 }
