@@ -123,7 +123,7 @@ describe('JobContext.run', () => {
     expect(context.onFailing).not.toHaveBeenCalled();
     seen.stopping = true;
     await vi.advanceTimersByTimeAsync(200);
-    expect(context.onFailing).toHaveBeenCalled();
+    expect(context.onFailing).toHaveBeenCalledOnce();
     seen.completions += 1;
     await vi.advanceTimersByTimeAsync(9_000);
     expect(context.progress().notice).toBeUndefined();

@@ -113,13 +113,15 @@ export class JobContext implements OwningJob {
     const before = this.notice;
     let completions = 0;
     let movedAt = performance.now();
+    let isTold = false;
     const look = (): void => {
       const now = performance.now();
       const { completions: ended } = work.progress();
       if (ended !== completions) movedAt = now;
       completions = ended;
       const isStalled = now - movedAt >= SILENCE_MS;
-      if (isEnding()) this.onFailing?.();
+      if (isEnding() && !isTold) this.onFailing?.();
+      isTold = isEnding();
       this.notice = isStalled && (isEnding() || work === this.#counting) ? STORAGE_SILENT : before;
     };
     const timer = setInterval(look, PROGRESS_INTERVAL_MS);

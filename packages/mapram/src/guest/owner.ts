@@ -49,7 +49,8 @@ export class GuestOwner {
   #process: ProcessHandle | undefined;
   #stage: Stage = 'untouched';
   #watch: RunWatch | undefined;
-  #wasLive = false;
+  /** Whether the guest ran when it was found. */
+  wasLive = false;
   #isRunning = false;
   /** When the guest was stopped, or first written to. */
   #since: number | undefined;
@@ -91,13 +92,8 @@ export class GuestOwner {
 
   /** Milliseconds for which a guest that ran has stood still. */
   get pauseMs(): number {
-    if (!this.#wasLive || this.#since === undefined) return 0;
+    if (!this.wasLive || this.#since === undefined) return 0;
     return (this.#resumedAt ?? performance.now()) - this.#since;
-  }
-
-  /** Whether the guest ran when it was found. */
-  get wasLive(): boolean {
-    return this.#wasLive;
   }
 
   /**
@@ -115,7 +111,7 @@ export class GuestOwner {
   async stop(): Promise<string> {
     const take = (isFoundLive: boolean): void => {
       this.#stage = 'stopped';
-      this.#wasLive = isFoundLive;
+      this.wasLive = isFoundLive;
     };
     const stopped = await stopGuest(this.#link.monitor, { signal: this.#job.signal }, { take });
     this.#watch = stopped.watch;
@@ -189,10 +185,7 @@ export class GuestOwner {
       return error;
     }
     const described = this.#describe(asMapramError(error), state);
-    return described.leaving(
-      state,
-      complaint === undefined ? described.message : `${described.message}; and ${complaint}`,
-    );
+    return described.leaving(state, complaint && `${described.message}; and ${complaint}`);
   }
 
   /** Ends the connection and gives everything up, whatever a monitor of the caller's has to say about that. */
@@ -209,7 +202,7 @@ export class GuestOwner {
   }
 
   get #mustPutBack(): boolean {
-    return this.#stage === 'stopped' && this.#wasLive;
+    return this.#stage === 'stopped' && this.wasLive;
   }
 
   /** Nothing needs the guest while what has failed or was cancelled comes to its end. */
