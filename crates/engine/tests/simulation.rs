@@ -36,6 +36,7 @@ fn faults(random: &mut Random) -> Faults {
         space_bytes: (random.below(5) == 0).then(|| random.below(6 * MIB)),
         calls: if gentle { 0 } else { rare(random, 60) },
         failing_call: (!gentle && random.below(4) == 0).then(|| random.below(14)),
+        lying_syncs: false,
     }
 }
 

@@ -122,12 +122,14 @@ impl Device {
         if self.wiped.load(Ordering::Relaxed) { self.wipe(io, file) } else { Ok(()) }
     }
 
-    /// Overwrites the first page and the record at the end.
+    /// Overwrites the magic, durably, and only then the rest of the first page and the record at the end: a power cut
+    /// may leave any sectors of a write, and all but the first would make an image that is not whole.
     fn wipe(&self, io: &dyn Io, file: BorrowedFd<'_>) -> Result<()> {
         let zeros = [0; PAGE];
-        write_all(io, file, 0, &zeros)?;
-        write_all(io, file, self.bytes - RECORD_BYTES, &zeros)?;
-        sync(io, file)
+        write_all(io, file, 0, &zeros[..MAGIC_BYTES])?;
+        sync(io, file)?;
+        write_all(io, file, MAGIC_BYTES as u64, &zeros[MAGIC_BYTES..])?;
+        write_all(io, file, self.bytes - RECORD_BYTES, &zeros)
     }
 }
 

@@ -7,6 +7,7 @@
 mod blocking;
 mod files;
 mod io_uring;
+#[cfg(any(test, feature = "simulation"))]
 mod simulated;
 mod tokio_uring;
 
@@ -25,6 +26,7 @@ use std::time::Duration;
 pub use blocking::Blocking;
 pub use files::{Files, Status};
 pub use io_uring::IoUring;
+#[cfg(any(test, feature = "simulation"))]
 pub use simulated::{FaultCounts, Faults, Simulated};
 pub use tokio_uring::TokioUring;
 

@@ -3,16 +3,24 @@
 //! Everything it does follows from its seed, so a failing seed is the bug report (with one thread; several threads
 //! take turns as the host schedules them). A fault may have had a part of its effect, as on a real disk: a write that
 //! failed or came back short may have written more than it says.
+//!
+//! It can also write down what it told the disk, and say what a power cut at any point would have left.
 
-use std::ffi::OsStr;
+mod journal;
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fs;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rustix::fs::FileType;
 use rustix::io::Errno;
 
+use self::journal::Journal;
 use super::blocking::transfer;
 use super::{Completion, Direction, Files, Io, Queue, Request, Status, check_depth, would_block};
 use crate::pool::Pool;
@@ -39,6 +47,8 @@ pub struct Faults {
     pub calls: u32,
     /// The one call in a file's life, counted from 0, that fails for sure.
     pub failing_call: Option<u64>,
+    /// Whether syncing only says that it was done.
+    pub lying_syncs: bool,
 }
 
 /// How many faults of each kind were injected so far.
@@ -75,12 +85,49 @@ struct Shared {
     space_bytes: AtomicU64,
     random: Mutex<Random>,
     counts: Mutex<FaultCounts>,
+    journal: Option<Mutex<Journal>>,
+    /// The name of the file that passes for a block device.
+    device: Option<OsString>,
 }
 
 impl Simulated {
     /// An engine whose faults follow from `seed`.
     #[must_use]
     pub fn new(seed: u64, faults: Faults) -> Self {
+        Self::with(seed, faults, None, None)
+    }
+
+    /// An engine that writes down what happens to the files of `directory`. The one that is called `device`, if there is
+    /// one, passes for a block device.
+    ///
+    /// # Errors
+    /// What reading the files that are there now said.
+    pub fn recording(seed: u64, faults: Faults, directory: &Path, device: Option<&str>) -> io::Result<Self> {
+        let mut journal = Journal::default();
+        for entry in fs::read_dir(directory)? {
+            let path = entry?.path();
+            let status = Real.status_of(&path)?;
+            let name = path.file_name().unwrap_or_default().to_owned();
+            journal.was_there(name, identity(status), fs::read(path)?);
+        }
+        Ok(Self::with(seed, faults, Some(Mutex::new(journal)), device.map(OsString::from)))
+    }
+
+    /// How many things the disk was told so far.
+    #[must_use]
+    pub fn events(&self) -> usize {
+        self.shared.journal.as_ref().map_or(0, |journal| locked(journal).len())
+    }
+
+    /// The files that a power cut behind the first `events` things would have left, by their names. What was synced is
+    /// there; of all else any part may be, in any order, as `seed` has it.
+    #[must_use]
+    pub fn after_power_cut(&self, events: usize, seed: u64) -> BTreeMap<OsString, Vec<u8>> {
+        let journal = self.shared.journal.as_ref();
+        journal.map(|journal| locked(journal).after_power_cut(events, &mut Random(seed))).unwrap_or_default()
+    }
+
+    fn with(seed: u64, faults: Faults, journal: Option<Mutex<Journal>>, device: Option<OsString>) -> Self {
         let shared = Shared {
             seed,
             faults,
@@ -90,6 +137,8 @@ impl Simulated {
             space_bytes: AtomicU64::new(faults.space_bytes.unwrap_or(u64::MAX)),
             random: Mutex::new(Random(seed)),
             counts: Mutex::default(),
+            journal,
+            device,
         };
         Self { shared: Arc::new(shared) }
     }
@@ -210,14 +259,15 @@ impl FaultyQueue {
         if let Some(errno) = fault {
             if length > 0 {
                 // SAFETY: fewer bytes of the same buffer. Whether they were moved is not told.
-                let _ = unsafe { transfer(&Request { length, ..request }) };
+                let _ = unsafe { self.shared.transfer(&Request { length, ..request }) };
             }
             return Err(io::Error::from_raw_os_error(errno));
         }
         if request.length > PAGE && self.shared.injecting() && self.random.chance(faults.short) {
             let length = PAGE * (1 + self.random.below(request.length / PAGE));
             // SAFETY: at most as many bytes of the same buffer.
-            let moved = unsafe { transfer(&Request { length: length.min(request.length), ..request }) }?;
+            let moved =
+                unsafe { self.shared.transfer(&Request { length: length.min(request.length), ..request }) }?;
             // It may have moved more than it says, and what it says need not be whole pages.
             let said = moved - 512 * self.random.below(moved.div_ceil(512).min(8));
             if said < request.length {
@@ -226,7 +276,7 @@ impl FaultyQueue {
             return Ok(said);
         }
         // SAFETY: the caller's promise.
-        unsafe { transfer(&request) }
+        unsafe { self.shared.transfer(&request) }
     }
 }
 
@@ -245,6 +295,54 @@ impl Drop for FaultyQueue {
 impl Shared {
     fn injecting(&self) -> bool {
         self.injecting.load(Ordering::Relaxed)
+    }
+
+    /// Writes down what the disk was told, if anybody wants to know.
+    fn record(&self, event: impl FnOnce(&mut Journal)) {
+        if let Some(journal) = &self.journal {
+            event(&mut locked(journal));
+        }
+    }
+
+    /// Moves a request's bytes and writes down what was written.
+    ///
+    /// # Safety
+    /// As for [`Queue::push`].
+    unsafe fn transfer(&self, request: &Request) -> io::Result<u32> {
+        // SAFETY: the caller's promise.
+        let moved = unsafe { transfer(request) }?;
+        if request.direction == Direction::Write && self.journal.is_some() {
+            // SAFETY: the caller vouches for that many bytes, which nobody changes, and `transfer` moved no more.
+            let bytes = unsafe { std::slice::from_raw_parts(request.buffer, moved as usize) };
+            // SAFETY: the caller vouches that the descriptor is open.
+            let file = unsafe { BorrowedFd::borrow_raw(request.fd) };
+            self.wrote(file, bytes, request.offset);
+        }
+        Ok(moved)
+    }
+
+    fn wrote(&self, file: BorrowedFd<'_>, bytes: &[u8], offset: u64) {
+        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+        self.on(file, |journal, identity| journal.write(identity, offset, bytes));
+    }
+
+    /// Writes down what happened to an open file.
+    fn on(&self, file: BorrowedFd<'_>, event: impl FnOnce(&mut Journal, (u64, u64))) {
+        if let Ok(status) = Real.status(file) {
+            self.record(|journal| event(journal, identity(status)));
+        }
+    }
+
+    /// Writes down what happened to the file that has the name `name`.
+    fn on_named(
+        &self,
+        directory: BorrowedFd<'_>,
+        name: &OsStr,
+        event: impl FnOnce(&mut Journal, (u64, u64)),
+    ) {
+        if let Ok(status) = Real.status_at(directory, name) {
+            self.record(|journal| event(journal, identity(status)));
+        }
     }
 
     fn count(&self, of: impl FnOnce(&mut FaultCounts) -> &mut u64) {
@@ -324,7 +422,11 @@ impl Files for Simulated {
     }
 
     fn create(&self, directory: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<OwnedFd> {
-        self.shared.call(NEEDS_SPACE, || Real.create(directory, name))
+        self.shared.call(NEEDS_SPACE, || {
+            let file = Real.create(directory, name)?;
+            self.shared.on(file.as_fd(), |journal, identity| journal.create(name, identity));
+            Ok(file)
+        })
     }
 
     fn open_existing(&self, directory: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<OwnedFd> {
@@ -332,7 +434,11 @@ impl Files for Simulated {
     }
 
     fn status(&self, file: BorrowedFd<'_>) -> rustix::io::Result<Status> {
-        self.shared.call(USUAL, || Real.status(file))
+        let kind = |status: Status| match &self.shared.device {
+            Some(_) => Status { kind: FileType::BlockDevice, ..status },
+            None => status,
+        };
+        self.shared.call(USUAL, || Real.status(file).map(kind))
     }
 
     fn status_at(&self, directory: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<Status> {
@@ -340,11 +446,25 @@ impl Files for Simulated {
     }
 
     fn status_of(&self, path: &Path) -> rustix::io::Result<Status> {
-        self.shared.call(USUAL, || Real.status_of(path))
+        let is_device = self.shared.device.is_some() && self.shared.device.as_deref() == path.file_name();
+        let kind = |status: Status| match is_device {
+            true => Status { kind: FileType::BlockDevice, ..status },
+            false => status,
+        };
+        self.shared.call(USUAL, || Real.status_of(path).map(kind))
     }
 
     fn open_device(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
         self.shared.call(USUAL, || Real.open_device(path))
+    }
+
+    fn discard(&self, file: BorrowedFd<'_>, bytes: u64) -> rustix::io::Result<()> {
+        self.shared.call(&[Errno::OPNOTSUPP, Errno::IO], || {
+            let zeros = vec![0; usize::try_from(bytes).unwrap_or(usize::MAX)];
+            Real.write_at(file, &zeros, 0)?;
+            self.shared.on(file, |journal, identity| journal.discard(identity, zeros.len()));
+            Ok(())
+        })
     }
 
     fn lock(&self, file: BorrowedFd<'_>) -> rustix::io::Result<()> {
@@ -352,7 +472,12 @@ impl Files for Simulated {
     }
 
     fn set_length(&self, file: BorrowedFd<'_>, bytes: u64) -> rustix::io::Result<()> {
-        self.shared.call(NEEDS_SPACE, || Real.set_length(file, bytes))
+        self.shared.call(NEEDS_SPACE, || {
+            Real.set_length(file, bytes)?;
+            let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+            self.shared.on(file, |journal, identity| journal.set_length(identity, bytes));
+            Ok(())
+        })
     }
 
     fn set_direct(&self, file: BorrowedFd<'_>, direct: bool) -> rustix::io::Result<()> {
@@ -367,40 +492,87 @@ impl Files for Simulated {
         }
         let part = &bytes[..granted.min(bytes.len())];
         let half = &part[..part.len().div_ceil(2)];
+        let write = |bytes: &[u8]| {
+            let written = Real.write_at(file, bytes, offset)?;
+            self.shared.wrote(file, &bytes[..written], offset);
+            Ok(written)
+        };
         match self.shared.fault(NEEDS_SPACE) {
-            Some(Errno::INTR) => Real.write_at(file, half, offset),
+            Some(Errno::INTR) => write(half),
             Some(errno) => {
                 // Whether a part of it was written is not told.
-                let _ = Real.write_at(file, half, offset);
+                let _ = write(half);
                 Err(errno)
             }
-            None => Real.write_at(file, part, offset),
+            None => write(part),
         }
     }
 
     fn sync_data(&self, file: BorrowedFd<'_>) -> rustix::io::Result<()> {
-        self.shared.call(NEEDS_SPACE, || Real.sync_data(file))
+        self.shared.call(NEEDS_SPACE, || {
+            Real.sync_data(file)?;
+            if !self.shared.faults.lying_syncs {
+                self.shared.on(file, |journal, identity| journal.sync(identity));
+            }
+            Ok(())
+        })
     }
 
     fn rename_over(&self, directory: BorrowedFd<'_>, from: &OsStr, to: &OsStr) -> rustix::io::Result<()> {
-        self.shared.change_names(NEEDS_SPACE, || Real.rename_over(directory, from, to))
+        self.shared.change_names(NEEDS_SPACE, || {
+            Real.rename_over(directory, from, to)?;
+            self.renamed(directory, from, to);
+            Ok(())
+        })
     }
 
     fn rename_new(&self, directory: BorrowedFd<'_>, from: &OsStr, to: &OsStr) -> rustix::io::Result<()> {
-        self.shared.change_names(NEW_NAME, || Real.rename_new(directory, from, to))
+        self.shared.change_names(NEW_NAME, || {
+            Real.rename_new(directory, from, to)?;
+            self.renamed(directory, from, to);
+            Ok(())
+        })
     }
 
     fn link(&self, directory: BorrowedFd<'_>, from: &OsStr, to: &OsStr) -> rustix::io::Result<()> {
-        self.shared.change_names(NEEDS_SPACE, || Real.link(directory, from, to))
+        self.shared.change_names(NEEDS_SPACE, || {
+            Real.link(directory, from, to)?;
+            self.shared.on_named(directory, to, |journal, identity| journal.name(to, identity));
+            Ok(())
+        })
     }
 
     fn unlink(&self, directory: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<()> {
-        self.shared.call(USUAL, || Real.unlink(directory, name))
+        self.shared.call(USUAL, || {
+            let status = Real.status_at(directory, name);
+            Real.unlink(directory, name)?;
+            if let Ok(status) = status {
+                self.shared.record(|journal| journal.unname(name, identity(status)));
+            }
+            Ok(())
+        })
     }
 
     fn sync_directory(&self, directory: BorrowedFd<'_>) -> rustix::io::Result<()> {
-        self.shared.call(USUAL, || Real.sync_directory(directory))
+        self.shared.call(USUAL, || {
+            Real.sync_directory(directory)?;
+            self.shared.record(Journal::sync_directory);
+            Ok(())
+        })
     }
+}
+
+impl Simulated {
+    fn renamed(&self, directory: BorrowedFd<'_>, from: &OsStr, to: &OsStr) {
+        self.shared.on_named(directory, to, |journal, identity| {
+            journal.name(to, identity);
+            journal.unname(from, identity);
+        });
+    }
+}
+
+fn identity(status: Status) -> (u64, u64) {
+    (status.device, status.inode)
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
