@@ -3,6 +3,7 @@ import { checkDirectory } from './doctor/directory.ts';
 import { checkGuest } from './doctor/guest.ts';
 import { checkAddon, checkHost } from './doctor/host.ts';
 import { MapramError } from './errors.ts';
+import { pathFault } from './file-name.ts';
 
 export type { Check } from './doctor/check.ts';
 
@@ -31,6 +32,10 @@ export interface DoctorReport {
  */
 export async function doctor(options: DoctorOptions = {}): Promise<DoctorReport> {
   const { dir = '.', qmp, pid, signal = new AbortController().signal } = options;
+  const fault = pathFault(dir);
+  if (fault !== undefined) {
+    throw new MapramError('E_USAGE', `The directory is not right: ${fault}`, { field: 'dir' });
+  }
   if (pid !== undefined && qmp === undefined) {
     throw new MapramError('E_USAGE', 'A process is examined only together with its QMP socket', {
       field: 'pid',

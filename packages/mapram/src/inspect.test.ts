@@ -65,7 +65,7 @@ it('says what an image holds, from its structure alone', async () => {
 
 it.each([
   ['an empty path', '', {}, /path of the image is .*empty/, 'image'],
-  ['no path', 7, {}, /path of the image is no text/, 'image'],
+  ['no path', 7, {}, /it is no text/, 'image'],
   ['an unknown option', '/i', { unknown: 1 }, /there is no such option/, 'unknown'],
   ['a negative offset', '/i', { offset: -1 }, /no whole number of bytes/, 'offset'],
   ['no options', '/i', null, /no object/, undefined],

@@ -1,6 +1,7 @@
 import { fstat } from 'node:fs';
 import { promisify } from 'node:util';
 import { asMapramError, MapramError } from './errors.ts';
+import { pathFault } from './file-name.ts';
 import { type Image, PAGE_BYTES } from './image/index.ts';
 import { openImage } from './image-file.ts';
 
@@ -92,10 +93,9 @@ export async function inspect(path: string, options: InspectOptions = {}): Promi
 
 /** Programs without types may give anything. */
 function checkOptions(path: unknown, options: unknown): void {
-  if (typeof path !== 'string' || path === '' || path.includes('\0')) {
-    throw new MapramError('E_USAGE', 'The path of the image is no text, empty, or holds a NUL character', {
-      field: 'image',
-    });
+  const fault = typeof path === 'string' ? pathFault(path) : 'it is no text';
+  if (fault !== undefined) {
+    throw new MapramError('E_USAGE', `The path of the image is not right: ${fault}`, { field: 'image' });
   }
   if (typeof options !== 'object' || options === null) {
     throw new MapramError('E_USAGE', 'The options of inspect are no object');

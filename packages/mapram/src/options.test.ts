@@ -53,6 +53,8 @@ describe('options of save', () => {
     ['then', { ...GUEST, then: 'reboot' }],
     ['image', { ...GUEST, image: '' }],
     ['image', { ...GUEST, image: 'a\0b' }],
+    ['image', { ...GUEST, image: 'caf\ufffd' }],
+    ['image', { ...GUEST, image: 'half\ud83d' }],
     ['image', { guest: GUEST.guest }],
     ['direct', { ...GUEST, direct: 'yes' }],
     ['signal', { ...GUEST, signal: {} }],

@@ -2,6 +2,7 @@ import { availableParallelism } from 'node:os';
 import * as v from 'valibot';
 import { COPIES, type Copy, ENGINES, type Engine } from './choices.ts';
 import { MapramError } from './errors.ts';
+import { pathFault } from './file-name.ts';
 import type { Guest } from './guest/link.ts';
 import type { Monitor } from './guest/monitor.ts';
 import type { EngineOptions, NamedMemory } from './native.ts';
@@ -104,7 +105,13 @@ export const DEFAULT_LOAD: EngineLoad = {
 };
 
 const Text = v.pipe(v.string('it is no text'), v.minLength(1, 'it is empty'));
-const Path = v.pipe(Text, v.excludes('\0', 'it holds a NUL character'));
+const Path = v.pipe(
+  v.string('it is no text'),
+  v.check(
+    (path) => pathFault(path) === undefined,
+    ({ input }) => pathFault(input) ?? '',
+  ),
+);
 const Whole = (min: number, max: number, message: string) =>
   v.pipe(v.number(message), v.integer(message), v.minValue(min, message), v.maxValue(max, message));
 const Count = (max: number) => Whole(1, max, `it is no whole number from 1 to ${max}`);
