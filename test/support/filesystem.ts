@@ -31,7 +31,8 @@ export function hugetlbfs(cleanup: Cleanup): string {
   return mounted(cleanup, join(directory, 'mount'), ['-t', 'hugetlbfs', '-o', 'pagesize=2M', 'hugetlbfs']);
 }
 
-function mounted(cleanup: Cleanup, directory: string, words: string[]): string {
+/** Mounts by these words of mount(8); returns the directory. */
+export function mounted(cleanup: Cleanup, directory: string, words: string[]): string {
   mkdirSync(directory);
   execFileSync('mount', [...words, directory], { stdio: 'pipe' });
   cleanup.add(() => {
