@@ -1,13 +1,13 @@
 //! Files that TypeScript cannot open itself, and room for them.
 
-use std::fs::{File, OpenOptions};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::File;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use mapram_engine::image::{Alignment, direct_alignment};
-use mapram_engine::{Error, ErrorKind, PAGE_BYTES, Result};
+use mapram_engine::image;
+use mapram_engine::{Error, ErrorKind, Result};
 use rustix::fs::{FileType, MemfdFlags, SeekFrom, memfd_create};
+use rustix::io::Errno;
 
 /// An empty memfd, open for reading and writing, closed on exec. `name` is shown in /proc only.
 ///
@@ -16,7 +16,7 @@ use rustix::fs::{FileType, MemfdFlags, SeekFrom, memfd_create};
 pub fn create_memfd(name: &str) -> Result<OwnedFd> {
     memfd_create(name, MemfdFlags::CLOEXEC).map_err(|errno| {
         let error = Error::os(format!("creating the memfd {name:?} failed"), errno);
-        if errno == rustix::io::Errno::INVAL { error.with_kind(ErrorKind::Usage) } else { error }
+        if errno == Errno::INVAL { error.with_kind(ErrorKind::Usage) } else { error }
     })
 }
 
@@ -33,37 +33,7 @@ pub fn reopen_for_reading(file: BorrowedFd<'_>, path: &Path, direct: bool) -> Re
     if !matches!(kind, FileType::RegularFile | FileType::BlockDevice) {
         return Err(Error::new(ErrorKind::Usage, "this is neither a file nor a block device").at_path(path));
     }
-    let flags = if direct { libc::O_DIRECT } else { 0 };
-    let name = format!("/proc/self/fd/{}", file.as_raw_fd());
-    let opened = OpenOptions::new().read(true).custom_flags(flags).open(name).map_err(|cause| {
-        match cause.raw_os_error() {
-            Some(libc::EINVAL) if direct => no_direct(),
-            _ => Error::os("opening the image failed", cause),
-        }
-        .at_path(path)
-    })?;
-    if direct {
-        check_alignment(direct_alignment(opened.as_fd())).map_err(|error| error.at_path(path))?;
-    }
-    Ok(opened)
-}
-
-/// Refuses direct I/O that does not move single pages: an image's pages are read from wherever they are.
-fn check_alignment(found: Option<Alignment>) -> Result<()> {
-    let Alignment { memory, offset } = found.ok_or_else(no_direct)?;
-    let unit = u64::from(memory.max(offset));
-    if unit <= PAGE_BYTES {
-        return Ok(());
-    }
-    let message = format!(
-        "direct I/O there needs units of {unit} bytes, more than a guest page; go without direct I/O"
-    );
-    Err(Error::new(ErrorKind::HostUnsupported, message))
-}
-
-fn no_direct() -> Error {
-    let message = "the file system has no direct I/O; go without it";
-    Error::new(ErrorKind::HostUnsupported, message)
+    image::reopen(file, direct).map_err(|error| error.at_path(path))
 }
 
 /// Bytes in a file or a block device.
@@ -99,6 +69,7 @@ pub fn free_bytes(directory: &Path) -> Result<u64> {
 mod tests {
     use super::*;
     use std::io::{Read, Seek, Write};
+    use std::os::fd::AsFd;
     use std::os::unix::fs::MetadataExt;
 
     #[test]
@@ -134,16 +105,6 @@ mod tests {
         for (name, kind) in [("/proc/self/status", ErrorKind::HostUnsupported), ("/proc", ErrorKind::Usage)] {
             let error = reopen_for_reading(File::open(name).unwrap().as_fd(), &path, true).unwrap_err();
             assert_eq!((error.kind, error.path.as_deref()), (kind, Some(path.as_path())));
-        }
-    }
-
-    #[test]
-    fn direct_io_in_units_of_more_than_a_page_is_refused() {
-        let of = |memory, offset| check_alignment(Some(Alignment { memory, offset }));
-        assert!(of(4, 512).is_ok() && of(4096, 4096).is_ok());
-        for refused in [of(4, 16384), of(8192, 512), check_alignment(None)] {
-            let error = refused.unwrap_err();
-            assert!(error.kind == ErrorKind::HostUnsupported && error.message.contains("go without"));
         }
     }
 }

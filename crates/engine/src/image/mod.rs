@@ -7,15 +7,22 @@ mod reader;
 mod segments;
 mod writer;
 
-use std::os::fd::BorrowedFd;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use rustix::fs::{AtFlags, OFlags, StatxFlags};
+use rustix::io::Errno;
+
+use crate::{Error, ErrorKind, PAGE_BYTES, Result};
 
 pub use areas::{PageArea, PageAreas};
 pub use new_file::PARTIAL_SUFFIX;
 pub use reader::ImageReader;
 pub use segments::takes_small_segments;
 pub use writer::ImageWriter;
+
+/// What to do where direct I/O does not work.
+const WITHOUT_DIRECT: &str = "go without it, or use another file system";
 
 /// What direct I/O on a file has to be aligned to, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +48,50 @@ pub fn direct_alignment(file: BorrowedFd<'_>) -> Option<Alignment> {
     rustix::fs::fcntl_setfl(file, flags | OFlags::DIRECT).ok()?;
     rustix::fs::fcntl_setfl(file, flags).ok()?;
     Some(Alignment { memory: 4096, offset: 4096 })
+}
+
+/// Refuses direct I/O on `file` unless it moves single pages: an image's pages are wherever they are.
+///
+/// # Errors
+/// `HostUnsupported`
+pub(crate) fn require_direct(file: BorrowedFd<'_>) -> Result<()> {
+    check_alignment(direct_alignment(file))
+}
+
+fn check_alignment(found: Option<Alignment>) -> Result<()> {
+    let Alignment { memory, offset } = found.ok_or_else(no_direct)?;
+    let unit = u64::from(memory.max(offset));
+    if unit <= PAGE_BYTES {
+        return Ok(());
+    }
+    let message =
+        format!("direct I/O there needs units of {unit} bytes, more than a guest page; {WITHOUT_DIRECT}");
+    Err(Error::new(ErrorKind::HostUnsupported, message))
+}
+
+fn no_direct() -> Error {
+    let message = format!("there is no direct I/O on this file system; {WITHOUT_DIRECT}");
+    Error::new(ErrorKind::HostUnsupported, message)
+}
+
+/// Opens `file` anew for reading, for direct I/O if `direct`: the same file, whatever stands under its name by now.
+///
+/// # Errors
+/// `HostUnsupported` without direct I/O on pages, or the errno of a call.
+pub fn reopen(file: BorrowedFd<'_>, direct: bool) -> Result<File> {
+    let opened = File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+        .map_err(|cause| Error::os("opening the image anew failed", cause))?;
+    if direct {
+        // Not by open(2): a FUSE server is told what is opened how, and may then use direct I/O itself and fail.
+        let flags = rustix::fs::fcntl_getfl(&opened)
+            .and_then(|flags| rustix::fs::fcntl_setfl(&opened, flags | OFlags::DIRECT));
+        flags.map_err(|cause| match cause {
+            Errno::INVAL => no_direct(),
+            _ => Error::os("switching direct I/O on failed", cause),
+        })?;
+        require_direct(opened.as_fd())?;
+    }
+    Ok(opened)
 }
 
 #[cfg(test)]

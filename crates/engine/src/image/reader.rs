@@ -1,11 +1,10 @@
 //! An image that is read: its file, where its pages are, and which of them it holds.
 
-use std::fs::{File, OpenOptions};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
-use super::{PageAreas, direct_alignment};
+use super::{PageAreas, reopen};
 use crate::bitmap::PageBitmap;
 use crate::{Error, ErrorKind, PAGE_BYTES, Result};
 
@@ -63,29 +62,4 @@ impl ImageReader {
     pub fn bitmaps(&self) -> &[PageBitmap] {
         &self.bitmaps
     }
-}
-
-fn reopen(file: BorrowedFd<'_>, direct: bool) -> Result<File> {
-    let own = format!("/proc/self/fd/{}", file.as_raw_fd());
-    let mut options = OpenOptions::new();
-    options.read(true);
-    if !direct {
-        return options.open(own).map_err(|cause| Error::os("opening the image failed", cause));
-    }
-    let refused = |reason: &str| Error::new(ErrorKind::HostUnsupported, reason);
-    let opened =
-        options.custom_flags(libc::O_DIRECT).open(own).map_err(|cause| match cause.raw_os_error() {
-            Some(libc::EINVAL) => refused("the image's file system has no direct I/O; go without it"),
-            _ => Error::os("opening the image for direct I/O failed", cause),
-        })?;
-    let alignment = direct_alignment(opened.as_fd())
-        .ok_or_else(|| refused("the image's file system has no direct I/O; go without it"))?;
-    let unit = alignment.memory.max(alignment.offset);
-    if u64::from(unit) > PAGE_BYTES {
-        let message = format!(
-            "direct I/O on the image's file system needs units of {unit} bytes, more than a guest page; go without it"
-        );
-        return Err(refused(&message));
-    }
-    Ok(opened)
 }

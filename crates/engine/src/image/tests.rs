@@ -305,6 +305,16 @@ fn a_file_system_without_direct_io_is_recognised() {
 }
 
 #[test]
+fn direct_io_in_units_of_more_than_a_page_is_refused() {
+    let of = |memory, offset| check_alignment(Some(Alignment { memory, offset }));
+    assert!(of(4, 512).is_ok() && of(4096, 4096).is_ok());
+    for refused in [of(4, 16384), of(8192, 512), check_alignment(None)] {
+        let error = refused.unwrap_err();
+        assert!(error.kind == ErrorKind::HostUnsupported && error.message.contains("go without"));
+    }
+}
+
+#[test]
 fn a_length_that_no_file_can_have_is_no_space() {
     let directory = directory();
     let image = create(&directory, false).unwrap();

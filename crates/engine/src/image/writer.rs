@@ -12,10 +12,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::device::Device;
-use super::direct_alignment;
+
 use super::new_file::NewFile;
+use super::{no_direct, require_direct};
 use crate::io::Io;
-use crate::{Error, ErrorKind, PAGE_BYTES, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// An image that is being written. Dropped before it was published, it vanishes.
 #[derive(Debug)]
@@ -76,7 +77,7 @@ impl ImageWriter {
         let phase = Mutex::new(Phase::Writing);
         let image = Self { io, path: path.to_owned(), file, target, direct, phase };
         if direct {
-            image.probe_direct()?;
+            require_direct(image.fd()).map_err(|error| image.at_path(error))?;
         }
         Ok(image)
     }
@@ -260,29 +261,12 @@ impl ImageWriter {
         if error.path.is_some() { error } else { error.at_path(&self.path) }
     }
 
-    fn probe_direct(&self) -> Result<()> {
-        let alignment = direct_alignment(self.fd()).ok_or_else(|| self.no_direct())?;
-        let unit = alignment.memory.max(alignment.offset);
-        if u64::from(unit) > PAGE_BYTES {
-            let message = format!(
-                "direct I/O there needs units of {unit} bytes, more than a guest page; go without direct I/O"
-            );
-            return Err(Error::new(ErrorKind::HostUnsupported, message).at_path(&self.path));
-        }
-        Ok(())
-    }
-
     fn set_direct(&self, direct: bool) -> Result<()> {
         let refused = |cause| match cause {
-            Errno::INVAL => self.no_direct(),
+            Errno::INVAL => self.at_path(no_direct()),
             _ => Error::os("switching direct I/O on or off failed", cause).at_path(&self.path),
         };
         retry_on_intr(|| self.io.set_direct(self.fd(), direct)).map_err(refused)
-    }
-
-    fn no_direct(&self) -> Error {
-        let message = "this file system has no direct I/O; go without it, or use another file system";
-        Error::new(ErrorKind::HostUnsupported, message).at_path(&self.path)
     }
 }
 
