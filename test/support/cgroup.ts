@@ -19,7 +19,11 @@ export interface MemoryCgroup {
 export function memoryCgroups(cleanup: Cleanup): ((name: string) => MemoryCgroup) | { unavailable: string } {
   try {
     const { root, files } = memoryController(cleanup);
-    return (name) => memoryCgroup(join(root, `mapram-test-${process.pid}-${name}`), files, cleanup);
+    const make = (name: string) =>
+      memoryCgroup(join(root, `mapram-test-${process.pid}-${name}`), files, cleanup);
+    // In a container the directory may be read-only, or without the controller.
+    make('probe').usage();
+    return make;
   } catch (error) {
     return { unavailable: `no memory cgroups can be made here: ${(error as Error).message}` };
   }
