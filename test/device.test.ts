@@ -1,4 +1,4 @@
-import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
+import { type ChildProcess, execFileSync } from 'node:child_process';
 import {
   closeSync,
   existsSync,
@@ -18,8 +18,9 @@ import type { Cleanup } from './support/cleanup.ts';
 import { failWith, run, succeed } from './support/cli.ts';
 import { imageOn, loopDevice, needLoopDevices } from './support/device.ts';
 import { pausedGuest, SMALL, testCleanup, waitingQemu } from './support/fixtures.ts';
+import { printed, startProgram } from './support/library.ts';
 import { expectSameRam } from './support/oracle.ts';
-import { diskDirectory, ROOT } from './support/paths.ts';
+import { diskDirectory } from './support/paths.ts';
 import { Qemu } from './support/qemu.ts';
 import { stockLoad, stockSave } from './support/stock.ts';
 
@@ -218,17 +219,10 @@ describe('a save that is killed', () => {
       console.log(error ? error.code : isOne ? bytes[0] : 'mixed');
     }`;
 
-  function script(cleanup: Cleanup, text: string, ...words: string[]): ChildProcess {
-    const command = ['--input-type=module', '--eval', text, '--', ...words];
-    const child = spawn(process.execPath, command, { cwd: ROOT, stdio: ['pipe', 'pipe', 'inherit'] });
-    cleanup.add(() => void child.kill('SIGKILL'));
-    return child;
-  }
-
   async function answer(child: ChildProcess): Promise<string> {
-    const answered = new Promise((resolve) => child.stdout?.once('data', resolve));
+    const answered = printed(child);
     child.stdin?.write('\n');
-    return String(await answered).trim();
+    return answered;
   }
 
   /** Kills saves to one device and counts what they left. */
@@ -238,8 +232,8 @@ describe('a save that is killed', () => {
     const [memory, target] = [join(directory, 'memory'), join(directory, 'target')];
     writeFileSync(memory, Buffer.alloc(BYTES, 255));
     writeFileSync(target, Buffer.alloc(BYTES));
-    const saver = (): ChildProcess => script(cleanup, SAVE, device, memory, String(BYTES));
-    const looker = script(cleanup, LOOK, device, target, String(BYTES));
+    const saver = (): ChildProcess => startProgram(cleanup, SAVE, device, memory, String(BYTES));
+    const looker = startProgram(cleanup, LOOK, device, target, String(BYTES));
     // Node takes longer to start than the save takes: the next ones start meanwhile.
     const ready = [saver(), saver(), saver()];
     await answer(ready.shift() as ChildProcess);

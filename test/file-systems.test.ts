@@ -1,5 +1,5 @@
 import { execFileSync, spawn } from 'node:child_process';
-import { closeSync, ftruncateSync, mkdirSync, openSync, rmSync, statSync } from 'node:fs';
+import { closeSync, ftruncateSync, mkdirSync, openSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeEach, describe, expect, type TestContext, test } from 'vitest';
 import type { Cleanup } from './support/cleanup.ts';
@@ -7,6 +7,7 @@ import { type CliReport, run, succeed } from './support/cli.ts';
 import { loopDevice } from './support/device.ts';
 import { ext4, IS_ROOT, mounted, tmpfs } from './support/filesystem.ts';
 import { largeGuest, names, pausedGuest, testCleanup, waitingQemu } from './support/fixtures.ts';
+import { printed, startProgram } from './support/library.ts';
 import { expectSameRam } from './support/oracle.ts';
 import { diskDirectory, memoryDirectory } from './support/paths.ts';
 import { waitFor } from './support/wait.ts';
@@ -143,5 +144,42 @@ describe('XFS, which frees removed files in its own time', () => {
     const seen = guest.qmp.events.length;
     await succeed(['save', '--qmp', guest.socket, '--then', 'resume', join(directory, 'image')]);
     expect(guest.qmp.events.slice(seen).map(({ event }) => event)).toContain('STOP');
+  });
+});
+
+describe('a file system that hangs', () => {
+  const SAVE = `
+    import { save } from 'mapram';
+    const [image, file] = process.argv.slice(1);
+    let ticks = 0;
+    const timer = setInterval(() => ticks++, 10);
+    setTimeout(() => console.log(ticks), 1000);
+    const memory = [{ name: 'ram', file, length: 1 << 20 }];
+    await save({ memory, machine: 'm', image });
+    clearInterval(timer);
+    console.log('saved');`;
+
+  test('does not hang the program that uses the library', async () => {
+    const cleanup = testCleanup();
+    const directory = ext4(cleanup, 64);
+    const memory = join(diskDirectory(cleanup), 'memory');
+    writeFileSync(memory, Buffer.alloc(1 << 20, 1));
+    // Frozen, it finds files but creates none.
+    execFileSync('fsfreeze', ['--freeze', directory]);
+    let isFrozen = true;
+    const thaw = (): void => {
+      if (isFrozen) execFileSync('fsfreeze', ['--unfreeze', directory]);
+      isFrozen = false;
+    };
+    cleanup.add(thaw);
+    const program = startProgram(cleanup, SAVE, join(directory, 'image'), memory);
+    const watchdog = setTimeout(thaw, 30_000);
+    const ticks = Number(await printed(program));
+    clearTimeout(watchdog);
+    expect(isFrozen).toBe(true);
+    expect(ticks).toBeGreaterThan(10);
+    const saved = printed(program);
+    thaw();
+    expect(await saved).toBe('saved');
   });
 });

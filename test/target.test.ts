@@ -1,4 +1,4 @@
-import { execFileSync, spawn } from 'node:child_process';
+import { execFileSync, spawn, spawnSync } from 'node:child_process';
 import {
   closeSync,
   openSync,
@@ -17,7 +17,7 @@ import { failWith, report, run, start, succeed } from './support/cli.ts';
 import { ext4, IS_ROOT, tmpfs } from './support/filesystem.ts';
 import { largeGuest, midSave, names, pausedGuest, SLOWLY, testCleanup } from './support/fixtures.ts';
 import { expectSameRam } from './support/oracle.ts';
-import { diskDirectory } from './support/paths.ts';
+import { CLI, diskDirectory } from './support/paths.ts';
 import type { Qemu } from './support/qemu.ts';
 import { waitFor } from './support/wait.ts';
 
@@ -118,6 +118,18 @@ describe('a partial image', () => {
     await run(save(image));
     expect(readFileSync(elsewhere, 'utf8')).toBe('precious');
   });
+});
+
+test('a name that is not UTF-8 is refused, not written under another one', async () => {
+  const directory = diskDirectory(testCleanup());
+  const words = ['save', '--json', '--qmp', qemu.socket];
+  // Node cannot pass such a word on; a shell can.
+  const line = `exec "$@" "$(printf '${directory}/caf\\351')"`;
+  const shell = ['sh', '-c', line, 'sh', process.execPath, CLI, ...words];
+  const { status, stdout } = spawnSync(shell[0] as string, shell.slice(1), { encoding: 'utf8' });
+  expect(status).toBe(2);
+  expect(JSON.parse(stdout)).toMatchObject({ ok: false, error: { code: 'E_USAGE', field: 'image' } });
+  expect(names(directory)).toEqual([]);
 });
 
 test('a directory that is not there', async () => {
