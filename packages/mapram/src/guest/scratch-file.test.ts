@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto';
 import { chmodSync, existsSync, readFileSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
-import { afterEach, describe, expect, it, vi } from 'vitest';
+import { afterEach, describe, expect, it, onTestFinished, vi } from 'vitest';
 import { EXIT_STATUS, MapramError } from '../errors.ts';
 import { restore } from '../restore.ts';
 import { save } from '../save.ts';
@@ -133,6 +133,21 @@ function expectRefusal(thrown: unknown, where: string, state: string): void {
   expect(['E_INTERNAL', 'E_CANCELLED'], where).not.toContain(code);
   expect(guestState, where).toBe(state);
 }
+
+it('whatever the system refuses, no save replaces the file that the guest’s memory is in', async () => {
+  const image = '/dev/shm/mapram-unit-refused';
+  onTestFinished(() => rmSync(image, { force: true }));
+  const backend = `memory-backend-file,id=m,size=16M,mem-path=${image},share=on`;
+  const qemu = await startQemu('-object', backend, '-machine', 'memory-backend=m');
+  const { ino } = statSync(image);
+  const guest = await monitored(qemu, 'descriptors');
+  const run = (): Promise<unknown> => save({ guest, image, direct: false, force: true });
+  await refuseEach(['EMFILE'], run, async (thrown, where) => {
+    expect(thrown, where).toBeInstanceOf(MapramError);
+    expect(statSync(image).ino, where).toBe(ino);
+    expect(await stateOf(qemu), where).toBe('running');
+  });
+}, 60_000);
 
 describe('a scratch file', () => {
   async function ramOf(qemu: SmallQemu): Promise<string> {

@@ -1,6 +1,7 @@
 import { fstatSync } from 'node:fs';
-import { lstat, readFile, stat } from 'node:fs/promises';
-import { MapramError } from '../errors.ts';
+import { lstat, stat } from 'node:fs/promises';
+import { asMapramError, MapramError } from '../errors.ts';
+import { readIfThere } from '../guest/proc.ts';
 import type { MemorySave } from '../options.ts';
 
 /** What identifies a file. */
@@ -29,8 +30,7 @@ export async function requireTargetApart({ image, force, memory }: MemorySave): 
   if (target === undefined) return;
   for (const { file, fd, pid, address, length } of memory) {
     // A source that cannot be looked at is reported, with its reason, by the one who opens it.
-    if (file !== undefined && isSame(target, await stat(file, BIG).catch(() => undefined)))
-      throw clash(image);
+    if (file !== undefined && isSame(target, await ifThere(stat(file, BIG)))) throw clash(image);
     if (fd !== undefined && isSame(target, statOf(fd))) throw clash(image);
     if (pid !== undefined && address !== undefined) {
       await requireUnmapped(image, target, pid, [{ address, usedLength: length }]);
@@ -57,9 +57,9 @@ export async function requireTargetApartFromGuest(
  * is a block device.
  */
 async function replacedFile(image: string, force: boolean): Promise<FileId | undefined> {
-  const found = await stat(image, BIG).catch(() => undefined);
+  const found = await ifThere(stat(image, BIG));
   if (found?.isBlockDevice()) return found;
-  return force ? lstat(image, BIG).catch(() => undefined) : undefined;
+  return force ? ifThere(lstat(image, BIG)) : undefined;
 }
 
 async function requireUnmapped(
@@ -70,14 +70,13 @@ async function requireUnmapped(
 ): Promise<void> {
   for (const path of await mappedFiles(pid, ranges)) {
     // Seen from the process's own root, for it may be in a container.
-    if (isSame(target, await stat(`/proc/${pid}/root${path}`, BIG).catch(() => undefined)))
-      throw clash(image);
+    if (isSame(target, await ifThere(stat(`/proc/${pid}/root${path}`, BIG)))) throw clash(image);
   }
 }
 
 /** Paths of the files that the process has mapped into these ranges, as /proc/PID/maps names them. */
 async function mappedFiles(pid: number, ranges: readonly Range[]): Promise<Set<string>> {
-  const maps = await readFile(`/proc/${pid}/maps`, 'utf8').catch(() => '');
+  const maps = await readIfThere(`/proc/${pid}/maps`);
   const paths = new Set<string>();
   for (const match of maps.matchAll(/^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \d+ +(\/.*)$/gm)) {
     const [start, end] = [Number.parseInt(match[1] as string, 16), Number.parseInt(match[2] as string, 16)];
@@ -85,6 +84,15 @@ async function mappedFiles(pid: number, ranges: readonly Range[]): Promise<Set<s
     if (isInRange) paths.add(match[3] as string);
   }
   return paths;
+}
+
+/** What can be seen of a file; undefined if there is none, or none that we may see. Any other failure leaves it open. */
+async function ifThere<T>(look: Promise<T>): Promise<T | undefined> {
+  return look.catch((error: unknown) => {
+    const { code = '' } = error as NodeJS.ErrnoException;
+    if (['ENOENT', 'ENOTDIR', 'ELOOP', 'EACCES', 'ESRCH'].includes(code)) return undefined;
+    throw asMapramError(error);
+  });
 }
 
 function statOf(fd: number): FileId | undefined {
