@@ -47,7 +47,7 @@ describe('a file that exists', () => {
     writeFileSync(image, 'precious');
     const failure = await failWith(1, 'E_TARGET_EXISTS', save(image));
     expect(failure).toMatchObject({ guestState: 'untouched', error: { path: image } });
-    expect(failure.error?.message).toMatch(/--force/);
+    expect(failure.error?.message).toMatch(/replacing it was not asked for/);
     expect(readFileSync(image, 'utf8')).toBe('precious');
     expect(names(directory)).toEqual(['image']);
   });

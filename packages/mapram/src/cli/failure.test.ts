@@ -106,3 +106,11 @@ describe('the exit status', () => {
     expect(exitStatus(asMapramError(new TypeError('x is undefined')), undefined)).toBe(6);
   });
 });
+
+it('names the option that helps', () => {
+  const exists = new MapramError('E_TARGET_EXISTS', '/i exists already, and replacing it was not asked for');
+  expect(failureText(exists)).toContain('--force');
+  const buffered = new MapramError('E_HOST_UNSUPPORTED', 'this file system has no direct I/O; go without it');
+  expect(failureText(buffered)).toContain('--no-direct');
+  expect(failureText(new MapramError('E_TARGET_EXISTS', '/i is a directory'))).not.toContain('--force');
+});

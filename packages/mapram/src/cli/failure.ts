@@ -43,6 +43,8 @@ export function failureText(error: MapramError): string {
   if (place !== '') lines.push(`  ${place}`);
   const cause = describeCauses(error);
   if (cause !== undefined && !error.message.includes(cause)) lines.push(`  cause: ${cause}`);
+  const way = WAYS_OUT.find(({ code, about }) => code === error.code && about.test(error.message));
+  if (way !== undefined) lines.push(`  ${way.out}`);
   // Whoever looks for the bug needs to know where it is.
   if (error.code === 'E_INTERNAL' && error.cause instanceof Error) lines.push(`  ${error.cause.stack}`);
   if (error.guestState !== undefined) lines.push(`  ${GUEST_SENTENCES[error.guestState]}`);
@@ -62,6 +64,16 @@ const GUEST_SENTENCES: Record<GuestState, string> = {
   gone: "The guest's process is gone.",
   untouched: 'The guest was not touched.',
 };
+
+/** Options that help; the library and the engine know nothing of them. */
+const WAYS_OUT: readonly { code: ErrorCode; about: RegExp; out: string }[] = [
+  { code: 'E_TARGET_EXISTS', about: /not asked for/, out: 'The option --force does so.' },
+  {
+    code: 'E_HOST_UNSUPPORTED',
+    about: /direct I\/O/,
+    out: 'The option --no-direct goes without direct I/O.',
+  },
+];
 
 /** Where it happened, as far as the message does not say so itself. */
 function placeText(error: MapramError): string {

@@ -18,7 +18,7 @@ export async function requireBlankDevice(image: string): Promise<void> {
   if (found === undefined || !found.isBlockDevice()) return;
   const content = await probe(image);
   if (content === undefined) return;
-  const message = `${image} ${content}; use --force to overwrite it`;
+  const message = `${image} ${content}, and overwriting it was not asked for`;
   throw new MapramError('E_TARGET_EXISTS', message, { path: image });
 }
 
