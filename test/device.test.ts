@@ -15,9 +15,9 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { beforeEach, describe, expect, test } from 'vitest';
 import type { Cleanup } from './support/cleanup.ts';
-import { failWith, run, succeed } from './support/cli.ts';
+import { failWith, report, run, start, succeed } from './support/cli.ts';
 import { imageOn, loopDevice, needLoopDevices } from './support/device.ts';
-import { pausedGuest, SMALL, testCleanup, waitingQemu } from './support/fixtures.ts';
+import { largeGuest, pausedGuest, SLOWLY, SMALL, testCleanup, waitingQemu } from './support/fixtures.ts';
 import { printed, startProgram } from './support/library.ts';
 import { expectSameRam } from './support/oracle.ts';
 import { diskDirectory } from './support/paths.ts';
@@ -119,7 +119,7 @@ describe('an image on a block device', () => {
 });
 
 describe('a device is refused, and what it holds is left alone', () => {
-  const start = (device: string): Buffer => {
+  const content = (device: string): Buffer => {
     const bytes = Buffer.alloc(1 << 20);
     const disk = openSync(device, 'r');
     readSync(disk, bytes, 0, bytes.length, 0);
@@ -138,10 +138,10 @@ describe('a device is refused, and what it holds is left alone', () => {
     ];
     for (const fill of fillings) {
       await fill();
-      const before = start(device);
+      const before = content(device);
       const failure = await failWith(1, 'E_TARGET_EXISTS', save(source, device));
       expect(failure).toMatchObject({ guestState: 'untouched', error: { path: device } });
-      expect(start(device).equals(before)).toBe(true);
+      expect(content(device).equals(before)).toBe(true);
     }
   });
 
@@ -164,9 +164,9 @@ describe('a device is refused, and what it holds is left alone', () => {
       'virtio-blk-pci,drive=d',
     ];
     await Qemu.start({ ...SMALL, extra: disk }, cleanup);
-    const before = start(device);
+    const before = content(device);
     await failWith(1, 'E_TARGET_BUSY', save(source, '--force', device));
-    expect(start(device).equals(before)).toBe(true);
+    expect(content(device).equals(before)).toBe(true);
   });
 
   test('that is too small, before the guest is stopped', async () => {
@@ -174,11 +174,11 @@ describe('a device is refused, and what it holds is left alone', () => {
     const source = await Qemu.start(SMALL, cleanup);
     const device = loopDevice(cleanup, 32);
     execFileSync('mkfs.ext4', ['-q', device]);
-    const before = start(device);
+    const before = content(device);
     const seen = source.qmp.events.length;
     await failWith(1, 'E_NO_SPACE', save(source, '--force', device));
     expect(source.qmp.events.slice(seen).map(({ event }) => event)).not.toContain('STOP');
-    expect(start(device).equals(before)).toBe(true);
+    expect(content(device).equals(before)).toBe(true);
   });
 
   test('that is no device but a misspelt name among them', async () => {
@@ -189,6 +189,19 @@ describe('a device is refused, and what it holds is left alone', () => {
     expect(existsSync('/dev/mapram-no-such-device')).toBe(false);
     expect(existsSync('/dev/mapram-no-such-device.partial')).toBe(false);
   });
+});
+
+test('a save that is cancelled leaves no image, and a device that can be saved to without --force', async () => {
+  const cleanup = testCleanup();
+  const guest = await largeGuest(cleanup, 512);
+  const device = loopDevice(cleanup, 700);
+  const running = start(save(guest, ...SLOWLY, '--json', device));
+  await guest.qmp.waitForStatus('paused');
+  running.child.kill('SIGINT');
+  expect(report(await running.done)).toMatchObject({ error: { code: 'E_CANCELLED' }, guestState: 'running' });
+  await failWith(3, 'E_IMAGE_INVALID', ['inspect', device]);
+  await succeed(save(guest, device));
+  expect(await succeed(['inspect', device])).toMatchObject({ machine: expect.stringMatching(/q35/) });
 });
 
 describe('a save that is killed', () => {

@@ -136,6 +136,15 @@ fn cut(seed: u64, faults: Faults) -> (usize, Vec<String>) {
             ));
         }
     }
+    // The pages at both ends are a device's only ones that are read without having been written as a part of the image.
+    if is_device && outcome.is_ok() {
+        let device = fs::read(&path).unwrap();
+        assert_eq!(
+            device[DEVICE - PAGE..],
+            [0; PAGE],
+            "seed {seed}: the record's page is not as it was written"
+        );
+    }
     // A save that succeeded is there, whatever comes after it.
     if outcome.is_ok() {
         let left = io.after_power_cut(io.events(), random.next());

@@ -1,6 +1,7 @@
 //! The few calls that an image file's life needs, besides the transfers.
 
 use std::ffi::OsStr;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -102,9 +103,9 @@ pub trait Files {
         rustix::io::pread(file, bytes, offset)
     }
 
-    /// Tells a device that its first `bytes` bytes hold nothing; EOPNOTSUPP if it cannot make use of that.
-    fn discard(&self, file: BorrowedFd<'_>, bytes: u64) -> Result<()> {
-        let range = [0, bytes];
+    /// Tells a device that these bytes hold nothing; EOPNOTSUPP if it cannot make use of that.
+    fn discard(&self, file: BorrowedFd<'_>, bytes: Range<u64>) -> Result<()> {
+        let range = [bytes.start, bytes.end.saturating_sub(bytes.start)];
         // SAFETY: BLKDISCARD reads two u64, offset and length, which `range` is.
         let outcome = unsafe { libc::ioctl(file.as_raw_fd(), BLKDISCARD, &raw const range) };
         if outcome < 0 { Err(last_errno()) } else { Ok(()) }

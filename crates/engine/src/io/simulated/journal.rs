@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
+use std::ops::Range;
 
 use super::Random;
 
@@ -23,10 +24,10 @@ enum Event {
         file: FileId,
         bytes: usize,
     },
-    /// The bytes that are gone read zero.
+    /// What is read there from now on, nobody knows.
     Discard {
         file: FileId,
-        bytes: usize,
+        bytes: Range<usize>,
     },
     Sync {
         file: FileId,
@@ -86,7 +87,7 @@ impl Journal {
         self.record(identity, |file| Event::SetLength { file, bytes });
     }
 
-    pub(super) fn discard(&mut self, identity: (u64, u64), bytes: usize) {
+    pub(super) fn discard(&mut self, identity: (u64, u64), bytes: Range<usize>) {
         self.record(identity, |file| Event::Discard { file, bytes });
     }
 
@@ -165,8 +166,8 @@ fn apply(event: &Event, file: FileId, content: &mut Vec<u8>, came: &mut dyn FnMu
         }
         Event::SetLength { file: of, bytes } if *of == file && came(0) => content.resize(*bytes, 0),
         Event::Discard { file: of, bytes } if *of == file && came(0) => {
-            let end = content.len().min(*bytes);
-            content[..end].fill(0);
+            let end = content.len().min(bytes.end);
+            content[bytes.start.min(end)..end].fill(0xdd);
         }
         _ => {}
     }

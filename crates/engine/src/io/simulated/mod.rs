@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -458,11 +459,13 @@ impl Files for Simulated {
         self.shared.call(USUAL, || Real.open_device(path))
     }
 
-    fn discard(&self, file: BorrowedFd<'_>, bytes: u64) -> rustix::io::Result<()> {
+    fn discard(&self, file: BorrowedFd<'_>, bytes: Range<u64>) -> rustix::io::Result<()> {
         self.shared.call(&[Errno::OPNOTSUPP, Errno::IO], || {
-            let zeros = vec![0; usize::try_from(bytes).unwrap_or(usize::MAX)];
-            Real.write_at(file, &zeros, 0)?;
-            self.shared.on(file, |journal, identity| journal.discard(identity, zeros.len()));
+            let place = |at: u64| usize::try_from(at).unwrap_or(usize::MAX);
+            let bytes = place(bytes.start)..place(bytes.end);
+            // Whatever is read there afterwards: a disk need not make it zeros.
+            Real.write_at(file, &vec![0xdd; bytes.len()], bytes.start as u64)?;
+            self.shared.on(file, |journal, identity| journal.discard(identity, bytes));
             Ok(())
         })
     }
