@@ -70,7 +70,7 @@ fn check_alignment(found: Option<Alignment>) -> Result<()> {
 }
 
 fn no_direct() -> Error {
-    let message = format!("there is no direct I/O on this file system; {WITHOUT_DIRECT}");
+    let message = format!("this file system has no direct I/O; {WITHOUT_DIRECT}");
     Error::new(ErrorKind::HostUnsupported, message)
 }
 
