@@ -205,6 +205,8 @@ export interface JobProgress {
   completions: number
   /** Whether the job was cancelled or has failed, and only waits for what is in flight. */
   stopping: boolean
+  /** Whether a thread looks at guest memory. Once this is false of a job that is stopping, none will again. */
+  reading: boolean
   /** Milliseconds since the first byte was written to guest memory; absent before that. */
   writingMs?: number
 }

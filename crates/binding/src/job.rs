@@ -47,6 +47,8 @@ pub struct JobProgress {
     pub completions: f64,
     /// Whether the job was cancelled or has failed, and only waits for what is in flight.
     pub stopping: bool,
+    /// Whether a thread looks at guest memory. Once this is false of a job that is stopping, none will again.
+    pub reading: bool,
     /// Milliseconds since the first byte was written to guest memory; absent before that.
     pub writing_ms: Option<f64>,
 }
@@ -88,6 +90,7 @@ impl Job {
             bytes_total: number(progress.bytes_total),
             completions: number(progress.completions),
             stopping: progress.stopping,
+            reading: progress.reading,
             writing_ms: progress.writing_for.map(|time| time.as_secs_f64() * 1000.0),
         }
     }

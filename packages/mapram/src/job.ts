@@ -47,6 +47,7 @@ export class JobContext implements OwningJob {
   /** Bytes of guest memory that went through a buffer of ours. */
   copiedBytes = 0;
   #counting: NativeJob | undefined;
+  #running: NativeJob | undefined;
   readonly #cpuAtStart = process.cpuUsage();
 
   constructor(signal: AbortSignal = new AbortController().signal) {
@@ -103,6 +104,12 @@ export class JobContext implements OwningJob {
     }
   }
 
+  async memoryIsLeft(): Promise<void> {
+    // The first wait lets those who cancel the work do so.
+    do await delay(0);
+    while (this.#running?.progress().reading);
+  }
+
   /** Runs work of the addon that tidies up after the job, cancelled or not; whether it could changes nothing any more. */
   async tidyUp(work: NativeJob): Promise<void> {
     await this.#watched(work, () => true).catch(() => {});
@@ -125,9 +132,11 @@ export class JobContext implements OwningJob {
       this.notice = isStalled && (isEnding() || work === this.#counting) ? STORAGE_SILENT : before;
     };
     const timer = setInterval(look, PROGRESS_INTERVAL_MS);
+    this.#running = work;
     try {
       return await work.run();
     } finally {
+      this.#running = undefined;
       clearInterval(timer);
       const { writingMs } = work.progress();
       if (writingMs !== undefined) this.writingSince ??= performance.now() - writingMs;

@@ -13,8 +13,8 @@ const LONG_REQUEST_BYTES: u64 = 512 << 10;
 const SMALL_SEGMENT_BYTES: u64 = 64 << 10;
 
 /// Whether the device of `file` takes a request of 4 KiB segments as gladly as one of few large ones: its limits leave such
-/// requests long, and it describes memory in small pieces anyway (a loop device, or NVMe with its page lists). A virtio disk
-/// does not: every segment is a descriptor for its host. `false` where there is no telling.
+/// requests long, and it joins little memory to larger segments anyway, as a loop device does. A virtio disk does not: every
+/// segment is a descriptor for its host. `false` where there is no telling, and for NVMe, which was never measured.
 ///
 /// The limits are those of Documentation/ABI/stable/sysfs-block.
 #[must_use]
@@ -24,9 +24,7 @@ pub fn takes_small_segments(file: BorrowedFd<'_>) -> bool {
     let (Some(segments), Some(segment_bytes)) = (limit("max_segments"), limit("max_segment_size")) else {
         return false;
     };
-    let has_page_lists = limit("virt_boundary_mask") == Some(PAGE_BYTES - 1);
-    segments.saturating_mul(PAGE_BYTES) >= LONG_REQUEST_BYTES
-        && (segment_bytes <= SMALL_SEGMENT_BYTES || has_page_lists)
+    segments.saturating_mul(PAGE_BYTES) >= LONG_REQUEST_BYTES && segment_bytes <= SMALL_SEGMENT_BYTES
 }
 
 /// The directory with the limits of the device that `file` is or lies on; `None` for file systems without a device of their

@@ -1,4 +1,4 @@
-//! SIGBUS while mapped guest memory is read: an error of the save instead of the end of the process.
+//! SIGBUS while mapped guest memory is read or written: an error of the transfer instead of the end of the process.
 //!
 //! A page of a shared mapping can be gone by the time it is read: the file may be cut, or the memory may turn out to be
 //! damaged. The handler puts a page of zeros where the missing one was, so that the read goes on, and takes note. It acts only
@@ -7,6 +7,7 @@
 use std::cell::Cell;
 use std::ops::Range;
 use std::sync::OnceLock;
+use std::sync::atomic::{Ordering, compiler_fence};
 use std::{mem, ptr};
 
 /// The addresses that a thread reads, and whether one of them was missing.
@@ -26,19 +27,20 @@ thread_local! {
 /// What handled the signal before.
 static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
 
-/// Calls `read`, which may read the mapped `addresses`, whose memory is in pages of `page_bytes`; `Err` if one was missing,
-/// and what `read` returned is wrong then.
+/// Calls `access`, which may read and write the mapped `addresses`, whose memory is in pages of `page_bytes`; `Err` if one was
+/// missing: what `access` returned is wrong then, and what it wrote is lost.
 pub(super) fn watched<T>(
     addresses: Range<usize>,
     page_bytes: usize,
-    read: impl FnOnce() -> T,
+    access: impl FnOnce() -> T,
 ) -> Result<T, ()> {
     BEFORE.get_or_init(install);
     let watch = Watch { start: addresses.start, end: addresses.end, page_bytes, was_missing: false };
     WATCH.set(Some(watch));
-    let result = read();
-    // What was read must be read before the watch ends, also in the eyes of the compiler.
-    std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);
+    // Everything is read, or written, while the watch is on, also in the eyes of the compiler.
+    compiler_fence(Ordering::SeqCst);
+    let result = access();
+    compiler_fence(Ordering::SeqCst);
     match WATCH.take() {
         Some(Watch { was_missing: true, .. }) => Err(()),
         _ => Ok(result),
@@ -71,9 +73,10 @@ extern "C" fn handle(signal: libc::c_int, info: *mut libc::siginfo_t, context: *
     };
     let page = ptr::without_provenance_mut(address - address % watch.page_bytes);
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
-    // SAFETY: the page belongs to the mapping that this thread has named, which is only read; replacing it by zeros takes
-    // memory away from nobody. mmap is a mere system call here.
-    let zeros = unsafe { libc::mmap(page, watch.page_bytes, libc::PROT_READ, flags, -1, 0) };
+    // SAFETY: the page belongs to the mapping that this thread has named, and whose page is gone; another one in its place
+    // takes memory away from nobody. mmap is a mere system call here.
+    let zeros =
+        unsafe { libc::mmap(page, watch.page_bytes, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
     if zeros == libc::MAP_FAILED {
         return pass_on(signal, info, context);
     }
@@ -81,13 +84,18 @@ extern "C" fn handle(signal: libc::c_int, info: *mut libc::siginfo_t, context: *
     WATCH.set(Some(watch));
 }
 
-/// Hands the signal to whoever handled it before us; where nobody did, the default action follows when the read is tried again.
+/// Hands the signal to whoever handled it before us; where nobody did, it ends the process as it would have.
 fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     let before = BEFORE.get();
     match before.map_or(libc::SIG_DFL, |action| action.sa_sigaction) {
+        // Sent by somebody rather than met by an access, which cannot be ignored.
+        // SAFETY: the kernel passes a valid siginfo.
+        libc::SIG_IGN if unsafe { (*info).si_code } <= 0 => {}
         libc::SIG_DFL | libc::SIG_IGN => {
             // SAFETY: signal(2) may be called in a handler; the default action is one that every process has.
             unsafe { libc::signal(signal, libc::SIG_DFL) };
+            // SAFETY: raise(3) may be called in a handler; the signal is delivered when this one returns.
+            unsafe { libc::raise(signal) };
         }
         handler if before.is_some_and(|action| action.sa_flags & libc::SA_SIGINFO != 0) => {
             type Handler = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
@@ -100,5 +108,62 @@ fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::
             let handler: extern "C" fn(libc::c_int) = unsafe { mem::transmute(handler) };
             handler(signal);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+    use std::sync::atomic::AtomicUsize;
+
+    const ALONE: &str = "MAPRAM_TEST_ALONE";
+    static SEEN: AtomicUsize = AtomicUsize::new(0);
+
+    extern "C" fn count(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+        SEEN.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// What handles a signal is a process's, so each case runs in a process of its own.
+    #[test]
+    fn what_is_not_ours_goes_to_whoever_had_the_signal_before() {
+        match std::env::var(ALONE).as_deref() {
+            Ok("handler") => return handled(),
+            Ok("default") => return by_default(),
+            _ => {}
+        }
+        let run = |case| {
+            let test = "memory::bus_error::tests::what_is_not_ours_goes_to_whoever_had_the_signal_before";
+            let mut child = Command::new(std::env::current_exe().unwrap());
+            child.args([test, "--exact", "--nocapture"]).env(ALONE, case).output().unwrap()
+        };
+        let handler = run("handler");
+        assert!(handler.status.success(), "{}", String::from_utf8_lossy(&handler.stderr));
+        let signal = std::os::unix::process::ExitStatusExt::signal(&run("default").status);
+        assert_eq!(signal, Some(libc::SIGBUS));
+    }
+
+    fn handled() {
+        let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) = count;
+        // SAFETY: a sigaction of zeros is a valid one.
+        let mut action: libc::sigaction = unsafe { mem::zeroed() };
+        action.sa_sigaction = handler as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO;
+        // SAFETY: the action is valid, and its handler only counts.
+        unsafe { libc::sigaction(libc::SIGBUS, &raw const action, ptr::null_mut()) };
+        assert_eq!(watched(0..4096, 4096, || 5), Ok(5));
+        for _ in 0..2 {
+            // SAFETY: the signal is handled.
+            unsafe { libc::raise(libc::SIGBUS) };
+        }
+        assert_eq!(SEEN.load(Ordering::SeqCst), 2);
+    }
+
+    fn by_default() {
+        // SAFETY: the default action is one that every process has.
+        unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
+        assert_eq!(watched(0..4096, 4096, || 5), Ok(5));
+        // SAFETY: ends the process, which is what is tested.
+        unsafe { libc::raise(libc::SIGBUS) };
     }
 }

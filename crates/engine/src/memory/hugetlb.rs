@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rustix::io::{Errno, retry_on_intr};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
-use super::{Backing, FileRange, Memory, Segment, file, pagemap, spans};
+use super::{Backing, FileRange, Memory, Segment, bus_error, file, pagemap, spans};
 use crate::{Error, ErrorKind, Result};
 
 /// Our own shared mapping of a region's file, through which it is written.
@@ -59,9 +59,14 @@ impl Mapping {
         for (segment, place) in segments.iter().zip(places) {
             // SAFETY: `place` was checked to lie within the mapping.
             let target = unsafe { self.base.add(place.start) };
+            let (source, length) = (segment.buffer.cast_const(), segment.length);
             // SAFETY: the buffer is valid by the caller's promise and no part of this mapping, whose addresses are only
-            // given out for the kernel to write other pages; those written to here are there.
-            unsafe { std::ptr::copy_nonoverlapping(segment.buffer.cast_const(), target, segment.length) };
+            // given out for the kernel to write other pages; a page that has gone since it was made present is watched for.
+            let copy = || unsafe { std::ptr::copy_nonoverlapping(source, target, length) };
+            let addresses = target.addr()..target.addr() + length;
+            bus_error::watched(addresses, self.page_bytes, copy).map_err(|()| {
+                Error::new(ErrorKind::Io, "a page of the guest's memory was taken away while it was restored")
+            })?;
         }
         Ok(())
     }

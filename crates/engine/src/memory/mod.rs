@@ -218,11 +218,17 @@ impl Memory {
                         // SAFETY: the segments are the pieces, for which the caller promises what is asked here.
                         unsafe { mapped.process.write(segments(mapped.address)?) }
                     });
+                    let by_file = |count| {
+                        let first = segments(file.offset)?.into_iter().take(count).collect();
+                        // SAFETY: as above.
+                        unsafe { file::write(&file.file, first) }.map_err(|error| file.name(error))
+                    };
                     match by_process {
-                        Some(written) if !written.as_ref().is_err_and(process::is_fault) => written,
-                        // SAFETY: as above. Where no page could be had, the file itself says why.
-                        _ => unsafe { file::write(&file.file, segments(file.offset)?) }
-                            .map_err(|error| file.name(error)),
+                        None => by_file(usize::MAX),
+                        // Where no page could be had, the file itself may say why. It is no way around: what it takes is
+                        // charged to us.
+                        Some(Err(error)) if process::is_fault(&error) => by_file(1).and(Err(error)),
+                        Some(written) => written,
                     }
                 }
                 Backing::SharedHugetlb { file, .. } => {

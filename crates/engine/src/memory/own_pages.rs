@@ -39,7 +39,7 @@ impl<'a> OwnPages<'a> {
     /// ones.
     ///
     /// # Errors
-    /// The errno of mmap(2), or whatever the kernel said of the pages that were looked at.
+    /// With [`Copying::Never`], the errno of mmap(2). With [`Copying::Auto`], what cannot be mapped is copied.
     pub fn new<'d>(
         memory: &'a Memory,
         copying: Copying,
@@ -60,6 +60,11 @@ impl<'a> OwnPages<'a> {
                 || region.page_bytes > PAGE_BYTES
                 || mapping.is_in_huge_pages(&samples(region, data(region.block)))?;
             Ok(is_wanted.then_some(mapping))
+        };
+        // A limit on addresses or descriptors, or a policy against mapping, is no reason not to save.
+        let map = |region| match map(region) {
+            Err(_) if copying == Copying::Auto => Ok(None),
+            outcome => outcome,
         };
         let mappings = memory.regions().iter().map(map).collect::<Result<_>>()?;
         Ok(Self { mappings, ..none })

@@ -1,7 +1,7 @@
 //! What a running transfer tells whoever watches it, and hears from whoever cancels it.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::{Error, ErrorKind, Result};
@@ -15,6 +15,7 @@ pub struct Control {
     done: AtomicU64,
     total: AtomicU64,
     completions: AtomicU64,
+    readers: AtomicUsize,
     writing_since: OnceLock<Instant>,
 }
 
@@ -29,6 +30,8 @@ pub struct Progress {
     pub completions: u64,
     /// Whether it was cancelled or has failed, and only waits for what is in flight.
     pub stopping: bool,
+    /// Whether a thread looks at guest memory. Once this is `false` of a transfer that stops, none will again.
+    pub reading: bool,
     /// How long ago the first byte was written to guest memory; `None` before that.
     pub writing_for: Option<Duration>,
 }
@@ -36,18 +39,19 @@ pub struct Progress {
 impl Control {
     /// Asks the transfer to stop: nothing more is submitted, what is in flight is waited for.
     pub fn cancel(&self) {
-        self.cancelled.store(true, Ordering::Relaxed);
+        self.cancelled.store(true, Ordering::SeqCst);
     }
 
     /// How far the transfer is.
     #[must_use]
     pub fn progress(&self) -> Progress {
-        let is_set = |flag: &AtomicBool| flag.load(Ordering::Relaxed);
+        let is_set = |flag: &AtomicBool| flag.load(Ordering::SeqCst);
         Progress {
             bytes_done: self.done.load(Ordering::Relaxed),
             bytes_total: self.total.load(Ordering::Relaxed),
             completions: self.completions.load(Ordering::Relaxed),
             stopping: is_set(&self.cancelled) || is_set(&self.failed),
+            reading: self.readers.load(Ordering::SeqCst) > 0,
             writing_for: self.writing_since.get().map(Instant::elapsed),
         }
     }
@@ -57,7 +61,7 @@ impl Control {
     /// # Errors
     /// See above; never anything else.
     pub fn check(&self) -> Result<()> {
-        if self.cancelled.load(Ordering::Relaxed) {
+        if self.cancelled.load(Ordering::SeqCst) {
             return Err(Error::new(ErrorKind::Cancelled, "the job was cancelled"));
         }
         Ok(())
@@ -65,12 +69,19 @@ impl Control {
 
     /// Called by a thread that fails, before it waits for what it has in flight.
     pub(super) fn note_failure(&self) {
-        self.failed.store(true, Ordering::Relaxed);
+        self.failed.store(true, Ordering::SeqCst);
     }
 
     /// Called right before guest memory is written to.
     pub(super) fn note_writing(&self) {
         self.writing_since.get_or_init(Instant::now);
+    }
+
+    /// To be held by a thread while it looks at guest memory. It has to [`check`](Self::check) afterwards, and before it
+    /// looks: either it sees the cancel, or whoever cancelled sees it.
+    pub(super) fn reading(&self) -> Reading<'_> {
+        self.readers.fetch_add(1, Ordering::SeqCst);
+        Reading(&self.readers)
     }
 
     pub(super) fn start(&self, total: u64) {
@@ -83,5 +94,14 @@ impl Control {
 
     pub(super) fn count_completions(&self, count: usize) {
         self.completions.fetch_add(count as u64, Ordering::Relaxed);
+    }
+}
+
+/// A thread looks at guest memory for as long as this lives.
+pub(super) struct Reading<'a>(&'a AtomicUsize);
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }

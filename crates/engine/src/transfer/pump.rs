@@ -73,14 +73,17 @@ impl<'a> Pump<'a> {
         let mut wanted = Vec::new();
         let mut turn = Turn::default();
         while let Some(chunk) = chunks.next(&mut turn) {
-            self.team.check()?;
             let slot = loop {
                 match slots.free.pop() {
                     Some(slot) => break slot,
                     None => self.finish_some(stage, &mut slots)?,
                 }
             };
-            let pending = stage.start(&chunk, self.pool.slot(slot), &mut wanted)?;
+            let pending = {
+                let _reading = self.team.control().reading();
+                self.team.check()?;
+                stage.start(&chunk, self.pool.slot(slot), &mut wanted)?
+            };
             if wanted.is_empty() {
                 stage.finish(pending, self.pool.slot(slot))?;
                 slots.free.push(slot);

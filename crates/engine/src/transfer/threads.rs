@@ -66,7 +66,7 @@ impl<'a> Team<'a> {
     /// `Cancelled` once the transfer was cancelled or another thread has failed.
     pub fn check(&self) -> Result<()> {
         self.control.check()?;
-        if self.stopped.load(Ordering::Relaxed) { Err(another_failed()) } else { Ok(()) }
+        if self.stopped.load(Ordering::SeqCst) { Err(another_failed()) } else { Ok(()) }
     }
 
     /// Waits until every thread has come here, so that none begins what others cannot join in; `Cancelled` if one failed
@@ -75,16 +75,16 @@ impl<'a> Team<'a> {
         let mut missing = self.lock();
         *missing -= 1;
         self.changed.notify_all();
-        while *missing > 0 && !self.stopped.load(Ordering::Relaxed) {
+        while *missing > 0 && !self.stopped.load(Ordering::SeqCst) {
             missing = self.changed.wait(missing).unwrap_or_else(PoisonError::into_inner);
         }
-        if self.stopped.load(Ordering::Relaxed) { Err(another_failed()) } else { Ok(()) }
+        if self.stopped.load(Ordering::SeqCst) { Err(another_failed()) } else { Ok(()) }
     }
 
     /// Stops the others. Told to the owner at once, for this thread may have to wait long for what it has in flight.
     pub fn fail(&self) {
         let missing = self.lock();
-        self.stopped.store(true, Ordering::Relaxed);
+        self.stopped.store(true, Ordering::SeqCst);
         drop(missing);
         self.control.note_failure();
         self.changed.notify_all();

@@ -21,6 +21,8 @@ export interface OwningJob {
   readonly signal: AbortSignal;
   /** How the guest was left, once that is known. */
   guestState: GuestState | undefined;
+  /** Settles when no work of the addon looks at the guest's memory any more; that work must be stopping. */
+  memoryIsLeft(): Promise<void>;
   /** Called when work of the addon has failed, though it may take long to end. */
   onFailing: (() => void) | undefined;
   /** When work of the addon first wrote to the guest's memory, by `performance.now()`, once it has ended. */
@@ -208,9 +210,12 @@ export class GuestOwner {
   /** Nothing needs the guest while what has failed or was cancelled comes to its end. */
   readonly #putBackAtOnce = (): void => {
     if (!this.#mustPutBack) return;
-    this.#resume().then(() => {
+    const resume = async (): Promise<void> => {
+      if (!this.#mustPutBack) return;
+      await this.#resume();
       this.#job.guestState = 'running';
-    }, nothing);
+    };
+    this.#job.memoryIsLeft().then(resume).catch(nothing);
   };
 
   /** Lets the guest run; once at a time, whoever asks. It is no matter of ours then: another client may have paused it since. */
