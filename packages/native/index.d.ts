@@ -189,8 +189,6 @@ export interface JobOutcome {
   transferredBytes?: number
   /** For a save or a restore: bytes of pages that went through a buffer of ours. */
   copiedBytes?: number
-  /** For a restore or a clear: bytes of guest memory that were not zero and were made so. */
-  clearedBytes?: number
   /** For a comparison: a page that differs, if there is one. */
   difference?: Difference
 }

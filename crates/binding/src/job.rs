@@ -30,8 +30,6 @@ pub struct JobOutcome {
     pub transferred_bytes: Option<f64>,
     /// For a save or a restore: bytes of pages that went through a buffer of ours.
     pub copied_bytes: Option<f64>,
-    /// For a restore or a clear: bytes of guest memory that were not zero and were made so.
-    pub cleared_bytes: Option<f64>,
     /// For a comparison: a page that differs, if there is one.
     pub difference: Option<Difference>,
 }

@@ -88,7 +88,6 @@ pub fn restore(
         Ok(JobOutcome {
             transferred_bytes: Some(number(restored.read_bytes)),
             copied_bytes: Some(number(restored.copied_bytes)),
-            cleared_bytes: Some(number(restored.cleared_bytes)),
             ..JobOutcome::default()
         })
     })
@@ -142,8 +141,8 @@ pub fn clear(memory: &GuestMemory, bitmaps: Vec<Uint8Array>, threads: u32) -> Jo
     Job::new(move |control| {
         let memory = memory?;
         let bitmaps = page_bitmaps(&bitmaps, memory.blocks())?;
-        let cleared_bytes = transfer::clear(&memory, &bitmaps, threads, control)?;
-        Ok(JobOutcome { cleared_bytes: Some(number(cleared_bytes)), ..JobOutcome::default() })
+        transfer::clear(&memory, &bitmaps, threads, control)?;
+        Ok(JobOutcome::default())
     })
 }
 

@@ -3,14 +3,14 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::chunks::{Chunk, ChunkQueue};
-use super::gather::join;
+use super::gather::{join, read_extents};
 use super::pump::{Pump, Stage};
 use super::requests::Request;
 use super::{BlockPlan, Control, Gaps, Options, Plan, Sources, threads, to_usize};
 use crate::bitmap::PageRun;
 use crate::image::ImageReader;
 use crate::io::{Direction, Io};
-use crate::memory::{Extent, Memory, Piece};
+use crate::memory::{Extent, Memory};
 use crate::pool::Pool;
 use crate::{PAGE_BYTES, Result, scan};
 
@@ -96,19 +96,15 @@ impl Compare<'_> {
         // SAFETY: the buffer has that many bytes and is this chunk's alone.
         unsafe { std::ptr::write_bytes(buffer, 0, self.chunk_bytes) };
         let end = chunk.extents.last().map_or(chunk.offset, |extent| extent.offset + extent.length);
-        let extents = &self.extents[chunk.block];
-        let first = extents.partition_point(|extent| extent.offset + extent.length <= chunk.offset);
-        for extent in extents[first..].iter().take_while(|extent| extent.offset < end) {
-            let start = extent.offset.max(chunk.offset);
-            let piece = Piece {
-                offset: start,
-                length: to_usize((extent.offset + extent.length).min(end) - start),
-                buffer_offset: to_usize(start - chunk.offset),
-            };
-            // SAFETY: the piece lies within the chunk, hence within the buffer, which is this chunk's alone.
-            unsafe { self.job.memory.read(extent.source, &[piece], buffer) }?;
-        }
-        Ok(())
+        let all = &self.extents[chunk.block];
+        let first = all.partition_point(|extent| extent.offset + extent.length <= chunk.offset);
+        let within = all[first..].iter().take_while(|extent| extent.offset < end).map(|extent| {
+            let offset = extent.offset.max(chunk.offset);
+            Extent { offset, length: (extent.offset + extent.length).min(end) - offset, ..*extent }
+        });
+        let data = Chunk { extents: within.collect(), ..*chunk };
+        // SAFETY: the extents lie within the chunk, hence within the buffer, which is this chunk's alone.
+        unsafe { read_extents(self.job.memory, &data, buffer) }
     }
 
     /// The chunk's first page that is not what the image says.

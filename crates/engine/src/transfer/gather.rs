@@ -91,7 +91,7 @@ fn is_joined(gap_bytes: u64) -> bool {
 ///
 /// # Safety
 /// As for [`gather`].
-unsafe fn read_extents(memory: &Memory, chunk: &Chunk, buffer: *mut u8) -> Result<()> {
+pub(super) unsafe fn read_extents(memory: &Memory, chunk: &Chunk, buffer: *mut u8) -> Result<()> {
     let mut sources: Vec<u32> = chunk.extents.iter().map(|extent| extent.source).collect();
     sources.sort_unstable();
     sources.dedup();

@@ -41,8 +41,6 @@ pub struct Restored {
     pub read_bytes: u64,
     /// Bytes of pages that were copied from a buffer to their place; the others were read there.
     pub copied_bytes: u64,
-    /// Bytes of memory that held other data where the image has none.
-    pub cleared_bytes: u64,
 }
 
 impl RestoreJob<'_> {
@@ -73,11 +71,7 @@ impl RestoreJob<'_> {
             pump.run(&clearing, &cells_to_clear)?;
             pump.run(&filling, &chunks)
         })?;
-        Ok(Restored {
-            read_bytes: filling.read.into_inner(),
-            copied_bytes: filling.copied.into_inner(),
-            cleared_bytes: clearing.cleared_bytes(),
-        })
+        Ok(Restored { read_bytes: filling.read.into_inner(), copied_bytes: filling.copied.into_inner() })
     }
 }
 

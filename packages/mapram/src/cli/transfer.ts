@@ -11,6 +11,12 @@ interface Transferred {
   text: string;
 }
 
+/** What the library takes of a command's options. */
+function settingsOf<T extends TransferArguments>(options: T) {
+  const { qmp, pid, json, quiet, progress, ...settings } = options;
+  return { ...settings, guest: { qmp, pid } };
+}
+
 /** Runs `mapram save`. */
 export async function runSave(
   image: string,
@@ -19,19 +25,7 @@ export async function runSave(
   signal: AbortSignal,
 ): Promise<Transferred> {
   const { save } = await import('../save.ts');
-  const { qmp, pid, channels, queueDepth, engine, direct, copy, then, force } = options;
-  const job = save({
-    guest: { qmp, pid },
-    image,
-    channels,
-    queueDepth,
-    engine,
-    direct,
-    copy,
-    then,
-    force,
-    signal,
-  });
+  const job = save({ ...settingsOf(options), image, signal });
   await showProgress('saving', job.progress, options, terminal);
   const report = await reportOf(job);
   return { report, text: describeSave(report) };
@@ -45,21 +39,7 @@ export async function runRestore(
   signal: AbortSignal,
 ): Promise<Transferred> {
   const { restore } = await import('../restore.ts');
-  const { qmp, pid, channels, queueDepth, engine, direct, copy, then, method, offset } = options;
-  const guest = { qmp, pid };
-  const job = restore({
-    guest,
-    image,
-    channels,
-    queueDepth,
-    engine,
-    direct,
-    copy,
-    then,
-    method,
-    offset,
-    signal,
-  });
+  const job = restore({ ...settingsOf(options), image, signal });
   await showProgress('restoring', job.progress, options, terminal);
   const report = await reportOf(job);
   return { report, text: describeRestore(report) };
