@@ -1,5 +1,13 @@
 import { spawnSync } from 'node:child_process';
-import { closeSync, existsSync, openSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import {
+  closeSync,
+  existsSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, describe, expect, it, onTestFinished, vi } from 'vitest';
 import { MapramError } from '../errors.ts';
@@ -48,6 +56,51 @@ async function garbleAfterStop(qemu: SmallQemu): Promise<void> {
     vi.spyOn(MessageSplitter.prototype, 'push').mockReturnValueOnce(['no QMP']);
   });
 }
+
+/** Has the connection lost when `at` is given, and another QEMU listen on the socket's path from then on. */
+function replaceAt(at: string, qemu: SmallQemu, other: SmallQemu, then?: () => void): void {
+  const execute = QmpClient.prototype.execute;
+  let isDone = false;
+  vi.spyOn(QmpClient.prototype, 'execute').mockImplementation(function (this: QmpClient, command, ...rest) {
+    if (command === at && !isDone) {
+      isDone = true;
+      renameSync(other.socket, qemu.socket);
+      this.close();
+      then?.();
+    }
+    return execute.call(this, command, ...rest);
+  });
+}
+
+describe('a connection that is lost while another QEMU has taken the path of the socket', () => {
+  it.each([
+    { own: [], other: ['-S'], before: 'prelaunch', left: 'paused' },
+    { own: ['-S'], other: [], before: 'running', left: 'prelaunch' },
+  ])(
+    'lets neither that one run nor be taken for the guest: it is $before',
+    async (guests) => {
+      const [qemu, other] = await Promise.all([startQemu(...guests.own), startQemu(...guests.other)]);
+      replaceAt('xen-save-devices-state', qemu, other, () => {
+        // Nobody waits for a socket that stays another's.
+        const now = performance.now.bind(performance);
+        const since = now();
+        vi.spyOn(performance, 'now').mockImplementation(() => since + (now() - since) * 30);
+      });
+      await expect(save(guestOf(qemu))).rejects.toMatchObject({ guestState: 'paused' });
+      vi.restoreAllMocks();
+      expect([await stateOf(qemu), await stateOf(other)]).toEqual([guests.left, guests.before]);
+    },
+    60_000,
+  );
+
+  it('has nothing but the guest itself quit', async () => {
+    const [qemu, other] = await Promise.all([startQemu(), startQemu()]);
+    // It ends as slowly as one with much memory.
+    replaceAt('quit', qemu, other, () => setTimeout(() => qemu.child.kill('SIGKILL'), 500));
+    expect(await save({ ...guestOf(qemu), then: 'quit' })).toMatchObject({ guestState: 'gone' });
+    expect(await stateOf(other)).toBe('running');
+  });
+});
 
 describe('a save that fails', () => {
   it('puts the guest back with no descriptor left', async () => {

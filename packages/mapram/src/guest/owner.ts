@@ -3,7 +3,7 @@ import { asMapramError, following, type GuestState, MapramError } from '../error
 import { ProcessHandle } from '../native.ts';
 import { type Guest, type GuestLink, openGuest } from './link.ts';
 import { PUT_BACK_TIMEOUT_MS } from './monitor.ts';
-import { findGuestProcess } from './process.ts';
+import { confirmGuestProcess, findGuestProcess } from './process.ts';
 import { queryStatus } from './queries.ts';
 import { isLive, type RunWatch, stopGuest } from './run-state.ts';
 
@@ -12,6 +12,8 @@ const DEATH_TIMEOUT_MS = 5_000;
 /** QEMU takes the next client when it has noticed that the last one has gone; another client may be faster than we are. */
 const RECONNECT_TIMEOUT_MS = 30_000;
 const RECONNECT_INTERVAL_MS = 50;
+/** For commands on which the guest's fate hangs. */
+const PATIENT = { timeoutMs: PUT_BACK_TIMEOUT_MS };
 /** How long QEMU is asked how its guest is, before what we know of it has to do. */
 const ASK_TIMEOUT_MS = 5_000;
 
@@ -48,11 +50,11 @@ export class GuestOwner {
   readonly #guest: Guest;
   readonly #job: OwningJob;
   #link: GuestLink;
+  #pid: number | undefined;
   #process: ProcessHandle | undefined;
   #stage: Stage = 'untouched';
   #watch: RunWatch | undefined;
-  /** Whether the guest ran when it was found. */
-  wasLive = false;
+  #wasLive = false;
   #isRunning = false;
   /** When the guest was stopped, or first written to. */
   #since: number | undefined;
@@ -87,6 +89,11 @@ export class GuestOwner {
     return this.#link;
   }
 
+  /** Whether the guest ran when it was found. */
+  get wasLive(): boolean {
+    return this.#wasLive;
+  }
+
   /** Milliseconds since the guest was stopped, or first written to. */
   get heldMs(): number {
     return this.#since === undefined ? 0 : performance.now() - this.#since;
@@ -94,7 +101,7 @@ export class GuestOwner {
 
   /** Milliseconds for which a guest that ran has stood still. */
   get pauseMs(): number {
-    if (!this.wasLive || this.#since === undefined) return 0;
+    if (!this.#wasLive || this.#since === undefined) return 0;
     return (this.#resumedAt ?? performance.now()) - this.#since;
   }
 
@@ -106,6 +113,7 @@ export class GuestOwner {
   async find(): Promise<number> {
     const pid = await findGuestProcess(this.#link, { signal: this.#job.signal });
     this.#process = ProcessHandle.open(pid);
+    this.#pid = pid;
     return pid;
   }
 
@@ -113,7 +121,7 @@ export class GuestOwner {
   async stop(): Promise<string> {
     const take = (isFoundLive: boolean): void => {
       this.#stage = 'stopped';
-      this.wasLive = isFoundLive;
+      this.#wasLive = isFoundLive;
     };
     const stopped = await stopGuest(this.#link.monitor, { signal: this.#job.signal }, { take });
     this.#watch = stopped.watch;
@@ -204,7 +212,7 @@ export class GuestOwner {
   }
 
   get #mustPutBack(): boolean {
-    return this.#stage === 'stopped' && this.wasLive;
+    return this.#stage === 'stopped' && this.#wasLive;
   }
 
   /** Nothing needs the guest while what has failed or was cancelled comes to its end. */
@@ -220,7 +228,7 @@ export class GuestOwner {
 
   /** Lets the guest run; once at a time, whoever asks. It is no matter of ours then: another client may have paused it since. */
   #resume(): Promise<void> {
-    this.#resuming ??= this.#insist('cont')
+    this.#resuming ??= this.#cont()
       .then(() => {
         this.#resumedAt = performance.now();
         this.#isRunning = true;
@@ -236,39 +244,51 @@ export class GuestOwner {
   }
 
   async #quit(): Promise<void> {
-    // A QEMU that ends closes the connection, and a monitor of the caller's says so in words of its own.
-    const failure = await this.#insist('quit').then(nothing, asMapramError);
-    const hasObeyed = failure === undefined || this.#link.isLost();
+    const isReached = !this.#link.isLost() || (await this.#isReconnected());
+    // Sent once only: a QEMU that ends closes the connection, and a monitor of the caller's says so in words of its own.
+    const failure = await this.#link.monitor.execute('quit', {}, PATIENT).then(nothing, asMapramError);
+    const hasObeyed = failure === undefined || (isReached && this.#link.isLost());
     // Whoever starts the next QEMU on the same disks finds them locked until this one has closed and ended.
     if (await this.#endsWithin(hasObeyed ? PUT_BACK_TIMEOUT_MS : DEATH_TIMEOUT_MS)) return;
     const late = new MapramError('E_QMP', 'its process has not ended');
     throw following(undefined, 'QEMU could not be ended:', failure ?? late);
   }
 
-  /** Runs a command on which the guest's fate hangs, if need be over a new connection. */
-  async #insist(command: string): Promise<void> {
-    const patient = { timeoutMs: PUT_BACK_TIMEOUT_MS };
+  /** Lets the guest run, if need be over a new connection. */
+  async #cont(): Promise<void> {
     try {
-      await this.#link.monitor.execute(command, {}, patient);
+      await this.#link.monitor.execute('cont', {}, PATIENT);
     } catch (error) {
       if (!(await this.#isReconnected())) throw error;
-      await this.#link.monitor.execute(command, {}, patient);
+      await this.#link.monitor.execute('cont', {}, PATIENT);
     }
   }
 
-  /** Whether there is a new connection in the place of one that was lost, to a QEMU that still lives. */
+  /** Whether there is a new connection in the place of one that was lost, to the same QEMU, which still lives. */
   async #isReconnected(): Promise<boolean> {
     const deadline = performance.now() + RECONNECT_TIMEOUT_MS;
     while (this.#link.isLost() && this.#process !== undefined) {
       if (this.#process.hasEnded() || performance.now() >= deadline) return false;
       const link = await openGuest(this.#guest, undefined, silenceOf(this.#job)).catch(nothing);
-      if (link !== undefined) {
+      if (link !== undefined && (await this.#isSameGuest(link))) {
         this.#link = link;
         return true;
       }
+      link?.close();
       await delay(RECONNECT_INTERVAL_MS);
     }
     return false;
+  }
+
+  /** Another QEMU may listen on the socket's path while ours still ends. */
+  async #isSameGuest(link: GuestLink): Promise<boolean> {
+    if (this.#process === undefined || this.#pid === undefined) return false;
+    const isConfirmed = await confirmGuestProcess(link, this.#pid).then(
+      () => true,
+      () => false,
+    );
+    // The number was that of our process all the while, if that has not ended by now.
+    return isConfirmed && !this.#process.hasEnded();
   }
 
   async #stateAfter(error: unknown): Promise<GuestState> {
