@@ -173,6 +173,29 @@ describe('a scratch file', () => {
     expect(existsSync(scratchFile)).toBe(false);
   });
 
+  it.each([
+    ['E_GUEST_GONE', new MapramError('E_GUEST_GONE', 'QEMU closed the QMP connection')],
+    ['E_GUEST_GONE', new Error('end of file')],
+  ])('is not blamed for a QEMU that dies over it: %s, %s', async (code, thrown) => {
+    const source = await startQemu();
+    const { image } = await save({ guest: { qmp: source.socket }, image: join(source.directory, 'image') });
+    const qemu = await startQemu('-incoming', 'defer');
+    const { monitor, scratchFile = '' } = await monitored(qemu, 'scratch file');
+    let isDead = false;
+    const dying = {
+      events: monitor.events,
+      execute: async (command: string, args?: Record<string, unknown>) => {
+        if (JSON.stringify(args)?.includes('"in"')) isDead = qemu.child.kill('SIGKILL');
+        if (isDead) throw thrown;
+        return monitor.execute(command, args);
+      },
+    };
+    await expect(restore({ guest: { monitor: dying, scratchFile }, image })).rejects.toMatchObject({
+      code,
+      guestState: 'gone',
+    });
+  });
+
   it('that QEMU cannot read is found before the first write', async () => {
     const source = await startQemu();
     const { image } = await save({ guest: { qmp: source.socket }, image: join(source.directory, 'image') });

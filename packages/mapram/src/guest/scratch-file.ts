@@ -5,6 +5,7 @@ import { following, MapramError } from '../errors.ts';
 import type { Handover } from './handover.ts';
 import type { ExecuteOptions, Monitor } from './monitor.ts';
 import { holdsFile } from './open-files.ts';
+import { queryStatus } from './queries.ts';
 
 /**
  * Passes bytes through a file that QEMU can open under the same name, for monitors that pass no descriptors. It is always QEMU that
@@ -46,9 +47,9 @@ export class ScratchFileHandover implements Handover {
     return this.#scratched(async () => {
       await this.#whileOpen({ out: this.#path }, () => this.#ours(() => this.#fill(bytes)), options);
       const files = { in: this.#path, out: this.#path, append: true };
-      await this.#whileOpen(files, async () => {}, options).catch((error: unknown) => {
+      await this.#whileOpen(files, async () => {}, options).catch(async (error: unknown) => {
         options.signal?.throwIfAborted();
-        throw following('E_PERMISSION', 'QEMU cannot read the scratch file:', error, { path: this.#path });
+        throw await this.#whyUnreadable(error);
       });
       await use(this.#path);
     });
@@ -58,6 +59,18 @@ export class ScratchFileHandover implements Handover {
     throw new MapramError('E_USAGE', 'Method qemu needs a monitor that passes descriptors', {
       field: 'method',
     });
+  }
+
+  /** A refusal is QEMU's word on the file; that of a QEMU which answers nothing else either says nothing of it. */
+  async #whyUnreadable(error: unknown): Promise<unknown> {
+    if (!(error instanceof MapramError && error.code === 'E_QMP')) return error;
+    const refused = following('E_PERMISSION', 'QEMU cannot read the scratch file:', error, {
+      path: this.#path,
+    });
+    return queryStatus(this.#monitor).then(
+      () => refused,
+      () => error,
+    );
   }
 
   /** Gives the file, which QEMU has just made, its content; nobody but QEMU's user may read it. */
