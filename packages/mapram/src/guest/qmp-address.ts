@@ -1,3 +1,4 @@
+import { existsSync } from 'node:fs';
 import { MapramError } from '../errors.ts';
 
 /** Where a QMP socket is. */
@@ -11,7 +12,7 @@ export interface QmpAddress {
 /** Bytes of a socket's name in an address that an abstract one fills to the end unless it is "tight" (unix(7)). */
 const NAME_BYTES = 107;
 const OTHER_KINDS =
-  /^(tcp|telnet|tn3270|websocket|udp|vsock|fd|stdio|pty|chardev|vc|null|mon|pipe)(:|$)|^[\w.-]+:\d+(,|$)/;
+  /^(tcp|telnet|tn3270|websocket|udp|vsock|fd|stdio|pty|chardev|vc|null|mon|pipe):|^[\w.-]+:\d+(,|$)/;
 
 /**
  * Reads what a caller names as the QMP socket: a path; `@NAME`, in the abstract namespace; or what stands behind QEMU's own
@@ -20,7 +21,8 @@ const OTHER_KINDS =
  * @throws {MapramError} E_USAGE for anything over which descriptors cannot be passed.
  */
 export function parseQmpAddress(text: string): QmpAddress {
-  if (OTHER_KINDS.test(text)) {
+  // A file may have any name, such as `vm.1:4`.
+  if (OTHER_KINDS.test(text) && !existsSync(text)) {
     throw new MapramError(
       'E_USAGE',
       `${text} is no unix socket, and over nothing else can mapram pass descriptors to QEMU: give QEMU one on this host (-qmp unix:PATH,server=on,wait=off)`,
