@@ -24,7 +24,9 @@ export class DescriptorHandover implements Handover {
     const name = `mapram-${randomUUID()}`;
     const isHeld = (): Promise<boolean> =>
       holdsFile(pid, async (path) => (await readlink(path)).startsWith(`/memfd:${name}`));
-    return withMemfd(name, (memfd) => this.#withFdSet([memfd], isHeld, options));
+    return withMemfd(name, (memfd) =>
+      this.#withFdSet([memfd], isHeld, options, PUT_BACK_TIMEOUT_MS, options.signal),
+    );
   }
 
   async receive(write: (path: string) => Promise<void>, options: ExecuteOptions = {}): Promise<Uint8Array> {
@@ -54,12 +56,16 @@ export class DescriptorHandover implements Handover {
     return this.#withFdSet(fds, use, options, GIVE_BACK_TIMEOUT_MS);
   }
 
-  /** @param patienceMs how long QEMU is given to take the set away after a failure. */
+  /**
+   * @param patienceMs how long QEMU is given to take the set away after a failure.
+   * @param hurry once it is aborted, QEMU is given little time for that in any case.
+   */
   async #withFdSet<T>(
     fds: readonly number[],
     use: (path: string) => Promise<T>,
     options: ExecuteOptions,
     patienceMs: number = PUT_BACK_TIMEOUT_MS,
+    hurry?: AbortSignal,
   ): Promise<T> {
     let id: number | undefined;
     let timeoutMs = patienceMs;
@@ -75,10 +81,23 @@ export class DescriptorHandover implements Handover {
       timeoutMs = PUT_BACK_TIMEOUT_MS;
       return result;
     } finally {
-      // A QEMU that is gone has no sets left, and no failure here may hide the reason for which we leave.
-      if (id !== undefined)
-        await this.#monitor.execute('remove-fd', { 'fdset-id': id }, { timeoutMs }).catch(() => {});
+      if (id !== undefined) await this.#removeFdSet(id, timeoutMs, hurry);
     }
+  }
+
+  async #removeFdSet(id: number, timeoutMs: number, hurry?: AbortSignal): Promise<void> {
+    const late = new AbortController();
+    let timer: NodeJS.Timeout | undefined;
+    const onHurry = (): void => {
+      timer = setTimeout(() => late.abort(), GIVE_BACK_TIMEOUT_MS);
+    };
+    if (hurry?.aborted) onHurry();
+    hurry?.addEventListener('abort', onHurry);
+    const options = { timeoutMs, signal: late.signal };
+    // A QEMU that is gone has no sets left, and no failure here may hide the reason for which we leave.
+    await this.#monitor.execute('remove-fd', { 'fdset-id': id }, options).catch(() => {});
+    hurry?.removeEventListener('abort', onHurry);
+    clearTimeout(timer);
   }
 }
 

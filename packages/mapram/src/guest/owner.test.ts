@@ -167,6 +167,25 @@ describe('a save that fails', () => {
     client.close();
   }, 20_000);
 
+  it.each([0, 500])(
+    'that is cancelled while QEMU stands still does not wait for it: after %i ms',
+    async (delayMs) => {
+      const qemu = await startQemu();
+      const controller = new AbortController();
+      const monitor = interpose(await connect(qemu), 'remove-fd', () => {
+        qemu.child.kill('SIGSTOP');
+        if (delayMs === 0) controller.abort(new Error('enough'));
+        else setTimeout(() => controller.abort(new Error('enough')), delayMs);
+      });
+      const since = performance.now();
+      const job = save({ ...guestOf(qemu), guest: { monitor }, signal: controller.signal });
+      await expect(job).rejects.toThrow('enough');
+      expect(performance.now() - since).toBeLessThan(10_000);
+      expect(job.guestState).toBe('untouched');
+    },
+    20_000,
+  );
+
   it('keeps the states of two guests apart whose saves one reason cancels', async () => {
     const [running, paused] = await Promise.all([startQemu(), startQemu('-S')]);
     const reason = Object.freeze(new MapramError('E_CANCELLED', 'enough'));
