@@ -158,13 +158,13 @@ export class GuestOwner {
 
   /** After the image was published: leaves the guest as it shall be, which is not cancelled any more, and says how it is. */
   async settle(then: 'pause' | 'resume' | 'quit'): Promise<'running' | 'paused' | 'gone'> {
-    if (then === 'pause') return 'paused';
+    if (then === 'pause') return this.#ask();
     if (then === 'quit') {
       await this.#quit();
       return 'gone';
     }
     if (this.#resumedAt === undefined) await this.#resume();
-    return 'running';
+    return this.#ask();
   }
 
   /** To be called right before QEMU itself loads anything: from then on it cannot be used for anything else. */
@@ -191,7 +191,7 @@ export class GuestOwner {
     this.#job.guestState = state;
     const complaint = state === 'paused' ? failure : undefined;
     if (isReason(error, this.#job.signal)) {
-      this.#job.notice = complaint;
+      this.#job.notice = this.#stage === 'published' ? 'the image is whole and in its place' : complaint;
       return error;
     }
     const described = this.#describe(asMapramError(error), state);
@@ -269,26 +269,29 @@ export class GuestOwner {
     const deadline = performance.now() + RECONNECT_TIMEOUT_MS;
     while (this.#link.isLost() && this.#process !== undefined) {
       if (this.#process.hasEnded() || performance.now() >= deadline) return false;
-      const link = await openGuest(this.#guest, undefined, silenceOf(this.#job)).catch(nothing);
-      if (link !== undefined && (await this.#isSameGuest(link))) {
-        this.#link = link;
+      try {
+        this.#link = await this.#openAgain(this.#process);
         return true;
+      } catch (error) {
+        // Another QEMU listens there now, and will go on to.
+        if (error instanceof MapramError && error.code === 'E_GUEST_MISMATCH') return false;
       }
-      link?.close();
       await delay(RECONNECT_INTERVAL_MS);
     }
     return false;
   }
 
-  /** Another QEMU may listen on the socket's path while ours still ends. */
-  async #isSameGuest(link: GuestLink): Promise<boolean> {
-    if (this.#process === undefined || this.#pid === undefined) return false;
-    const isConfirmed = await confirmGuestProcess(link, this.#pid).then(
-      () => true,
-      () => false,
-    );
-    // The number was that of our process all the while, if that has not ended by now.
-    return isConfirmed && !this.#process.hasEnded();
+  /** A new connection to the same QEMU: by now another one may listen there, which must not be told anything. */
+  async #openAgain(process: ProcessHandle): Promise<GuestLink> {
+    const link = await openGuest(this.#guest, undefined, silenceOf(this.#job));
+    try {
+      await confirmGuestProcess(link, this.#pid ?? 0);
+      if (process.hasEnded()) throw new MapramError('E_GUEST_GONE', "QEMU's process has ended");
+      return link;
+    } catch (error) {
+      link.close();
+      throw error;
+    }
   }
 
   async #stateAfter(error: unknown): Promise<GuestState> {

@@ -205,7 +205,8 @@ export class QmpClient implements Monitor {
 
   #dispatch(message: Message): void {
     if (typeof message['event'] === 'string') {
-      this.events.emit(message['event'], message);
+      // QEMU's names are in capitals; to Node's emitter `error` would be more than a name.
+      if (message['event'] !== 'error') this.events.emit(message['event'], message);
       return;
     }
     if ('QMP' in message) {
