@@ -93,12 +93,11 @@ impl Device {
             return Err(Error::new(ErrorKind::NoSpace, message));
         }
         if !self.wiped.load(Ordering::Relaxed) {
-            // Should it fail half-way, what the device held is not there any more either.
-            self.wiped.store(true, Ordering::Relaxed);
             self.wipe(io, file)?;
             // What it held under the image's holes is harmless, so a device that cannot discard need not. The pages that
             // were overwritten are left out: what is read where something was discarded may be anything, the old magic too.
             let _ = retry_on_intr(|| io.discard(file, RECORD_BYTES..self.bytes - RECORD_BYTES));
+            self.wiped.store(true, Ordering::Relaxed);
         }
         Ok(())
     }

@@ -199,19 +199,11 @@ impl ImageWriter {
                 file.sync_directory(self.io.as_ref())
             }
             Target::Device(device) => {
-                let Err(error) = device.write_magic(self.io.as_ref(), self.fd()) else {
-                    *phase = Phase::Published;
-                    return Ok(());
-                };
-                // The magic may be there or not. Only when it is known to be gone may the guest go on.
+                // Should it fail half-way, the magic may be there or not, and has to go again.
+                *phase = Phase::Lost;
+                device.write_magic(self.io.as_ref(), self.fd()).map_err(|error| self.at_path(error))?;
                 *phase = Phase::Published;
-                let error = self.at_path(error);
-                if device.give_up(self.io.as_ref(), self.fd()).is_ok() {
-                    *phase = Phase::Discarded;
-                    return Err(error);
-                }
-                let message = format!("{}; the device may hold the whole image all the same", error.message);
-                Err(Error { message, ..error })
+                Ok(())
             }
         }
     }

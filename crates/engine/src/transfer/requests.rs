@@ -149,7 +149,7 @@ impl<'a> Requests<'a> {
     /// A read that comes to nothing may have met the end of the file: it was checked, but somebody may have cut it since.
     fn check_not_truncated(&self, request: &Request<'_>) -> Result<()> {
         let length = file_length(request.file).map_err(|cause| self.failure(request, cause))?;
-        if request.offset + request.length as u64 <= length {
+        if length.is_none_or(|length| request.offset + request.length as u64 <= length) {
             return Ok(());
         }
         let message = "the image ends before the end of a page that its bitmap names";
@@ -189,9 +189,11 @@ impl<'a> Requests<'a> {
     }
 }
 
-/// The length of a file or device in bytes: a device's is not among its attributes. Nobody uses the file's position.
-fn file_length(file: BorrowedFd<'_>) -> io::Result<u64> {
-    Ok(rustix::fs::seek(file, rustix::fs::SeekFrom::End(0))?)
+/// The length of a regular file in bytes; `None` for a device, whose length is not among its attributes.
+fn file_length(file: BorrowedFd<'_>) -> io::Result<Option<u64>> {
+    let status = rustix::fs::fstat(file)?;
+    let is_file = rustix::fs::FileType::from_raw_mode(status.st_mode).is_file();
+    Ok(u64::try_from(status.st_size).ok().filter(|_| is_file))
 }
 
 fn is_of_memory(cause: &io::Error) -> bool {

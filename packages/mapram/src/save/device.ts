@@ -8,8 +8,8 @@ const BLKID_FOUND_NOTHING = 2;
 const PATH = `${process.env['PATH'] ?? ''}:/usr/sbin:/sbin`;
 
 /**
- * Refuses a block device that holds something, such as a file system or a partition table. What has no
- * signature is not found: a guest's raw data, say. Images are found by whoever opens the device.
+ * Refuses a block device that holds something, such as a file system or a partition table. That of which only its users know is not
+ * found: a guest's raw data, say. Images are found by whoever opens the device.
  *
  * @throws {MapramError} E_TARGET_EXISTS
  */
@@ -26,10 +26,8 @@ export async function requireBlankDevice(image: string): Promise<void> {
 function probe(device: string): Promise<string | undefined> {
   const words = ['--probe', '--output', 'export', '--', device];
   return new Promise((resolve) => {
-    execFile('blkid', words, { env: { ...process.env, PATH } }, (error, stdout, stderr) => {
-      // It exits so, too, where it cannot open or read the device, and then says why.
-      if (error?.code === BLKID_FOUND_NOTHING && stderr === '') return resolve(undefined);
-      if (stderr !== '') return resolve(`may hold anything (${stderr.trim()})`);
+    execFile('blkid', words, { env: { ...process.env, PATH } }, (error, stdout) => {
+      if (error?.code === BLKID_FOUND_NOTHING) return resolve(undefined);
       if (typeof error?.code === 'string')
         return resolve('may hold anything: blkid, of util-linux, is missing');
       const type = /^(?:PT)?TYPE=(.*)$/m.exec(stdout)?.[1];
