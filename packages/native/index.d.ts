@@ -43,7 +43,7 @@ export declare class ImageFile {
   finish(parts: Array<MetadataPart>, length: number): Job
   /** A job that gives the finished file its name. */
   publish(): Job
-  /** Whether the image has its name, which may be so though publishing has failed; true when that has ended. */
+  /** Whether the image has its name, or may have it, which may be so though publishing has failed; true when that has ended. */
   isPublished(): boolean
   /** A job that removes the partial file unless it was published; to be run when no other job runs on the file. */
   discard(): Job

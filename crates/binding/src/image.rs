@@ -192,7 +192,7 @@ impl ImageFile {
         })
     }
 
-    /// Whether the image has its name, which may be so though publishing has failed; true when that has ended.
+    /// Whether the image has its name, or may have it, which may be so though publishing has failed; true when that has ended.
     #[napi(catch_unwind)]
     pub fn is_published(&self) -> bool {
         self.published.load(Ordering::Relaxed)

@@ -198,7 +198,7 @@ export class ImageFile {
     return new Job(call(() => this.#file.publish()));
   }
 
-  /** Whether the image has its name, which may be so though publishing has failed. */
+  /** Whether the image has its name, or may have it, which may be so though publishing has failed. */
   isPublished(): boolean {
     return this.#file.isPublished();
   }

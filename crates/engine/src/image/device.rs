@@ -30,7 +30,7 @@ const PAGE: usize = 4096;
 #[derive(Debug)]
 pub(super) struct Device {
     bytes: u64,
-    /// Whether what it held has been made unreadable.
+    /// Whether making what it held unreadable has begun.
     wiped: AtomicBool,
     /// The image's first bytes, kept back until all others are durable.
     magic: Mutex<[u8; MAGIC_BYTES]>,
@@ -93,11 +93,12 @@ impl Device {
             return Err(Error::new(ErrorKind::NoSpace, message));
         }
         if !self.wiped.load(Ordering::Relaxed) {
+            // A wipe that fails half-way has touched the device too.
+            self.wiped.store(true, Ordering::Relaxed);
             self.wipe(io, file)?;
             // What it held under the image's holes is harmless, so a device that cannot discard need not. The pages that
             // were overwritten are left out: what is read where something was discarded may be anything, the old magic too.
             let _ = retry_on_intr(|| io.discard(file, RECORD_BYTES..self.bytes - RECORD_BYTES));
-            self.wiped.store(true, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -123,12 +124,17 @@ impl Device {
         if self.wiped.load(Ordering::Relaxed) { self.wipe(io, file) } else { Ok(()) }
     }
 
+    /// Overwrites the magic, durably.
+    pub(super) fn erase_magic(io: &dyn Io, file: BorrowedFd<'_>) -> Result<()> {
+        write_all(io, file, 0, &[0; MAGIC_BYTES])?;
+        sync(io, file)
+    }
+
     /// Overwrites the magic, durably, and only then the rest of the first page and the record at the end: a power cut
     /// may leave any sectors of a write, and all but the first would make an image that is not whole.
     fn wipe(&self, io: &dyn Io, file: BorrowedFd<'_>) -> Result<()> {
         let zeros = [0; PAGE];
-        write_all(io, file, 0, &zeros[..MAGIC_BYTES])?;
-        sync(io, file)?;
+        Self::erase_magic(io, file)?;
         write_all(io, file, MAGIC_BYTES as u64, &zeros[MAGIC_BYTES..])?;
         write_all(io, file, self.bytes - RECORD_BYTES, &zeros)
     }

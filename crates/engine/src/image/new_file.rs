@@ -87,10 +87,10 @@ impl NewFile {
         }
     }
 
-    /// Whether the final name leads to the file.
-    pub(super) fn has_its_name(&self, io: &dyn Io) -> bool {
+    /// Whether the final name leads to the file, or may do so: it cannot be looked at.
+    pub(super) fn may_have_its_name(&self, io: &dyn Io) -> bool {
         let found = self.place.status_of(io, &self.place.name);
-        found.is_ok_and(|status| status.map(identity) == Some(self.identity))
+        found.map_or(true, |status| status.map(identity) == Some(self.identity))
     }
 
     /// Makes the final name durable.

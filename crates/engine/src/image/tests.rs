@@ -1,5 +1,7 @@
 use super::*;
-use crate::io::{Blocking, Completion, Direction, FaultCounts, Faults, Files, Io, Queue, Request, Simulated};
+use crate::io::{
+    Blocking, Completion, Direction, FaultCounts, Faults, Files, Io, Queue, Request, Simulated, Status,
+};
 use crate::pool::Pool;
 use crate::{Error, ErrorKind, Result};
 use rustix::fs::FileType;
@@ -7,11 +9,12 @@ use rustix::io::Errno;
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use tempfile::TempDir;
 
@@ -412,7 +415,51 @@ impl Files for NoLinks {
     }
 }
 
-/// Engines that are blocking but for one file call.
+/// A file that passes for a device.
+#[derive(Debug)]
+struct FailingDevice {
+    failing: Range<usize>,
+    syncs: AtomicUsize,
+}
+
+impl Files for FailingDevice {
+    fn status(&self, file: BorrowedFd<'_>) -> rustix::io::Result<Status> {
+        Ok(Status { kind: FileType::BlockDevice, ..Blocking.status(file)? })
+    }
+
+    fn status_of(&self, path: &Path) -> rustix::io::Result<Status> {
+        Ok(Status { kind: FileType::BlockDevice, ..Blocking.status_of(path)? })
+    }
+
+    fn sync_data(&self, file: BorrowedFd<'_>) -> rustix::io::Result<()> {
+        let fails = self.failing.contains(&self.syncs.fetch_add(1, Ordering::Relaxed));
+        if fails { Err(Errno::IO) } else { Blocking.sync_data(file) }
+    }
+}
+
+/// A network file system that renames, and is not heard of again.
+#[derive(Debug, Default)]
+struct LostServer {
+    is_lost: AtomicBool,
+}
+
+impl Files for LostServer {
+    fn rename_new(&self, directory: BorrowedFd<'_>, from: &OsStr, to: &OsStr) -> rustix::io::Result<()> {
+        Blocking.rename_new(directory, from, to)?;
+        self.is_lost.store(true, Ordering::Relaxed);
+        Err(Errno::IO)
+    }
+
+    fn status_at(&self, directory: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<Status> {
+        if self.is_lost.load(Ordering::Relaxed) {
+            Err(Errno::IO)
+        } else {
+            Blocking.status_at(directory, name)
+        }
+    }
+}
+
+/// Engines that are blocking but for some file calls.
 macro_rules! blocking_io {
     ($($engine:ident)*) => {$(
         impl Io for $engine {
@@ -427,7 +474,7 @@ macro_rules! blocking_io {
     )*};
 }
 
-blocking_io!(FailingSync OldFileSystem NoLinks);
+blocking_io!(FailingSync OldFileSystem NoLinks FailingDevice LostServer);
 
 /// A whole life with faults; what is left is looked at by [`check_remains`].
 fn live(io: &Arc<Simulated>, directory: &TempDir, force: bool) -> Result<()> {
@@ -491,6 +538,60 @@ fn each_call_may_fail_and_nothing_half_done_is_left() {
             assert!(call >= 14, "only {call} calls make a life");
         }
     }
+}
+
+/// A device full of something, on which the syncs with these numbers fail.
+fn on_device(directory: &TempDir, failing: Range<usize>) -> ImageWriter {
+    let path = directory.path().join("image");
+    fs::write(&path, vec![0x33; 16 * 4096]).unwrap();
+    let io = Arc::new(FailingDevice { failing, syncs: AtomicUsize::new(0) });
+    ImageWriter::create(io, &path, true, false).unwrap()
+}
+
+fn start_of_image(directory: &TempDir) -> Vec<u8> {
+    fs::read(directory.path().join("image")).unwrap()[..8].to_vec()
+}
+
+/// Number of the sync with which an image on a device is published; the first is that of what was there.
+const PUBLISHING_SYNC: usize = 2;
+
+#[test]
+fn publishing_on_a_device_that_failed_is_undone_at_once() {
+    let directory = directory();
+    let image = on_device(&directory, PUBLISHING_SYNC..PUBLISHING_SYNC + 1);
+    write(&image).unwrap();
+    assert_eq!(image.publish().unwrap_err().kind, ErrorKind::Io);
+    assert_eq!(start_of_image(&directory), [0; 8]);
+    assert!(!image.is_published());
+}
+
+#[test]
+fn publishing_on_a_device_that_cannot_be_undone_counts_as_done() {
+    let directory = directory();
+    let image = on_device(&directory, PUBLISHING_SYNC..usize::MAX);
+    write(&image).unwrap();
+    let error = image.publish().unwrap_err();
+    assert!(image.is_published());
+    assert!(error.message.contains("may hold the whole image") && error.path.is_some(), "{error:?}");
+}
+
+#[test]
+fn a_device_whose_wipe_failed_is_wiped_when_it_is_given_up() {
+    let directory = directory();
+    let image = on_device(&directory, 0..1);
+    image.set_length(8192).unwrap_err();
+    image.discard().unwrap();
+    assert_eq!(fs::read(directory.path().join("image")).unwrap()[..4096], [0; 4096]);
+}
+
+#[test]
+fn an_image_whose_name_cannot_be_looked_at_counts_as_published() {
+    let directory = directory();
+    let path = directory.path().join("image");
+    let image = ImageWriter::create(Arc::new(LostServer::default()), &path, false, false).unwrap();
+    write(&image).unwrap();
+    assert_eq!(image.publish().unwrap_err().kind, ErrorKind::Io);
+    assert!(path.exists() && image.is_published());
 }
 
 #[test]

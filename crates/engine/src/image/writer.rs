@@ -51,6 +51,8 @@ enum Phase {
     Lost,
     /// It is what a reader finds under the path.
     Published,
+    /// Publishing it on a device failed half-way and could not be undone: a reader finds the whole image or nothing.
+    PerhapsPublished,
     /// Nothing is left of it that a reader could take for an image.
     Discarded,
 }
@@ -199,24 +201,37 @@ impl ImageWriter {
                 file.sync_directory(self.io.as_ref())
             }
             Target::Device(device) => {
-                // Should it fail half-way, the magic may be there or not, and has to go again.
-                *phase = Phase::Lost;
-                device.write_magic(self.io.as_ref(), self.fd()).map_err(|error| self.at_path(error))?;
-                *phase = Phase::Published;
-                Ok(())
+                let outcome = device.write_magic(self.io.as_ref(), self.fd());
+                *phase = match &outcome {
+                    Ok(()) => Phase::Published,
+                    // The magic may be there or not, and has to go before anybody is told that there is no image.
+                    Err(_) if Device::erase_magic(self.io.as_ref(), self.fd()).is_ok() => Phase::Lost,
+                    Err(_) => Phase::PerhapsPublished,
+                };
+                outcome.map_err(|error| self.at_path(self.unfinished(error, *phase)))
             }
         }
     }
 
+    /// `error` of publishing on a device, with what that leaves there.
+    fn unfinished(&self, mut error: Error, phase: Phase) -> Error {
+        if phase == Phase::PerhapsPublished {
+            let path = self.path.display();
+            error.message +=
+                &format!("; {path} may hold the whole image, for its first bytes could not be erased again");
+        }
+        error
+    }
+
     /// Gives the image up: removes the file and gives its space back, or leaves the device without anything that looks
-    /// like an image. Does nothing after it was published or discarded, and leaves a partial file alone that is not
+    /// like an image. Does nothing after it was, or may have been, published, or was discarded, and leaves a partial file alone that is not
     /// ours.
     ///
     /// # Errors
     /// The errno of a call; the partial file is still there then.
     pub fn discard(&self) -> Result<()> {
         let mut phase = self.phase();
-        if matches!(*phase, Phase::Published | Phase::Discarded) {
+        if matches!(*phase, Phase::Published | Phase::PerhapsPublished | Phase::Discarded) {
             return Ok(());
         }
         match &self.target {
@@ -229,13 +244,13 @@ impl ImageWriter {
         Ok(())
     }
 
-    /// Whether a reader finds the image under its path, which may be so though publishing has failed.
+    /// Whether a reader finds the image under its path, or may find it: so it can be though publishing has failed.
     #[must_use]
     pub fn is_published(&self) -> bool {
         match &self.target {
             // Renaming may have failed with a word and worked all the same, as over a network.
-            Target::NewFile(file) => file.has_its_name(self.io.as_ref()),
-            Target::Device(_) => *self.phase() == Phase::Published,
+            Target::NewFile(file) => file.may_have_its_name(self.io.as_ref()),
+            Target::Device(_) => matches!(*self.phase(), Phase::Published | Phase::PerhapsPublished),
         }
     }
 

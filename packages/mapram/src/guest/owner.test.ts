@@ -225,7 +225,7 @@ describe('a save whose image is published', () => {
     await expect(save(guestOf(qemu))).rejects.toMatchObject({
       code: 'E_IO',
       guestState: 'paused',
-      message: 'The image is whole and in its place, but syncing the directory failed',
+      message: 'The image is whole and may be in its place, but syncing the directory failed',
     });
     expect(await stateOf(qemu)).toBe('paused');
   });

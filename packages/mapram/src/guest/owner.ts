@@ -37,10 +37,19 @@ export interface OwningJob {
 
 /**
  * How far the job with the guest is, which decides what a failure leaves behind: `untouched`; a save has it `stopped`, `resumed`
- * (and left to whoever pauses it then), is `publishing` its image, or has `published` it; a restore has `begun` to write into it,
+ * (and left to whoever pauses it then), is `publishing` its image,
+ * has `perhapsPublished` it, or has `published` it; a restore has `begun` to write into it,
  * or `restored` it.
  */
-type Stage = 'untouched' | 'stopped' | 'resumed' | 'publishing' | 'published' | 'begun' | 'restored';
+type Stage =
+  | 'untouched'
+  | 'stopped'
+  | 'resumed'
+  | 'publishing'
+  | 'perhapsPublished'
+  | 'published'
+  | 'begun'
+  | 'restored';
 
 /**
  * A guest in the hands of one job, from before anything happens to it until it is left: as it was found, or as the job was told.
@@ -142,7 +151,7 @@ export class GuestOwner {
   /**
    * Gives the image its name by `publish`. Until it is known what came of that, the guest is left as it is.
    *
-   * @param isPublished whether the image has its name though `publish` has failed.
+   * @param isPublished whether the image has its name, or may have it, though `publish` has failed.
    */
   async publish(publish: () => Promise<unknown>, isPublished: () => boolean): Promise<void> {
     const before = this.#stage;
@@ -150,7 +159,7 @@ export class GuestOwner {
     try {
       await publish();
     } catch (error) {
-      this.#stage = isPublished() ? 'published' : before;
+      this.#stage = isPublished() ? 'perhapsPublished' : before;
       throw error;
     }
     this.#stage = 'published';
@@ -337,6 +346,8 @@ export class GuestOwner {
       }
       case 'restored':
         return following(undefined, 'The guest is restored in full, but', error);
+      case 'perhapsPublished':
+        return following(undefined, 'The image is whole and may be in its place, but', error);
       case 'published':
         return following(undefined, 'The image is whole and in its place, but', error);
       default:
