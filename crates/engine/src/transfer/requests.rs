@@ -4,6 +4,8 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
 
+use rustix::fs::{FileType, SeekFrom};
+
 use super::{Control, to_usize};
 use crate::io::{self as engines, Completion, Direction, Queue};
 use crate::{Error, ErrorKind, PAGE_BYTES, Result};
@@ -148,11 +150,11 @@ impl<'a> Requests<'a> {
 
     /// A read that comes to nothing may have met the end of the file: it was checked, but somebody may have cut it since.
     fn check_not_truncated(&self, request: &Request<'_>) -> Result<()> {
-        let length = file_length(request.file).map_err(|cause| self.failure(request, cause))?;
-        if length.is_none_or(|length| request.offset + request.length as u64 <= length) {
+        let (length, what) = length_of(request.file).map_err(|cause| self.failure(request, cause))?;
+        if request.offset + request.length as u64 <= length {
             return Ok(());
         }
-        let message = "the image ends before the end of a page that its bitmap names";
+        let message = format!("the {what} ends before the end of a page that the image's bitmap names");
         Err(Error::new(ErrorKind::ImageInvalid, message).at_offset(request.offset).at_path(self.path))
     }
 
@@ -189,11 +191,10 @@ impl<'a> Requests<'a> {
     }
 }
 
-/// The length of a regular file in bytes; `None` for a device, whose length is not among its attributes.
-fn file_length(file: BorrowedFd<'_>) -> io::Result<Option<u64>> {
-    let status = rustix::fs::fstat(file)?;
-    let is_file = rustix::fs::FileType::from_raw_mode(status.st_mode).is_file();
-    Ok(u64::try_from(status.st_size).ok().filter(|_| is_file))
+/// The length of a file or a device in bytes, and which of them it is. A device's length is not among its attributes.
+fn length_of(file: BorrowedFd<'_>) -> io::Result<(u64, &'static str)> {
+    let is_file = FileType::from_raw_mode(rustix::fs::fstat(file)?.st_mode).is_file();
+    Ok((rustix::fs::seek(file, SeekFrom::End(0))?, if is_file { "file" } else { "device" }))
 }
 
 fn is_of_memory(cause: &io::Error) -> bool {
