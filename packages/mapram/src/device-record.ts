@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto';
-import type { EncodedImage, ImagePart } from './image/index.ts';
+import { type EncodedImage, type ImagePart, MAX_DEVICE_STATE_BYTES } from './image/index.ts';
 
 // On a block device an image does not end where the file ends. Its length stands in a record in the device's last page, bound to
 // the image by a hash, so that the record of an earlier image is not taken for this one's (docs/format.md).
@@ -55,7 +55,7 @@ export function decodeRecord(record: Uint8Array, deviceBytes: number): DeviceRec
   if (!hasMagic || view.getUint32(8) !== VERSION) return undefined;
   const end = Number(view.getBigUint64(16));
   const tailBytes = Number(view.getBigUint64(32));
-  if (end > deviceBytes - RECORD_BYTES || tailBytes > end) return undefined;
+  if (end > deviceBytes - RECORD_BYTES || tailBytes > Math.min(end, MAX_DEVICE_STATE_BYTES)) return undefined;
   const hash = record.subarray(FIELDS_BYTES, FIELDS_BYTES + HASH_BYTES);
   return { end, tailBytes, fields: record.subarray(0, FIELDS_BYTES), hash };
 }
