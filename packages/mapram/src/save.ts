@@ -44,7 +44,8 @@ async function saveGuest(settings: GuestSave, how: Transfer, job: JobContext): P
     await requireSavable(owner.link, job.commandOptions);
     const pid = await owner.find();
     // A target that cannot be written is refused before the guest is stopped.
-    file = await createFile(settings, how);
+    file = await ImageFile.create(settings.image, settings.force, how.direct, how.engine);
+    if (!settings.force) await requireBlankDevice(settings.image);
     return await saveTo(file, { settings, how, job, owner, pid });
   } catch (error) {
     throw await owner.explain(error);
@@ -123,7 +124,8 @@ async function saveMemory(settings: MemorySave, how: Transfer, job: JobContext):
   let file: ImageFile | undefined;
   try {
     const since = performance.now();
-    file = await createFile(settings, how);
+    file = await ImageFile.create(image, settings.force, how.direct, how.engine);
+    if (!settings.force) await requireBlankDevice(image);
     await requireSpace({ image, file, machine }, { blocks, memory }, how, job);
     const pages = await writePages(file, machine, { blocks, memory }, how, job);
     await finishImage(file, pages, deviceState, job);
@@ -134,14 +136,6 @@ async function saveMemory(settings: MemorySave, how: Transfer, job: JobContext):
     memory.close();
     if (file !== undefined) await job.tidyUp(file.discard());
   }
-}
-
-async function createFile(
-  { image, force }: { image: string; force: boolean },
-  how: Transfer,
-): Promise<ImageFile> {
-  if (!force) await requireBlankDevice(image);
-  return ImageFile.create(image, force, how.direct, how.engine);
 }
 
 const READ = { writable: false };

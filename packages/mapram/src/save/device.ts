@@ -2,14 +2,15 @@ import { execFile } from 'node:child_process';
 import { stat } from 'node:fs/promises';
 import { MapramError } from '../errors.ts';
 
-/** What blkid(8) exits with where it finds nothing that it knows. */
+/** What blkid(8) exits with where it finds nothing that it knows; and where it cannot look, which it then says. */
 const BLKID_FOUND_NOTHING = 2;
 /** blkid is among root's programs, which are not on every user's PATH. */
 const PATH = `${process.env['PATH'] ?? ''}:/usr/sbin:/sbin`;
 
 /**
  * Refuses a block device that holds something, such as a file system or a partition table. That of which only its users know is not
- * found: a guest's raw data, say. Images are found by whoever opens the device.
+ * found: a guest's raw data, say. Images are found by whoever opens the device; to be called when it is open, so that nothing gets
+ * there meanwhile and a device that may not be opened is called just that.
  *
  * @throws {MapramError} E_TARGET_EXISTS
  */
@@ -26,12 +27,16 @@ export async function requireBlankDevice(image: string): Promise<void> {
 function probe(device: string): Promise<string | undefined> {
   const words = ['--probe', '--output', 'export', '--', device];
   return new Promise((resolve) => {
-    execFile('blkid', words, { env: { ...process.env, PATH } }, (error, stdout) => {
-      if (error?.code === BLKID_FOUND_NOTHING) return resolve(undefined);
+    execFile('blkid', words, { env: { ...process.env, PATH } }, (error, stdout, stderr) => {
+      if (error?.code === BLKID_FOUND_NOTHING && stderr === '') return resolve(undefined);
       if (typeof error?.code === 'string')
-        return resolve('may hold anything: blkid, of util-linux, is missing');
+        return resolve(`may hold anything: blkid, of util-linux, cannot be run (${error.code})`);
       const type = /^(?:PT)?TYPE=(.*)$/m.exec(stdout)?.[1];
-      resolve(type === undefined ? 'holds something that blkid cannot name' : `holds something: ${type}`);
+      if (type !== undefined) return resolve(`holds something: ${type}`);
+      const complaint = stderr.trim();
+      resolve(
+        complaint === '' ? 'holds something that blkid cannot name' : `may hold anything: ${complaint}`,
+      );
     });
   });
 }
