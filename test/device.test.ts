@@ -3,14 +3,18 @@ import {
   closeSync,
   existsSync,
   mkdirSync,
+  mkdtempSync,
   openSync,
+  readFileSync,
   readlinkSync,
   readSync,
+  rmSync,
   statSync,
   symlinkSync,
   writeFileSync,
   writeSync,
 } from 'node:fs';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { beforeEach, describe, expect, test } from 'vitest';
@@ -99,6 +103,23 @@ describe('an image on a block device', () => {
     await expectSameRam(source, await imageOn(device, cleanup));
   });
 
+  test('that has neither a description nor a record is refused with what is missing', async () => {
+    const cleanup = testCleanup();
+    const source = await pausedGuest(cleanup);
+    const device = loopDevice(cleanup, ROOMY);
+    const file = join(diskDirectory(cleanup), 'image');
+    await succeed(save(source, file));
+    const bytes = readFileSync(file);
+    // The description begins behind EOF, its section type and its length.
+    const description = bytes.lastIndexOf('{"configuration"');
+    expect(description).toBeGreaterThan(0);
+    writeFileSync(file, bytes.subarray(0, description - 5));
+    await succeed(['inspect', file]);
+    execFileSync('dd', [`if=${file}`, `of=${device}`, 'bs=1M', 'conv=notrunc', 'status=none']);
+    const failure = await failWith(3, 'E_IMAGE_INVALID', ['inspect', device]);
+    expect(failure).toMatchObject({ error: { message: expect.stringContaining('VMDESC') } });
+  });
+
   test('whose end could be one that a guest planted is refused', async () => {
     const cleanup = testCleanup();
     const source = await pausedGuest(cleanup);
@@ -143,6 +164,27 @@ describe('a device is refused, and what it holds is left alone', () => {
       expect(failure).toMatchObject({ guestState: 'untouched', error: { path: device } });
       expect(content(device).equals(before)).toBe(true);
     }
+  });
+
+  test('that blkid cannot look at, without --force', async () => {
+    const cleanup = testCleanup();
+    const source = await pausedGuest(cleanup);
+    const device = loopDevice(cleanup, ROOMY);
+    execFileSync('mkfs.ext4', ['-q', '-F', device]);
+    const before = content(device);
+    // The real blkid, but of a user who may not open the device.
+    const blkid = execFileSync('sh', ['-c', 'PATH="$PATH:/usr/sbin:/sbin" command -v blkid'], {
+      encoding: 'utf8',
+    });
+    const programs = mkdtempSync(join(tmpdir(), 'mapram-'));
+    cleanup.add(() => rmSync(programs, { recursive: true }));
+    const script = `#!/bin/sh\nexec setpriv --reuid 65534 --clear-groups ${blkid.trim()} "$@"\n`;
+    writeFileSync(join(programs, 'blkid'), script, { mode: 0o755 });
+    const env = { PATH: `${programs}:${process.env['PATH']}` };
+    const refused = await run([...save(source, '--json', device)], { env });
+    const reason = expect.stringMatching(/may hold anything: .*Permission denied/);
+    expect(JSON.parse(refused.stdout)).toMatchObject({ error: { code: 'E_TARGET_EXISTS', message: reason } });
+    expect(content(device).equals(before)).toBe(true);
   });
 
   test('that is mounted, or the disk of a guest, --force or not', async () => {

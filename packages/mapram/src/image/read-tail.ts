@@ -102,7 +102,12 @@ function* readToFirstEnd(cursor: Cursor, start: number): Reading<Tail> {
 function* readToOnlyEnd(cursor: Cursor, start: number): Reading<Tail> {
   const bytes = yield* cursor.readAt(start, Math.min(cursor.fileLength - start, MAX_DEVICE_STATE_BYTES));
   const [eof, another] = findEnds(bytes);
-  if (eof === undefined) throw noEnd(cursor.fileLength);
+  if (eof === undefined) {
+    const message =
+      'The image on this device has no end that can be found: its device state is not followed by EOF and a whole ' +
+      'description (VMDESC), and there is no record of its length in the last page of the device';
+    throw invalid(message, start, 'device state');
+  }
   if (another !== undefined) {
     const message =
       'The device holds more than one possible end of the image, perhaps that of an earlier one: ' +
