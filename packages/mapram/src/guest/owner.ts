@@ -38,8 +38,7 @@ export interface OwningJob {
 /**
  * How far the job with the guest is, which decides what a failure leaves behind: `untouched`; a save has it `stopped`, `resumed`
  * (and left to whoever pauses it then), is `publishing` its image,
- * has `perhapsPublished` it, or has `published` it; a restore has `begun` to write into it,
- * or `restored` it.
+ * has `perhapsPublished` it, or has `published` it; a restore has `begun` to write into it, or `restored` it.
  */
 type Stage =
   | 'untouched'
@@ -200,7 +199,10 @@ export class GuestOwner {
     this.#job.guestState = state;
     const complaint = state === 'paused' ? failure : undefined;
     if (isReason(error, this.#job.signal)) {
-      this.#job.notice = this.#stage === 'published' ? 'the image is whole and in its place' : complaint;
+      if (this.#stage === 'published') this.#job.notice = 'the image is whole and in its place';
+      else if (this.#stage === 'perhapsPublished')
+        this.#job.notice = 'the image is whole and may be in its place';
+      else this.#job.notice = complaint;
       return error;
     }
     const described = this.#describe(asMapramError(error), state);
