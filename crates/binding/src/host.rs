@@ -5,10 +5,10 @@ use std::path::Path;
 
 use mapram_engine::Result;
 use mapram_engine::io;
+use mapram_engine::memory::Pidfd;
 use mapram_engine::transfer::{JOINED_ZERO_PAGES, Options};
 use mapram_host::descriptor;
 use mapram_host::files;
-use mapram_host::process;
 use mapram_host::unix_connection;
 use napi::Env;
 use napi::bindgen_prelude::{Object, Uint8Array};
@@ -65,7 +65,7 @@ impl UnixConnection {
 /// A process that stays known whatever becomes of its number.
 #[napi]
 pub struct ProcessHandle {
-    process: Option<process::ProcessHandle>,
+    process: Option<Pidfd>,
 }
 
 #[napi]
@@ -73,13 +73,13 @@ impl ProcessHandle {
     /// The process that has the number `pid` now.
     #[napi(factory, catch_unwind)]
     pub fn open(env: &Env, pid: i32) -> napi::Result<Self> {
-        or_throw(env, process::ProcessHandle::open(pid)).map(|process| Self { process: Some(process) })
+        or_throw(env, Pidfd::open(pid)).map(|process| Self { process: Some(process) })
     }
 
     /// Whether it has ended; false once the handle is closed, for then nothing is known.
     #[napi(catch_unwind)]
     pub fn has_ended(&self) -> bool {
-        self.process.as_ref().is_some_and(process::ProcessHandle::has_ended)
+        self.process.as_ref().is_some_and(Pidfd::has_ended)
     }
 
     /// Closes the descriptor.

@@ -17,4 +17,12 @@ pub use error::{Error, ErrorKind, Result};
 pub use page_size::check_page_size;
 
 /// Bytes in a page, the guest's and the host's ([`check_page_size`]); the image format stores one bitmap bit for each.
-pub const PAGE_BYTES: u64 = 4096;
+pub const PAGE_BYTES: u64 = PAGE as u64;
+
+/// The same for lengths in memory.
+pub(crate) const PAGE: usize = 4096;
+
+/// Lengths in memory that the kernel or a check has shown to be possible always fit.
+pub(crate) fn to_usize(value: u64) -> usize {
+    usize::try_from(value).unwrap_or(usize::MAX)
+}

@@ -5,9 +5,8 @@ use std::ptr;
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, PAGE, Result};
 
-const PAGE: usize = 4096;
 const HUGE_PAGE: usize = 2 << 20;
 
 /// Page-aligned memory for I/O, in huge pages where the host has them: fewer segments for each request.

@@ -1,10 +1,7 @@
 //! Finding zero pages in memory that was already read.
 
-use crate::PAGE_BYTES;
+use crate::PAGE;
 use crate::bitmap::PageRun;
-
-const PAGE: usize = 4096;
-const _: () = assert!(PAGE as u64 == PAGE_BYTES);
 
 /// Bytes that are combined before the scan looks whether to stop: four cache lines.
 const STRIDE: usize = 256;

@@ -5,5 +5,4 @@ pub mod descriptor;
 pub mod files;
 pub mod guest_memory;
 pub mod maps;
-pub mod process;
 pub mod unix_connection;

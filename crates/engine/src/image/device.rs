@@ -15,16 +15,15 @@ use rustix::io::{Errno, retry_on_intr};
 
 use super::writer::write_all;
 use crate::io::Io;
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, PAGE, PAGE_BYTES, Result};
 
 /// Magic and version at the start of a migration stream (docs/format.md): less than a sector, so that no crash tears them.
 const MAGIC_BYTES: usize = 8;
 /// What QEMU's migration streams begin with (QEMU_VM_FILE_MAGIC in migration/qemu-file-types.h).
 const MAGIC: &[u8] = b"QEVM";
-/// Bytes at the device's end that are kept for the record of the image's length (docs/format.md).
-const RECORD_BYTES: u64 = PAGE as u64;
-/// A page, which no device has longer sectors than.
-const PAGE: usize = 4096;
+/// Bytes at the device's end that are kept for the record of the image's length (docs/format.md): a page, which no device has
+/// longer sectors than.
+const RECORD_BYTES: u64 = PAGE_BYTES;
 
 /// A block device that is ours alone.
 #[derive(Debug)]

@@ -10,6 +10,7 @@ mod file_system;
 mod hugetlb;
 mod own_pages;
 mod pagemap;
+mod pidfd;
 mod process;
 mod region;
 mod segment;
@@ -23,6 +24,7 @@ use std::sync::OnceLock;
 use crate::{Error, ErrorKind, Result};
 pub use file_system::FileSystem;
 pub use own_pages::{Copying, OwnPages, PagesAt};
+pub use pidfd::Pidfd;
 pub use process::Process;
 use region::Way;
 pub use region::{Backing, FileRange, ProcessRange, Region};
@@ -202,8 +204,8 @@ impl Memory {
     /// Writes `pieces` of a block from `buffer`; all of them or an error.
     ///
     /// # Errors
-    /// `Usage` if a piece is not part of the block or lies in memory that is mapped for reading only, `NoSpace` where a file system or the host's huge pages run out,
-    /// `GuestGone`, or whatever the kernel said.
+    /// `Usage` if a piece is not part of the block or lies in memory that is mapped for reading only, `NoSpace` where a file
+    /// system or the host's huge pages run out, `GuestGone`, or whatever the kernel said.
     ///
     /// # Safety
     /// Every piece's part of `buffer` must be valid for reads, and nobody may write to it meanwhile.

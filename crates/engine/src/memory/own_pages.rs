@@ -5,9 +5,9 @@ use std::ops::Range;
 use rustix::io::{Errno, retry_on_intr};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
-use super::{Backing, FileRange, Memory, Process, Region};
+use super::{Backing, Extent, FileRange, Memory, Process, Region};
 use super::{bus_error, hugetlb, pagemap};
-use crate::{Error, ErrorKind, PAGE_BYTES, Result};
+use crate::{Error, ErrorKind, PAGE_BYTES, Result, to_usize};
 
 /// Whether a transfer copies guest memory through its buffers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -44,7 +44,7 @@ impl<'a> OwnPages<'a> {
         memory: &'a Memory,
         copying: Copying,
         takes_small_pages: bool,
-        data: impl Fn(usize) -> &'d [super::Extent],
+        data: impl Fn(usize) -> &'d [Extent],
     ) -> Result<Self> {
         let none = Self { memory, mappings: Vec::new() };
         if copying == Copying::Always || !can_populate() {
@@ -104,7 +104,7 @@ impl PagesAt<'_> {
     ///
     /// # Errors
     /// `Io` for a page that is damaged or was taken away; whatever `look` has found is wrong then.
-    pub fn look<T>(&self, extents: &[super::Extent], look: impl FnOnce() -> T) -> Result<T> {
+    pub fn look<T>(&self, extents: &[Extent], look: impl FnOnce() -> T) -> Result<T> {
         for extent in extents {
             let start = self.within + (extent.offset - self.start);
             self.mapping.populate(start..start + extent.length)?;
@@ -207,7 +207,7 @@ impl Drop for ReadMapping {
 }
 
 /// Places of a region that hold data, from its start: evenly spread over the extents that are large enough for a huge page.
-fn samples(region: &Region, data: &[super::Extent]) -> Vec<Range<u64>> {
+fn samples(region: &Region, data: &[Extent]) -> Vec<Range<u64>> {
     let end = region.offset + region.length;
     let large = data.iter().filter_map(|extent| {
         let start = extent.offset.max(region.offset).next_multiple_of(SAMPLE_BYTES);
@@ -246,14 +246,9 @@ fn can_populate() -> bool {
     unsafe { madvise(std::ptr::null_mut(), 0, Advice::LinuxPopulateRead) }.is_ok()
 }
 
-fn to_usize(value: u64) -> usize {
-    usize::try_from(value).unwrap_or(usize::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::Extent;
     use std::fs::File;
     use std::os::unix::fs::{FileExt, MetadataExt};
     use std::sync::Arc;

@@ -2,14 +2,12 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::OnceLock;
 
 use rustix::io::{Errno, pread, pwrite, retry_on_intr};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::thread::{CapabilitySet, capabilities};
 
-use super::Segment;
+use super::{Pidfd, Segment};
 use crate::{Error, ErrorKind, Result};
 
 /// Most pieces that one process_vm_readv or process_vm_writev takes (UIO_MAXIOV).
@@ -29,8 +27,8 @@ const MAX_PIECES: usize = 1024;
 /// others until that call, which then fails, is over.
 #[derive(Debug)]
 pub struct Process {
-    pid: Pid,
-    pidfd: OwnedFd,
+    pid: i32,
+    pidfd: Pidfd,
     /// Reads as empty once the memory that the process had when it was opened is gone.
     pagemap: File,
     /// /proc/PID/mem, opened when it is first needed: that takes more rights than the rest.
@@ -51,20 +49,15 @@ impl Process {
     /// lacks pidfds or /proc/PID/pagemap.
     pub fn open(pid: i32) -> Result<Self> {
         let gone = || Error::new(ErrorKind::GuestGone, format!("there is no process {pid}"));
-        let number = Some(pid).filter(|pid| *pid > 0).and_then(Pid::from_raw).ok_or_else(gone)?;
-        let pidfd = pidfd_open(number, PidfdFlags::empty()).map_err(|errno| match errno {
-            // A thread's number is EINVAL or, since Linux 6.9, ENOENT.
-            Errno::SRCH | Errno::INVAL | Errno::NOENT => gone(),
-            errno => Error::os(format!("opening a pidfd of process {pid} failed"), errno),
-        })?;
+        let pidfd = Pidfd::open(pid)?;
         match number_in_proc(&pidfd)? {
             Some(found) if found == pid => {}
             // So the kernel says that it has ended.
             Some(-1) => return Err(gone()),
             _ => return Err(foreign_proc()),
         }
-        let pagemap = open_pagemap(pid).map_err(|error| if has_exited(&pidfd) { gone() } else { error })?;
-        let process = Self { pid: number, pidfd, pagemap, memory: OnceLock::new() };
+        let pagemap = open_pagemap(pid).map_err(|error| if pidfd.has_ended() { gone() } else { error })?;
+        let process = Self { pid, pidfd, pagemap, memory: OnceLock::new() };
         // If it lives now, the number was its own when the files were opened.
         process.check_alive()?;
         Ok(process)
@@ -73,7 +66,7 @@ impl Process {
     /// The process's number.
     #[must_use]
     pub fn pid(&self) -> i32 {
-        self.pid.as_raw_nonzero().get()
+        self.pid
     }
 
     /// Whether the process still lives and has the memory that it had when it was opened.
@@ -82,7 +75,7 @@ impl Process {
     /// `GuestGone` if it has ended or executed another program, or whatever the kernel said.
     pub fn check_alive(&self) -> Result<()> {
         // The pidfd also tells of an end after which something else still keeps the memory.
-        if has_exited(&self.pidfd) {
+        if self.pidfd.has_ended() {
             return Err(self.gone());
         }
         let mut entry = [0; 8];
@@ -316,9 +309,9 @@ fn advance(segments: &mut [Segment], mut next: usize, mut moved: usize) -> usize
 
 /// The number that the process has in the pid namespace of /proc: /proc was perhaps mounted in another one than ours, and
 /// then the same number leads to another process there. `None` if nothing of that namespace is told here.
-fn number_in_proc(pidfd: &OwnedFd) -> Result<Option<i32>> {
+fn number_in_proc(pidfd: &Pidfd) -> Result<Option<i32>> {
     let failure = |cause| Error::os("asking /proc for the number of a process failed", cause);
-    match std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())) {
+    match std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.number())) {
         Ok(text) => {
             let number = text.lines().find_map(|line| line.strip_prefix("Pid:"));
             Ok(number.and_then(|number| number.trim().parse().ok()))
@@ -333,14 +326,6 @@ fn foreign_proc() -> Error {
     let message =
         "/proc is of another pid namespace than mapram, so that no process can be told by it: mount one here";
     Error::new(ErrorKind::HostUnsupported, message).at_path("/proc")
-}
-
-/// A pidfd is readable once its process has ended.
-fn has_exited(pidfd: &OwnedFd) -> bool {
-    let mut poll = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    // SAFETY: one initialised pollfd is passed, and a timeout of 0 does not wait.
-    let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
-    ready > 0 && poll.revents & libc::POLLIN != 0
 }
 
 /// The error of the libc call that has just failed.
@@ -424,7 +409,7 @@ mod tests {
             write(&guest, shell.stack(), read(&guest, shell.stack()).unwrap()).unwrap();
 
             shell.execute();
-            assert!(!has_exited(&guest.pidfd));
+            assert!(!guest.pidfd.has_ended());
             let gone = |result: Result<()>| assert_eq!(result.unwrap_err().kind, ErrorKind::GuestGone);
             let (program, stack) = (Process::open(shell.pid()).unwrap(), shell.stack());
             let before = read(&program, stack).unwrap();

@@ -15,9 +15,9 @@ use crate::{PAGE_BYTES, Result};
 /// Most bytes that are looked at in one go.
 const MAX_CHUNK_BYTES: u64 = 1 << 20;
 
-/// Makes every page whose bit is clear read zero, whatever the memory held before, unless it is mapped for reading only;
-/// returns the bytes that held something else. Pages that are zero already are left alone: whoever set them aside wants them there, and holes
-/// are to stay holes. Memory that is mapped for reading only is left alone too.
+/// Makes every page whose bit is clear read zero, whatever the memory held before; returns the bytes that held something
+/// else. Pages that are zero already are left alone: whoever set them aside wants them there, and holes are to stay holes.
+/// So is memory that is mapped for reading only.
 ///
 /// # Errors
 /// `Usage` if the bitmaps are not those of the blocks, `Cancelled`, or whatever the memory said.

@@ -149,14 +149,8 @@ unsafe impl Stage for Compare<'_> {
         let image = self.job.image;
         let stored: Vec<PageRun> = self.runs(chunk, true).collect();
         requests.extend(join(&stored).into_iter().map(|run| {
-            let offset = run.first * PAGE_BYTES;
-            Request {
-                file: image.fd(),
-                direction: Direction::Read,
-                offset: image.areas().file_offset(chunk.block, offset),
-                buffer: buffer.wrapping_add(to_usize(offset - chunk.offset)),
-                length: to_usize(run.count * PAGE_BYTES),
-            }
+            let buffer = buffer.wrapping_add(to_usize(run.first * PAGE_BYTES - chunk.offset));
+            Request::of_pages(image.fd(), Direction::Read, image.areas(), (chunk.block, run), buffer)
         }));
         Ok(Some(chunk.clone()))
     }

@@ -21,7 +21,7 @@ mod threads;
 
 use crate::bitmap::PageBitmap;
 use crate::memory::Memory;
-use crate::{Error, ErrorKind, PAGE_BYTES, Result};
+use crate::{Error, ErrorKind, PAGE_BYTES, Result, to_usize};
 
 pub use buffers::Buffers;
 pub use chunks::{Chunk, ChunkQueue, Turn};
@@ -64,9 +64,4 @@ fn check_bitmaps(memory: &Memory, bitmaps: &[PageBitmap]) -> Result<()> {
         return Ok(());
     }
     Err(Error::new(ErrorKind::Usage, "the page bitmaps are not those of the RAM blocks"))
-}
-
-/// Lengths and offsets within a chunk always fit: a chunk is at most 64 MiB.
-fn to_usize(value: u64) -> usize {
-    usize::try_from(value).unwrap_or(usize::MAX)
 }

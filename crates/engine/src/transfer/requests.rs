@@ -7,6 +7,8 @@ use std::path::Path;
 use rustix::fs::{FileType, SeekFrom};
 
 use super::{Control, to_usize};
+use crate::bitmap::PageRun;
+use crate::image::PageAreas;
 use crate::io::{self as engines, Completion, Direction, Queue};
 use crate::{Error, ErrorKind, PAGE_BYTES, Result};
 
@@ -28,6 +30,20 @@ pub(super) struct Request<'a> {
     pub buffer: *mut u8,
     /// Bytes.
     pub length: usize,
+}
+
+impl<'a> Request<'a> {
+    /// The pages `run` of a block, between their place in an image and `buffer`, where the first of them is.
+    pub fn of_pages(
+        file: BorrowedFd<'a>,
+        direction: Direction,
+        areas: &PageAreas,
+        (block, run): (usize, PageRun),
+        buffer: *mut u8,
+    ) -> Self {
+        let offset = areas.file_offset(block, run.first * PAGE_BYTES);
+        Self { file, direction, offset, buffer, length: to_usize(run.count * PAGE_BYTES) }
+    }
 }
 
 /// One thread's queue, and which slots have requests in flight.

@@ -111,10 +111,9 @@ impl Fill<'_> {
     }
 
     fn request(&self, block: usize, run: PageRun, buffer: *mut u8) -> Request<'_> {
-        let length = to_usize(run.count * PAGE_BYTES);
-        self.read.fetch_add(length as u64, Ordering::Relaxed);
-        let offset = self.job.image.areas().file_offset(block, run.first * PAGE_BYTES);
-        Request { file: self.job.image.fd(), direction: Direction::Read, offset, buffer, length }
+        self.read.fetch_add(run.count * PAGE_BYTES, Ordering::Relaxed);
+        let image = self.job.image;
+        Request::of_pages(image.fd(), Direction::Read, image.areas(), (block, run), buffer)
     }
 }
 

@@ -121,16 +121,10 @@ unsafe impl Stage for Save<'_> {
         chunk.extents.iter().for_each(|extent| bitmap.clear(PageRun::of(extent.offset, extent.length)));
         data.pages.iter().for_each(|run| bitmap.set(*run));
         for run in data.requests {
-            let offset = run.first * PAGE_BYTES;
-            let length = to_usize(run.count * PAGE_BYTES);
-            self.written.fetch_add(length as u64, Ordering::Relaxed);
-            requests.push(Request {
-                file: self.file,
-                direction: Direction::Write,
-                offset: areas.file_offset(chunk.block, offset),
-                buffer: first.wrapping_add(to_usize(offset - chunk.offset)),
-                length,
-            });
+            self.written.fetch_add(run.count * PAGE_BYTES, Ordering::Relaxed);
+            let buffer = first.wrapping_add(to_usize(run.first * PAGE_BYTES - chunk.offset));
+            let pages = (chunk.block, run);
+            requests.push(Request::of_pages(self.file, Direction::Write, areas, pages, buffer));
         }
         Ok(chunk.data_bytes())
     }

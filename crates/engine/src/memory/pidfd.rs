@@ -1,21 +1,20 @@
 //! A process that stays known by a descriptor, whatever becomes of its number.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
-use mapram_engine::{Error, ErrorKind, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use crate::{Error, ErrorKind, Result};
 
 const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
 /// A pidfd: it tells of the end of one process for good, and asking it takes no descriptor.
 #[derive(Debug)]
-pub struct ProcessHandle {
-    pidfd: OwnedFd,
-}
+pub struct Pidfd(OwnedFd);
 
-impl ProcessHandle {
+impl Pidfd {
     /// The process that has the number `pid` now.
     ///
     /// # Errors
@@ -28,16 +27,21 @@ impl ProcessHandle {
             Errno::SRCH | Errno::INVAL | Errno::NOENT => gone(),
             errno => Error::os(format!("opening a pidfd of process {pid} failed"), errno),
         })?;
-        Ok(Self { pidfd })
+        Ok(Self(pidfd))
     }
 
     /// Whether the process has ended; one that nobody has waited for yet has. If the kernel does not tell, it has not.
     #[must_use]
     pub fn has_ended(&self) -> bool {
         // A pidfd is readable once its process has ended.
-        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
         retry_on_intr(|| poll(&mut fds, Some(&AT_ONCE))).is_ok_and(|ready| ready > 0)
             && fds[0].revents().contains(PollFlags::IN)
+    }
+
+    /// The descriptor's number, for as long as this lives.
+    pub(super) fn number(&self) -> RawFd {
+        self.0.as_raw_fd()
     }
 }
 
@@ -49,7 +53,8 @@ mod tests {
     #[test]
     fn the_end_of_a_process_is_known_before_and_after_it_was_waited_for() {
         let mut child = Command::new("sleep").arg("600").spawn().unwrap();
-        let process = ProcessHandle::open(child.id().cast_signed()).unwrap();
+        let pid = child.id().cast_signed();
+        let process = Pidfd::open(pid).unwrap();
         assert!(!process.has_ended());
         child.kill().unwrap();
         while !process.has_ended() {
@@ -57,8 +62,8 @@ mod tests {
         }
         child.wait().unwrap();
         assert!(process.has_ended());
-        let kind = ProcessHandle::open(child.id().cast_signed()).unwrap_err().kind;
-        assert_eq!(kind, ErrorKind::GuestGone);
-        assert_eq!(ProcessHandle::open(0).unwrap_err().kind, ErrorKind::GuestGone);
+        for pid in [pid, 0] {
+            assert_eq!(Pidfd::open(pid).unwrap_err().kind, ErrorKind::GuestGone);
+        }
     }
 }
