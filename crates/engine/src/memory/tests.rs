@@ -584,21 +584,27 @@ fn swap_used() -> u64 {
     swaps.lines().skip(1).filter_map(|line| line.split_whitespace().nth(3)?.parse::<u64>().ok()).sum()
 }
 
-/// A page that cannot be had is EFAULT to whoever writes by the process's mapping.
-#[test]
-fn a_full_tmpfs_is_told_however_it_is_written() {
+/// A file on a file system of its own, which is gone with it; `None` where we may mount nothing.
+fn file_on(file_system: &[&str]) -> Option<File> {
     let directory = tempfile::tempdir().unwrap();
     let run = |command: &str, arguments: &[&str]| {
         let output = std::process::Command::new(command).args(arguments).arg(directory.path()).output();
         output.is_ok_and(|output| output.status.success())
     };
-    if !run("mount", &["-t", "tmpfs", "-o", "size=64k", "none"]) {
+    if !run("mount", &[&["none", "-t"], file_system].concat()) {
         eprintln!("SKIPPED: this host lets us mount nothing");
-        return;
+        return None;
     }
     let file = File::options().read(true).write(true).create_new(true).open(directory.path().join("ram"));
     assert!(run("umount", &["--lazy"]));
-    let mut guest = Guest::of_file(file.unwrap(), PAGE_BYTES, &[], false);
+    Some(file.unwrap())
+}
+
+/// A page that cannot be had is EFAULT to whoever writes by the process's mapping.
+#[test]
+fn a_full_tmpfs_is_told_however_it_is_written() {
+    let Some(file) = file_on(&["tmpfs", "-o", "size=64k"]) else { return };
+    let mut guest = Guest::of_file(file, PAGE_BYTES, &[], false);
     for by_process in [true, false] {
         guest.by_process = by_process;
         let piece = Piece { offset: 0, length: 20 * PAGE, buffer_offset: 0 };
@@ -611,18 +617,8 @@ fn a_full_tmpfs_is_told_however_it_is_written() {
 /// ramfs can neither tell holes nor punch them.
 #[test]
 fn files_that_cannot_be_punched_are_zeroed() {
-    let directory = tempfile::tempdir().unwrap();
-    let run = |command: &str, arguments: &[&str]| {
-        let output = std::process::Command::new(command).args(arguments).arg(directory.path()).output();
-        output.is_ok_and(|output| output.status.success())
-    };
-    if !run("mount", &["-t", "ramfs", "none"]) {
-        eprintln!("SKIPPED: this host lets us mount nothing");
-        return;
-    }
-    let file = File::options().read(true).write(true).create_new(true).open(directory.path().join("ram"));
-    assert!(run("umount", &["--lazy"]));
-    let mut guest = Guest::of_file(file.unwrap(), PAGE_BYTES, &[1, 2, 30], false);
+    let Some(file) = file_on(&["ramfs"]) else { return };
+    let mut guest = Guest::of_file(file, PAGE_BYTES, &[1, 2, 30], false);
     let memory = guest.memory();
     assert!(scan_and_read(&memory, 0).0 == guest.model);
     check_clear(&mut guest, &memory, &[2, 31]);
