@@ -321,5 +321,5 @@ describe('a restore', () => {
       message: expect.stringMatching(/restored in full, but the guest could not be resumed.*no cont/),
     });
     expect(await tell(qemu, ['query-status'])).toMatchObject({ status: 'paused' });
-  });
+  }, 30_000);
 });

@@ -315,7 +315,17 @@ export class GuestOwner {
   async #isGone(error: unknown): Promise<boolean> {
     const looksGone = error instanceof MapramError && error.code === 'E_GUEST_GONE';
     if (this.#process === undefined) return looksGone;
-    return this.#endsWithin(looksGone || this.#link.isLost() ? DEATH_TIMEOUT_MS : 0);
+    const mayBeDying = looksGone || this.#link.isLost() || (await this.#isDeaf(error));
+    return this.#endsWithin(mayBeDying ? DEATH_TIMEOUT_MS : 0);
+  }
+
+  /** Whether a monitor of the caller's, whose words for a lost connection we do not know, fails at a second command too. */
+  async #isDeaf(error: unknown): Promise<boolean> {
+    if (!('monitor' in this.#guest && error instanceof MapramError && error.code === 'E_QMP')) return false;
+    return queryStatus(this.#link.monitor, { timeoutMs: ASK_TIMEOUT_MS }).then(
+      () => false,
+      () => true,
+    );
   }
 
   /** How the guest is, by QEMU; or as we know it, if QEMU does not say. */

@@ -185,7 +185,11 @@ describe('a scratch file', () => {
     const dying = {
       events: monitor.events,
       execute: async (command: string, args?: Record<string, unknown>) => {
-        if (JSON.stringify(args)?.includes('"in"')) isDead = qemu.child.kill('SIGKILL');
+        if (JSON.stringify(args)?.includes('"in"')) {
+          isDead = true;
+          // A process that was killed closes its connections some time before it has ended.
+          setTimeout(() => qemu.child.kill('SIGKILL'), 300);
+        }
         if (isDead) throw thrown;
         return monitor.execute(command, args);
       },
