@@ -205,7 +205,7 @@ describe('save that fails', () => {
     const failed = save({ ...guestOf(qemu), guest: { monitor: { events: client.events, execute } } });
     await expect(failed).rejects.toMatchObject({ code: 'E_QMP', guestState: 'running' });
     expect(await stateOf(qemu)).toBe('running');
-  });
+  }, 30_000);
 
   it('says so if the guest cannot be put back', async () => {
     const qemu = await startQemu();
