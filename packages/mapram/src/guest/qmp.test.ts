@@ -266,7 +266,7 @@ describe('QmpClient with a real QEMU', () => {
     await expect(client.execute('query-status')).rejects.toMatchObject({ code: 'E_GUEST_GONE' });
   });
 
-  it('waits for a command no longer than it is told, and goes on when the late answer is there', async () => {
+  it('waits for a command no longer than it is told, and goes on in order', async () => {
     const qemu = await startQemu('-S');
     const client = await connect(qemu.socket);
     qemu.child.kill('SIGSTOP');
@@ -354,6 +354,26 @@ describe('QmpClient with something else', () => {
     expect(await client.execute('x')).toBe('Größe');
   });
 
+  it('gives the next command when an answer never comes', async () => {
+    const seen: string[] = [];
+    const path = await fakeQemu(({ id, execute }, socket) => {
+      seen.push(execute);
+      if (execute === 'cont') socket.write(`{"return": {}, "id": ${id}}\n`);
+    });
+    const client = await connect(path);
+    const controller = new AbortController();
+    const cancelled = client.execute('stop', {}, { signal: controller.signal, timeoutMs: 0 });
+    const late = client.execute('query-status', {}, { timeoutMs: 50 });
+    const next = client.execute('cont');
+    await expect(late).rejects.toMatchObject({ code: 'E_QMP' });
+    expect(seen).toEqual(['stop']);
+    controller.abort(new Error('enough'));
+    await expect(cancelled).rejects.toThrow('enough');
+    expect(await next).toEqual({});
+    // The second was given up before its turn had come.
+    expect(seen).toEqual(['stop', 'cont']);
+  });
+
   it('sends no descriptors past a line that is still queued', async () => {
     const path = await fakeQemu(() => {});
     const client = await connect(path);
@@ -361,6 +381,7 @@ describe('QmpClient with something else', () => {
     await expect(client.execute('big', { text }, { timeoutMs: 50 })).rejects.toMatchObject({ code: 'E_QMP' });
     await expect(client.execute('add-fd', {}, { fds: [0], timeoutMs: 50 })).rejects.toMatchObject({
       code: 'E_QMP',
+      message: expect.stringContaining('has not answered the QMP command big'),
     });
   });
 });

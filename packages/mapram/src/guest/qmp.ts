@@ -38,8 +38,9 @@ type Message = Record<string, unknown>;
 /**
  * A QMP connection over a Unix socket.
  *
- * Commands wait for each other: libuv leaves part of a line in its queue while the socket's buffer is full, and descriptors
- * sent past that queue would break the line apart. So there is one command at a time, and nothing is queued when it is sent.
+ * Commands wait for each other, but not for one whose answer nobody waits for any more: that may never come, and QEMU takes
+ * commands in their order anyway. Descriptors do wait for it: libuv leaves part of a line in its queue while the socket's buffer
+ * is full, and sent past that queue they would break the line apart; and QEMU keeps only the last ones that it was sent.
  */
 export class QmpClient implements Monitor {
   /** Emits each event of QEMU under its own name. */
@@ -55,7 +56,7 @@ export class QmpClient implements Monitor {
   readonly #pending = new Map<number, Pending>();
   readonly #greeted: PromiseWithResolvers;
   #lastId = 0;
-  /** Settles when no command is on its way. */
+  /** Settles when no command is waited for. */
   #idle: Promise<unknown> = Promise.resolve();
   /** Why nothing more can be sent, once that is so. */
   #ended: MapramError | undefined;
@@ -112,11 +113,12 @@ export class QmpClient implements Monitor {
     const answer = before.then(() => {
       if (!isGivenUp) return this.#send(command, args, fds);
     });
-    // An answer that nobody waits for any more still has to come before the next command may go.
-    this.#idle = answer.catch(() => {});
+    const late = (): Promise<MapramError> => this.#noAnswer(command, timeoutMs);
+    const outcome = within(answer, { timeoutMs, late, signal });
+    this.#idle = Promise.all([before, outcome.catch(() => {})]);
     const watch = this.#watchSilence(command, timeoutMs);
     try {
-      return await within(answer, { timeoutMs, late: () => this.#noAnswer(command, timeoutMs), signal });
+      return await outcome;
     } finally {
       isGivenUp = true;
       watch.end();
@@ -175,22 +177,17 @@ export class QmpClient implements Monitor {
     const id = this.#lastId;
     const line = `${JSON.stringify({ execute: command, arguments: args, id })}\n`;
     return new Promise((resolve, reject) => {
+      if (fds.length === 0) this.#socket.write(line);
+      else this.#sendWithFds(line, fds);
       this.#pending.set(id, { command, resolve, reject });
-      try {
-        if (fds.length === 0) this.#socket.write(line);
-        else this.#sendWithFds(line, fds);
-      } catch (error) {
-        this.#pending.delete(id);
-        reject(error);
-      }
     });
   }
 
   #sendWithFds(line: string, fds: readonly number[]): void {
-    if (this.#socket.writableLength !== 0) {
-      throw new MapramError('E_QMP', 'QEMU does not read its QMP socket: an earlier line is still queued', {
-        path: this.#path,
-      });
+    const [unanswered] = this.#pending.values();
+    if (unanswered !== undefined) {
+      const message = `QEMU cannot be passed descriptors: it has not answered the QMP command ${unanswered.command}`;
+      throw new MapramError('E_QMP', message, { path: this.#path });
     }
     this.#connection.sendWithFds(Buffer.from(line), fds);
   }
