@@ -60,12 +60,12 @@ pub trait Io: Files + Send + Sync + std::fmt::Debug {
     fn queue<'pool>(&self, depth: u32, pool: &'pool Pool) -> io::Result<Box<dyn Queue + 'pool>>;
 }
 
-/// Which way a request moves bytes.
+/// Which way bytes are moved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
-    /// From the file into the buffer.
+    /// From the file, or another process, into the buffer.
     Read,
-    /// From the buffer into the file.
+    /// From the buffer into the file, or another process.
     Write,
 }
 

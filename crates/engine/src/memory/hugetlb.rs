@@ -2,144 +2,18 @@
 
 use std::fs::File;
 use std::ops::Range;
-use std::sync::Arc;
 
-use rustix::io::{Errno, retry_on_intr};
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
+use rustix::mm::{Advice, madvise};
 
-use super::{Backing, FileRange, Memory, Segment, bus_error, file, pagemap, spans};
+use super::{Backing, Memory, file, pagemap, spans};
 use crate::{Error, ErrorKind, Result};
 
-/// Our own shared mapping of a region's file, through which it is written.
-#[derive(Debug)]
-pub(super) struct Mapping {
-    file: Arc<File>,
-    base: *mut u8,
-    length: usize,
-    /// File offset of the first byte, a multiple of the huge page size.
-    offset: u64,
-    page_bytes: usize,
-}
-
-// SAFETY: the mapping is plain memory that belongs to no thread; it is only reached through `write` and by
-// addresses, which callers keep free of overlaps.
-unsafe impl Send for Mapping {}
-// SAFETY: as above; nothing takes a reference to the mapped bytes.
-unsafe impl Sync for Mapping {}
-
-impl Mapping {
-    /// Maps `length` bytes of the file, rounded out to huge pages. Nothing is allocated or reserved by that.
-    pub fn new(at: &FileRange, length: u64, page_bytes: u64) -> Result<Self> {
-        let failure = |cause: std::io::Error| Error::os("mapping a hugetlbfs file failed", cause);
-        let too_long = |_| failure(std::io::ErrorKind::OutOfMemory.into());
-        let offset = at.offset - at.offset % page_bytes;
-        let length = (at.offset + length).next_multiple_of(page_bytes) - offset;
-        let length = usize::try_from(length).map_err(too_long)?;
-        let protection = ProtFlags::READ | ProtFlags::WRITE;
-        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
-        // SAFETY: the kernel chooses the address, so that no memory in use is replaced.
-        let base = unsafe { mmap(std::ptr::null_mut(), length, protection, flags, &at.file, offset) };
-        let base = base.map_err(|errno| failure(errno.into()))?;
-        let page_bytes = usize::try_from(page_bytes).map_err(too_long)?;
-        Ok(Self { file: Arc::clone(&at.file), base: base.cast(), length, offset, page_bytes })
-    }
-
-    /// Copies every segment to its file offset.
-    ///
-    /// # Safety
-    /// Every segment's buffer must be valid for reads of its length, and nobody may write to it meanwhile.
-    pub unsafe fn write(&self, segments: Vec<Segment>) -> Result<()> {
-        let places = segments
-            .iter()
-            .map(|segment| self.place(segment.at, segment.length))
-            .collect::<Result<Vec<_>>>()?;
-        for pages in self.pages(&places) {
-            self.populate(&pages)?;
-        }
-        for (segment, place) in segments.iter().zip(places) {
-            // SAFETY: `place` was checked to lie within the mapping.
-            let target = unsafe { self.base.add(place.start) };
-            let (source, length) = (segment.buffer.cast_const(), segment.length);
-            // SAFETY: the buffer is valid by the caller's promise and no part of this mapping, whose addresses are only
-            // given out for the kernel to write other pages; a page that has gone since it was made present is watched for.
-            let copy = || unsafe { std::ptr::copy_nonoverlapping(source, target, length) };
-            let addresses = target.addr()..target.addr() + length;
-            bus_error::watched(addresses, self.page_bytes, copy).map_err(|()| {
-                Error::new(ErrorKind::Io, "a page of the guest's memory was taken away while it was restored")
-            })?;
-        }
-        Ok(())
-    }
-
-    /// Makes the pages of the file offsets `span` present; returns the address of the first byte, to be used as long as
-    /// the mapping lives.
-    pub fn populated(&self, span: Range<u64>) -> Result<*mut u8> {
-        let length = usize::try_from(span.end - span.start).unwrap_or(usize::MAX);
-        let place = self.place(span.start, length)?;
-        let start = place.start;
-        for pages in self.pages(&[place]) {
-            self.populate(&pages)?;
-        }
-        // SAFETY: the place was checked to lie within the mapping.
-        Ok(unsafe { self.base.add(start) })
-    }
-
-    fn place(&self, at: u64, length: usize) -> Result<Range<usize>> {
-        let start = at.checked_sub(self.offset).and_then(|start| usize::try_from(start).ok());
-        start
-            .and_then(|start| Some(start..start.checked_add(length)?))
-            .filter(|place| place.end <= self.length)
-            .ok_or_else(|| Error::new(ErrorKind::Usage, "an access lies outside of its hugetlbfs mapping"))
-    }
-
-    /// The huge pages of `places`, from the start of the mapping; those of successive places that touch are one run, as
-    /// each run costs a system call.
-    fn pages(&self, places: &[Range<usize>]) -> Vec<Range<usize>> {
-        let mut runs: Vec<Range<usize>> = Vec::new();
-        for place in places {
-            let start = place.start - place.start % self.page_bytes;
-            let end = place.end.next_multiple_of(self.page_bytes).min(self.length);
-            match runs.last_mut() {
-                Some(last) if (last.start..=last.end).contains(&start) => last.end = last.end.max(end),
-                _ => runs.push(start..end),
-            }
-        }
-        runs
-    }
-
-    /// Makes whole huge pages present: where the host has none left, this fails, but a plain write would end the
-    /// process by SIGBUS.
-    fn populate(&self, pages: &Range<usize>) -> Result<()> {
-        // SAFETY: the pages lie within the mapping.
-        let first = unsafe { self.base.add(pages.start) };
-        // SAFETY: populating changes no bytes, and the range is mapped by us.
-        let call = || unsafe { madvise(first.cast(), pages.len(), Advice::LinuxPopulateWrite) };
-        match retry_on_intr(call) {
-            Ok(()) => Ok(()),
-            Err(errno) => Err(self.failure(pages, errno)),
-        }
-    }
-
-    fn failure(&self, pages: &Range<usize>, errno: Errno) -> Error {
-        let at = self.offset + pages.start as u64;
-        let end = self.offset + pages.end as u64;
-        let other = |what| Error::os(format!("{what}, in a hugetlbfs file at offset {at}"), errno);
-        match errno {
-            Errno::HWPOISON => other("the guest's memory has a hardware error"),
-            Errno::FAULT if file::length(&self.file).is_ok_and(|length| length < end) => {
-                other("the guest's memory has become shorter")
-            }
-            Errno::NOMEM | Errno::FAULT => no_free_page(errno),
-            _ => other("making the guest's memory present failed"),
-        }
-    }
-}
-
-fn no_free_page(cause: impl Into<std::io::Error>) -> Error {
+/// The error where a huge page was wanted and could not be had.
+pub(super) fn no_free_page(cause: impl Into<std::io::Error>) -> Error {
     Error::os("the host has no free huge page for the guest's memory", cause).with_kind(ErrorKind::NoSpace)
 }
 
-/// Learns whether this kernel can write to shared hugetlbfs memory as [`Mapping`] does.
+/// Learns whether this kernel can write to shared hugetlbfs memory as [`Mapping`](super::mapping::Mapping) does.
 pub(super) fn check_writable() -> Result<()> {
     // An unknown advice is refused before the range is looked at.
     // SAFETY: the range is empty.
@@ -168,14 +42,6 @@ fn free_pages(page_bytes: u64) -> Option<u64> {
         std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok()
     };
     Some(counter("free_hugepages")?.saturating_sub(counter("resv_hugepages")?))
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: base and length are those of the mapping, and whoever had an address was told that it lives as long.
-        let unmapped = unsafe { munmap(self.base.cast(), self.length) };
-        debug_assert!(unmapped.is_ok(), "munmap failed");
-    }
 }
 
 /// The pages of `span` (file offsets) of a shared hugetlbfs file that hold data.

@@ -8,6 +8,7 @@ mod bus_error;
 mod file;
 mod file_system;
 mod hugetlb;
+mod mapping;
 mod own_pages;
 mod pagemap;
 mod pidfd;
@@ -23,6 +24,7 @@ use std::sync::OnceLock;
 
 use crate::{Error, ErrorKind, Result};
 pub use file_system::FileSystem;
+use mapping::{Access, Mapping};
 pub use own_pages::{Copying, OwnPages, PagesAt};
 pub use pidfd::Pidfd;
 pub use process::Process;
@@ -61,7 +63,7 @@ pub struct Memory {
     /// Sorted by block and offset.
     regions: Vec<Region>,
     /// Made when a region of shared hugetlbfs memory is first written; one place for each region.
-    mappings: Vec<OnceLock<hugetlb::Mapping>>,
+    mappings: Vec<OnceLock<Mapping>>,
 }
 
 impl Memory {
@@ -236,7 +238,7 @@ impl Memory {
                 Backing::SharedHugetlb { file, .. } => {
                     let mapping = self.mapping(index, file)?;
                     // SAFETY: as above.
-                    unsafe { mapping.write(segments(file.offset)?) }.map_err(|error| file.name(error))
+                    unsafe { mapping.write(segments(0)?) }
                 }
                 Backing::Anonymous(mapped) | Backing::PrivateFile { process: mapped, .. } => {
                     // SAFETY: as above.
@@ -270,8 +272,10 @@ impl Memory {
         region.check_writable()?;
         match &region.backing {
             Backing::SharedHugetlb { file, .. } if length <= region.offset + region.length - offset => {
-                let start = file.offset + (offset - region.offset);
-                self.mapping(index, file)?.populated(start..start + length).map(Some)
+                let start = offset - region.offset;
+                let mapping = self.mapping(index, file)?;
+                mapping.populate(start..start + length)?;
+                Ok(Some(mapping.address(start)))
             }
             _ => Ok(None),
         }
@@ -301,12 +305,12 @@ impl Memory {
     }
 
     /// The region's own mapping of a hugetlbfs file, made when it is first asked for.
-    fn mapping(&self, index: usize, file: &FileRange) -> Result<&hugetlb::Mapping> {
+    fn mapping(&self, index: usize, file: &FileRange) -> Result<&Mapping> {
         let region = &self.regions[index];
         if let Some(mapping) = self.mappings[index].get() {
             return Ok(mapping);
         }
-        let mapping = hugetlb::Mapping::new(file, region.length, region.page_bytes)?;
+        let mapping = Mapping::new(region, file, Access::Write)?;
         // Of two threads that come here at once, one drops its own again.
         Ok(self.mappings[index].get_or_init(|| mapping))
     }

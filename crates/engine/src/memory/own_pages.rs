@@ -2,12 +2,11 @@
 
 use std::ops::Range;
 
-use rustix::io::{Errno, retry_on_intr};
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
+use rustix::mm::{Advice, madvise};
 
-use super::{Backing, Extent, FileRange, Memory, Process, Region};
-use super::{bus_error, hugetlb, pagemap};
-use crate::{Error, ErrorKind, PAGE_BYTES, Result, to_usize};
+use super::mapping::{Access, Mapping};
+use super::{Backing, Extent, Memory, Process, Region, hugetlb, pagemap};
+use crate::{PAGE_BYTES, Result};
 
 /// Whether a transfer copies guest memory through its buffers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -30,7 +29,7 @@ const SAMPLE_BYTES: u64 = 2 << 20;
 pub struct OwnPages<'a> {
     memory: &'a Memory,
     /// One place for each region.
-    mappings: Vec<Option<ReadMapping>>,
+    mappings: Vec<Option<Mapping>>,
 }
 
 impl<'a> OwnPages<'a> {
@@ -54,11 +53,16 @@ impl<'a> OwnPages<'a> {
             if !is_known(memory, region)? {
                 return Ok(None);
             }
-            let Some(mapping) = ReadMapping::of(region)? else { return Ok(None) };
+            let (Backing::SharedFile { file, .. } | Backing::SharedHugetlb { file, .. }) = &region.backing
+            else {
+                // Nobody but its process can map private memory.
+                return Ok(None);
+            };
+            let mapping = Mapping::new(region, file, Access::Read)?;
             let is_wanted = copying == Copying::Never
                 || takes_small_pages
                 || region.page_bytes > PAGE_BYTES
-                || mapping.is_in_huge_pages(&samples(region, data(region.block)))?;
+                || is_in_huge_pages(&mapping, &samples(region, data(region.block)))?;
             Ok(is_wanted.then_some(mapping))
         };
         // A limit on addresses or descriptors, or a policy against mapping, is no reason not to save.
@@ -86,7 +90,7 @@ impl<'a> OwnPages<'a> {
 /// A run of a block's bytes in one of our mappings.
 #[derive(Debug, Clone, Copy)]
 pub struct PagesAt<'a> {
-    mapping: &'a ReadMapping,
+    mapping: &'a Mapping,
     /// First byte, from the start of the block.
     start: u64,
     /// The same from the start of the region.
@@ -110,100 +114,21 @@ impl PagesAt<'_> {
             self.mapping.populate(start..start + extent.length)?;
         }
         let last = extents.last().map_or(self.start, |extent| extent.offset + extent.length);
-        let mapped = self.mapping.address(self.within).addr();
-        let end = mapped + to_usize(last - self.start);
-        bus_error::watched(mapped..end, self.mapping.page_bytes, look).map_err(|()| self.mapping.taken_away())
+        self.mapping.watched(self.within..self.within + (last - self.start), look)
     }
 }
 
-/// A shared mapping of a region's file, for reading.
-#[derive(Debug)]
-struct ReadMapping {
-    base: *mut u8,
-    length: usize,
-    /// Bytes between the first byte of the mapping and that of the region.
-    before: usize,
-    page_bytes: usize,
-    file: FileRange,
-}
-
-// SAFETY: the mapping is plain memory that belongs to no thread, and its fields never change.
-unsafe impl Send for ReadMapping {}
-// SAFETY: as above; through a shared reference it is only read.
-unsafe impl Sync for ReadMapping {}
-
-impl ReadMapping {
-    /// `None` for private memory, which nobody but its process can map.
-    fn of(region: &Region) -> Result<Option<Self>> {
-        let (Backing::SharedFile { file, .. } | Backing::SharedHugetlb { file, .. }) = &region.backing else {
-            return Ok(None);
-        };
-        let before = file.offset % region.page_bytes;
-        let length = to_usize((before + region.length).next_multiple_of(region.page_bytes));
-        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
-        let offset = file.offset - before;
-        // SAFETY: the kernel chooses the address, so that no memory in use is replaced.
-        let base = unsafe { mmap(std::ptr::null_mut(), length, ProtFlags::READ, flags, &file.file, offset) };
-        let base = base.map_err(|errno| file.name(Error::os("mapping the guest's memory failed", errno)))?;
-        let page_bytes = to_usize(region.page_bytes);
-        let mapping =
-            Self { base: base.cast(), length, before: to_usize(before), page_bytes, file: file.clone() };
-        // A child that the embedder forks has no use for it.
-        // SAFETY: the range is the mapping that was just made, and the advice changes no bytes.
-        let _ = unsafe { madvise(base, length, Advice::LinuxDontFork) };
-        Ok(Some(mapping))
+/// Whether at least half of the samples, which hold data, are mapped in huge pages.
+fn is_in_huge_pages(mapping: &Mapping, samples: &[Range<u64>]) -> Result<bool> {
+    let own = Process::open(std::process::id().cast_signed())?;
+    let (mut huge, mut all) = (0, 0);
+    for sample in samples {
+        mapping.populate(sample.clone())?;
+        let start = mapping.address(sample.start).addr() as u64;
+        huge += pagemap::huge_bytes(&own, start..start + (sample.end - sample.start));
+        all += sample.end - sample.start;
     }
-
-    fn address(&self, within: u64) -> *mut u8 {
-        self.base.wrapping_add(self.before + to_usize(within))
-    }
-
-    /// Makes the pages of `span`, counted from the start of the region, present. Touching a damaged one, or one that is not
-    /// there any more, would end the process; this says so.
-    fn populate(&self, span: Range<u64>) -> Result<()> {
-        let start = self.before + to_usize(span.start);
-        let end = self.before + to_usize(span.end);
-        let (start, end) =
-            (start - start % self.page_bytes, end.next_multiple_of(self.page_bytes).min(self.length));
-        let first = self.base.wrapping_add(start);
-        // SAFETY: the pages lie within the mapping, and making them present changes no bytes.
-        let call = || unsafe { madvise(first.cast(), end - start, Advice::LinuxPopulateRead) };
-        retry_on_intr(call).map_err(|errno| match errno {
-            Errno::HWPOISON => self.failure("the guest's memory has a hardware error", errno),
-            Errno::FAULT => self.taken_away(),
-            _ => self.failure("making the guest's memory present in our mapping failed", errno),
-        })
-    }
-
-    /// Whether at least half of the samples, which hold data, are mapped in huge pages.
-    fn is_in_huge_pages(&self, samples: &[Range<u64>]) -> Result<bool> {
-        let own = Process::open(std::process::id().cast_signed())?;
-        let (mut huge, mut all) = (0, 0);
-        for sample in samples {
-            self.populate(sample.clone())?;
-            let start = self.address(sample.start).addr() as u64;
-            huge += pagemap::huge_bytes(&own, start..start + (sample.end - sample.start));
-            all += sample.end - sample.start;
-        }
-        Ok(all > 0 && huge >= all / 2)
-    }
-
-    fn taken_away(&self) -> Error {
-        self.file
-            .name(Error::new(ErrorKind::Io, "a page of the guest's memory was taken away while it was saved"))
-    }
-
-    fn failure(&self, message: &str, errno: Errno) -> Error {
-        self.file.name(Error::os(message, errno))
-    }
-}
-
-impl Drop for ReadMapping {
-    fn drop(&mut self) {
-        // SAFETY: base and length are those of the mapping; whoever had an address was told that it lives as long.
-        let unmapped = unsafe { munmap(self.base.cast(), self.length) };
-        debug_assert!(unmapped.is_ok(), "munmap failed");
-    }
+    Ok(all > 0 && huge >= all / 2)
 }
 
 /// Places of a region that hold data, from its start: evenly spread over the extents that are large enough for a huge page.
@@ -249,6 +174,8 @@ fn can_populate() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ErrorKind;
+    use crate::memory::FileRange;
     use std::fs::File;
     use std::os::unix::fs::{FileExt, MetadataExt};
     use std::sync::Arc;

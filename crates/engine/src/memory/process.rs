@@ -8,6 +8,7 @@ use rustix::io::{Errno, pread, pwrite, retry_on_intr};
 use rustix::thread::{CapabilitySet, capabilities};
 
 use super::{Pidfd, Segment};
+use crate::io::Direction;
 use crate::{Error, ErrorKind, Result};
 
 /// Most pieces that one process_vm_readv or process_vm_writev takes (UIO_MAXIOV).
@@ -33,12 +34,6 @@ pub struct Process {
     pagemap: File,
     /// /proc/PID/mem, opened when it is first needed: that takes more rights than the rest.
     memory: OnceLock<File>,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Direction {
-    Read,
-    Write,
 }
 
 impl Process {

@@ -334,7 +334,7 @@ fn too_few_huge_pages_are_an_error() {
     guests[0].file.as_ref().unwrap().set_len(0).unwrap();
     let error = write(&memories[0]).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Io, "{error}");
-    assert!(error.message.contains("shorter"), "{error}");
+    assert!(error.message.contains("taken away"), "{error}");
 }
 
 /// A block made of anonymous memory, a shared file and a private one: pieces cross from one into the next.
