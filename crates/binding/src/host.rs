@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, IntoRawFd};
 use std::path::Path;
 
 use mapram_engine::Result;
+use mapram_engine::image;
 use mapram_engine::io;
 use mapram_engine::memory::Pidfd;
 use mapram_engine::transfer::{JOINED_ZERO_PAGES, Options};
@@ -118,7 +119,7 @@ impl Outcome for HostOutcome {
 }
 
 /// Asks on a thread of its own: a file system that hangs must not hang Node's thread.
-fn ask<'env>(
+pub(crate) fn ask<'env>(
     env: &'env Env,
     question: impl FnOnce() -> Result<HostOutcome> + Send + 'static,
 ) -> napi::Result<Object<'env>> {
@@ -136,7 +137,7 @@ pub fn reopen_for_reading<'env>(
 ) -> napi::Result<Object<'env>> {
     let file = descriptor::duplicate(fd);
     ask(env, move || {
-        let opened = files::reopen_for_reading(file?.as_fd(), Path::new(&path), direct)?;
+        let opened = image::reopen(file?.as_fd(), Path::new(&path), direct)?;
         Ok(HostOutcome { fd: Some(opened.into_raw_fd()), ..HostOutcome::default() })
     })
 }

@@ -3,12 +3,13 @@
 mod areas;
 mod device;
 mod new_file;
+mod queue_limits;
 mod reader;
-mod segments;
 mod writer;
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::path::Path;
 
 use rustix::fs::{AtFlags, OFlags, StatxFlags};
 use rustix::io::Errno;
@@ -17,8 +18,8 @@ use crate::{Error, ErrorKind, PAGE_BYTES, Result};
 
 pub use areas::{PageArea, PageAreas};
 pub use new_file::PARTIAL_SUFFIX;
+pub use queue_limits::takes_small_segments;
 pub use reader::ImageReader;
-pub use segments::takes_small_segments;
 pub use writer::ImageWriter;
 
 /// What to do where direct I/O does not work.
@@ -74,11 +75,16 @@ fn no_direct() -> Error {
     Error::new(ErrorKind::HostUnsupported, message)
 }
 
-/// Opens `file` anew for reading, for direct I/O if `direct`: the same file, whatever stands under its name by now.
+/// Opens `file` anew for reading, for direct I/O if `direct`: the same file, whatever stands under its name by now. `path` is
+/// what errors call it.
 ///
 /// # Errors
 /// `HostUnsupported` without direct I/O on pages, or the errno of a call.
-pub fn reopen(file: BorrowedFd<'_>, direct: bool) -> Result<File> {
+pub fn reopen(file: BorrowedFd<'_>, path: &Path, direct: bool) -> Result<File> {
+    opened_anew(file, direct).map_err(|error| error.at_path(path))
+}
+
+fn opened_anew(file: BorrowedFd<'_>, direct: bool) -> Result<File> {
     let opened = File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
         .map_err(|cause| Error::os("opening the image anew failed", cause))?;
     if direct {

@@ -57,13 +57,18 @@ impl NewFile {
         Ok((file, Self { place, identity, force }))
     }
 
+    /// Refuses to rename what is not the file any more.
+    pub(super) fn require_partial(&self, io: &dyn Io) -> Result<()> {
+        if self.partial_identity(io)? == Some(self.identity) {
+            return Ok(());
+        }
+        let message =
+            format!("{} was replaced or removed by somebody else", self.place.partial_path.display());
+        Err(Error::new(ErrorKind::Io, message).at_path(&self.place.partial_path))
+    }
+
     /// Gives the file its final name.
     pub(super) fn rename(&self, io: &dyn Io) -> Result<()> {
-        if self.partial_identity(io)? != Some(self.identity) {
-            let message =
-                format!("{} was replaced or removed by somebody else", self.place.partial_path.display());
-            return Err(Error::new(ErrorKind::Io, message).at_path(&self.place.partial_path));
-        }
         let (partial, name) = (&self.place.partial, &self.place.name);
         let message = "renaming the finished image failed";
         if self.force {
@@ -87,10 +92,13 @@ impl NewFile {
         }
     }
 
-    /// Whether the final name leads to the file, or may do so: it cannot be looked at.
+    /// Whether the file has its final name though renaming it has failed, as over a network; or may have it: neither that name
+    /// nor the partial one can be looked at.
     pub(super) fn may_have_its_name(&self, io: &dyn Io) -> bool {
-        let found = self.place.status_of(io, &self.place.name);
-        found.map_or(true, |status| status.map(identity) == Some(self.identity))
+        match self.place.status_of(io, &self.place.name) {
+            Ok(status) => status.map(identity) == Some(self.identity),
+            Err(_) => !self.partial_identity(io).is_ok_and(|found| found == Some(self.identity)),
+        }
     }
 
     /// Makes the final name durable.
@@ -140,7 +148,7 @@ impl NewFile {
             // other people's files.
             Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS => {
                 let message = "this file system can neither rename a file without replacing another one nor make hard \
-                               links; use --force, or another file system";
+                               links, so that an image there can only be one that may be replaced";
                 Error::os(message, cause).with_kind(ErrorKind::HostUnsupported)
             }
             _ => Error::os(message, cause),

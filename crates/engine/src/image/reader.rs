@@ -35,7 +35,7 @@ impl ImageReader {
         if !bitmaps.iter().map(PageBitmap::pages).eq(areas.areas().iter().map(|area| pages(area.length))) {
             return Err(Error::new(ErrorKind::Usage, "the page bitmaps are not those of the RAM blocks"));
         }
-        let file = reopen(file, direct).map_err(|error| error.at_path(path))?;
+        let file = reopen(file, path, direct)?;
         Ok(Self { file, path: path.to_owned(), areas, bitmaps })
     }
 

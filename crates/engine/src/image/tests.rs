@@ -378,7 +378,7 @@ fn without_hard_links_either_only_force_helps() {
         } else {
             let error = outcome.unwrap_err();
             assert_eq!(error.kind, ErrorKind::HostUnsupported);
-            assert!(error.message.contains("--force"), "{error}");
+            assert!(error.message.contains("may be replaced"), "{error}");
             assert_eq!(names(&directory).len(), 0);
         }
     }
@@ -620,4 +620,17 @@ fn any_number_of_calls_may_fail() {
         assert_eq!(fs::read(path).unwrap(), whole_image(), "seed {seed}");
     }
     assert!(published > 50 && failed > 50, "{published} published, {failed} failed");
+}
+
+#[test]
+fn what_is_reopened_is_the_same_file_and_errors_name_it_as_its_user_does() {
+    let directory = directory();
+    let path = directory.path().join("file");
+    fs::write(&path, "x").unwrap();
+    let file = File::open(&path).unwrap();
+    fs::rename(&path, directory.path().join("moved")).unwrap();
+    let again = reopen(file.as_fd(), &path, false).unwrap();
+    assert_eq!(again.metadata().unwrap().ino(), file.metadata().unwrap().ino());
+    let error = reopen(File::open("/proc/self/status").unwrap().as_fd(), &path, true).unwrap_err();
+    assert_eq!((error.kind, error.path.as_deref()), (ErrorKind::HostUnsupported, Some(path.as_path())));
 }

@@ -196,8 +196,15 @@ impl ImageWriter {
         let mut phase = self.phase_of("publish", &[Phase::Synced])?;
         match &self.target {
             Target::NewFile(file) => {
-                file.rename(self.io.as_ref())?;
-                *phase = Phase::Published;
+                file.require_partial(self.io.as_ref())?;
+                let outcome = file.rename(self.io.as_ref());
+                *phase = match &outcome {
+                    // Renaming may have failed with a word and worked all the same, as over a network.
+                    Err(_) if file.may_have_its_name(self.io.as_ref()) => Phase::PerhapsPublished,
+                    Err(_) => *phase,
+                    Ok(()) => Phase::Published,
+                };
+                outcome?;
                 file.sync_directory(self.io.as_ref())
             }
             Target::Device(device) => {
@@ -247,11 +254,7 @@ impl ImageWriter {
     /// Whether a reader finds the image under its path, or may find it: so it can be though publishing has failed.
     #[must_use]
     pub fn is_published(&self) -> bool {
-        match &self.target {
-            // Renaming may have failed with a word and worked all the same, as over a network.
-            Target::NewFile(file) => file.may_have_its_name(self.io.as_ref()),
-            Target::Device(_) => matches!(*self.phase(), Phase::Published | Phase::PerhapsPublished),
-        }
+        matches!(*self.phase(), Phase::Published | Phase::PerhapsPublished)
     }
 
     fn phase(&self) -> MutexGuard<'_, Phase> {

@@ -459,6 +459,18 @@ impl Files for Simulated {
         self.shared.call(USUAL, || Real.open_device(path))
     }
 
+    fn is_locked(&self, file: BorrowedFd<'_>) -> rustix::io::Result<bool> {
+        self.shared.call(USUAL, || Real.is_locked(file))
+    }
+
+    fn length(&self, file: BorrowedFd<'_>) -> rustix::io::Result<u64> {
+        self.shared.call(USUAL, || Real.length(file))
+    }
+
+    fn read_at(&self, file: BorrowedFd<'_>, bytes: &mut [u8], offset: u64) -> rustix::io::Result<usize> {
+        self.shared.call(USUAL, || Real.read_at(file, bytes, offset))
+    }
+
     fn discard(&self, file: BorrowedFd<'_>, bytes: Range<u64>) -> rustix::io::Result<()> {
         self.shared.call(&[Errno::OPNOTSUPP, Errno::IO], || {
             let place = |at: u64| usize::try_from(at).unwrap_or(usize::MAX);
