@@ -11,10 +11,12 @@ export declare const __napiBindingTarget: 'native' | 'wasm32-wasi' | 'wasm32-was
 
 /** RAM blocks, opened for reading or for writing. */
 export declare class GuestMemory {
-  /** The memory of the guest whose VMM is process `pid`. */
-  static ofProcess(pid: number, blocks: Array<BlockAddress>, writable: boolean): GuestMemory
-  /** Memory that the caller names itself. */
-  static ofNamed(blocks: Array<NamedMemory>, writable: boolean): GuestMemory
+  /** No memory yet: `open_process` or `open_named` finds it. */
+  constructor()
+  /** Opens the memory of the guest whose VMM is process `pid`. */
+  openProcess(pid: number, blocks: Array<BlockAddress>, writable: boolean): Promise<HostOutcome>
+  /** Opens memory that the caller names itself. Descriptors must stay open until this has ended. */
+  openNamed(blocks: Array<NamedMemory>, writable: boolean): Promise<HostOutcome>
   /** The regions, block by block; none once it is closed. */
   regions(): Array<RegionInfo>
   /** Finds the extents that may hold data, without allocating anything in the guest. */

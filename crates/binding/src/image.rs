@@ -1,8 +1,8 @@
 //! The handle of an image that is being written, and its jobs.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use mapram_engine::bitmap::PageBitmap;
 use mapram_engine::image::{Alignment, ImageWriter, direct_alignment};
@@ -18,6 +18,7 @@ use crate::convert::{
 use crate::failure::NativeError;
 use crate::job::{Job, JobOutcome, Outcome, promise};
 use crate::memory::GuestMemory;
+use crate::slot::Slot;
 
 /// Bytes of the image's headers, bitmaps or device state, and where they go.
 #[napi(object)]
@@ -62,21 +63,18 @@ impl Outcome for CreateOutcome {
 /// An image that is being written: a partial file until it is published, gone if it is discarded; or a block device.
 #[napi]
 pub struct ImageFile {
-    file: Slot,
+    /// Emptied, and so closed, when it was published or discarded rather than whenever JavaScript collects the handle.
+    file: Slot<ImageWriter>,
     buffers: Arc<Buffers>,
     published: Arc<AtomicBool>,
 }
-
-/// The file while it is open; emptied, and so closed, when it was published or discarded rather than whenever
-/// JavaScript collects the handle.
-type Slot = Arc<Mutex<Option<Arc<ImageWriter>>>>;
 
 #[napi]
 impl ImageFile {
     /// No file yet: `create` makes one.
     #[napi(constructor, catch_unwind)]
     pub fn new() -> Self {
-        Self { file: Arc::default(), buffers: Arc::default(), published: Arc::default() }
+        Self { file: Slot::default(), buffers: Arc::default(), published: Arc::default() }
     }
 
     /// Creates the partial file beside `path` and locks it, or opens the block device at `path`. `direct` asks for
@@ -90,7 +88,7 @@ impl ImageFile {
         direct: bool,
         engine_name: String,
     ) -> napi::Result<Object<'env>> {
-        let slot = Arc::clone(&self.file);
+        let slot = self.file.clone();
         promise(env, move || {
             let file = ImageWriter::create(engine(&engine_name)?, Path::new(&path), force, direct)?;
             let outcome = CreateOutcome {
@@ -99,7 +97,7 @@ impl ImageFile {
                 device_bytes: file.device_bytes().map(number),
                 direct: Some(alignment(direct_alignment(file.fd()))),
             };
-            *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(file));
+            slot.put(file);
             Ok(outcome)
         })
     }
@@ -125,7 +123,7 @@ impl ImageFile {
         plan: TransferPlan,
         how: TransferOptions,
     ) -> Job {
-        let (file, buffers) = (Arc::clone(&self.file), Arc::clone(&self.buffers));
+        let (file, buffers) = (self.file.clone(), Arc::clone(&self.buffers));
         let memory = memory.open();
         // JavaScript's arrays are read here, on its thread.
         let (plan, areas) = (blocks(&plan), page_areas(&areas));
@@ -159,7 +157,7 @@ impl ImageFile {
     /// A job that writes headers, bitmaps and device state, sets the final length and makes everything durable.
     #[napi(catch_unwind)]
     pub fn finish(&self, parts: Vec<MetadataPart>, length: f64) -> Job {
-        let file = Arc::clone(&self.file);
+        let file = self.file.clone();
         // The bytes are copied here, on JavaScript's thread, where nobody can change them meanwhile.
         let parts: Vec<(f64, Vec<u8>)> =
             parts.iter().map(|part| (part.offset, part.bytes.to_vec())).collect();
@@ -180,14 +178,14 @@ impl ImageFile {
     /// A job that gives the finished file its name.
     #[napi(catch_unwind)]
     pub fn publish(&self) -> Job {
-        let (slot, published) = (Arc::clone(&self.file), Arc::clone(&self.published));
+        let (slot, published) = (self.file.clone(), Arc::clone(&self.published));
         Job::new(move |control| {
             control.check()?;
             let file = open_file(&slot)?;
             let outcome = file.publish();
             published.store(outcome.is_ok() || file.is_published(), Ordering::Relaxed);
             outcome?;
-            close_file(&slot);
+            slot.take();
             Ok(JobOutcome::default())
         })
     }
@@ -201,10 +199,10 @@ impl ImageFile {
     /// A job that removes the partial file unless it was published; to be run when no other job runs on the file.
     #[napi(catch_unwind)]
     pub fn discard(&self) -> Job {
-        let (file, buffers) = (Arc::clone(&self.file), Arc::clone(&self.buffers));
+        let (file, buffers) = (self.file.clone(), Arc::clone(&self.buffers));
         Job::new(move |_| {
             buffers.clear();
-            close_file(&file).map_or(Ok(()), |file| file.discard())?;
+            file.take().map_or(Ok(()), |file| file.discard())?;
             Ok(JobOutcome::default())
         })
     }
@@ -215,11 +213,7 @@ fn alignment(found: Option<Alignment>) -> DirectAlignment {
     DirectAlignment { supported: found.is_some(), memory, offset }
 }
 
-fn open_file(slot: &Slot) -> Result<Arc<ImageWriter>> {
-    let file = slot.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    file.ok_or_else(|| Error::new(ErrorKind::Usage, "the image file was already published or discarded"))
-}
-
-fn close_file(slot: &Slot) -> Option<Arc<ImageWriter>> {
-    slot.lock().unwrap_or_else(PoisonError::into_inner).take()
+fn open_file(slot: &Slot<ImageWriter>) -> Result<Arc<ImageWriter>> {
+    slot.get()
+        .ok_or_else(|| Error::new(ErrorKind::Usage, "the image file was already published or discarded"))
 }

@@ -133,7 +133,8 @@ pub(crate) fn promise<'env, T: Outcome + Send>(
         settle(&of_thread, outcome);
     };
     if let Err(cause) = thread::Builder::new().name("mapram-job".to_owned()).spawn(body) {
-        settle(&deferred, Err(Error::os("starting a thread failed", cause)));
+        let error = Error::os("starting a thread failed", cause).with_kind(ErrorKind::HostUnsupported);
+        settle(&deferred, Err(error));
     }
     Ok(promise)
 }

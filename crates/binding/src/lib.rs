@@ -10,4 +10,5 @@ mod host;
 mod image;
 mod job;
 mod memory;
+mod slot;
 mod transfer;

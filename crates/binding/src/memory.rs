@@ -1,6 +1,7 @@
 //! Guest memory handles.
 
 use std::sync::Arc;
+use std::thread;
 
 use mapram_engine::memory::{Memory, Region};
 use mapram_engine::{Error, ErrorKind, Result};
@@ -10,8 +11,10 @@ use napi::bindgen_prelude::{Float64Array, Object};
 use napi_derive::napi;
 
 use crate::convert::{integer, number};
-use crate::failure::{NativeError, or_throw};
+use crate::failure::NativeError;
+use crate::host::{HostOutcome, ask};
 use crate::job::{Outcome, promise};
+use crate::slot::Slot;
 
 /// Where a RAM block is in the guest process.
 #[napi(object)]
@@ -83,38 +86,48 @@ impl Outcome for ScanOutcome {
 /// RAM blocks, opened for reading or for writing.
 #[napi]
 pub struct GuestMemory {
-    memory: Option<Arc<Memory>>,
+    memory: Slot<Memory>,
 }
 
 #[napi]
 impl GuestMemory {
-    /// The memory of the guest whose VMM is process `pid`.
-    #[napi(factory, catch_unwind)]
-    pub fn of_process(env: &Env, pid: i32, blocks: Vec<BlockAddress>, writable: bool) -> napi::Result<Self> {
-        let convert = |block: BlockAddress| {
-            Ok(guest_memory::BlockAddress {
-                name: block.name,
-                address: integer(block.address, "address")?,
-                length: integer(block.length, "length")?,
-            })
-        };
-        let opened = blocks
-            .into_iter()
-            .map(convert)
-            .collect::<Result<Vec<_>>>()
-            .and_then(|blocks| guest_memory::open_guest(pid, &blocks, writable));
-        or_throw(env, opened).map(Self::new)
+    /// No memory yet: `open_process` or `open_named` finds it.
+    #[napi(constructor, catch_unwind)]
+    pub fn new() -> Self {
+        Self { memory: Slot::default() }
     }
 
-    /// Memory that the caller names itself.
-    #[napi(factory, catch_unwind)]
-    pub fn of_named(env: &Env, blocks: Vec<NamedMemory>, writable: bool) -> napi::Result<Self> {
-        let opened = blocks
-            .into_iter()
-            .map(named)
-            .collect::<Result<Vec<_>>>()
-            .and_then(|blocks| guest_memory::open_named(&blocks, writable));
-        or_throw(env, opened).map(Self::new)
+    /// Opens the memory of the guest whose VMM is process `pid`.
+    #[napi(ts_return_type = "Promise<HostOutcome>", catch_unwind)]
+    pub fn open_process<'env>(
+        &self,
+        env: &'env Env,
+        pid: i32,
+        blocks: Vec<BlockAddress>,
+        writable: bool,
+    ) -> napi::Result<Object<'env>> {
+        let slot = self.memory.clone();
+        ask(env, move || {
+            let blocks = blocks.into_iter().map(block_address).collect::<Result<Vec<_>>>()?;
+            slot.put(guest_memory::open_guest(pid, &blocks, writable)?);
+            Ok(HostOutcome::default())
+        })
+    }
+
+    /// Opens memory that the caller names itself. Descriptors must stay open until this has ended.
+    #[napi(ts_return_type = "Promise<HostOutcome>", catch_unwind)]
+    pub fn open_named<'env>(
+        &self,
+        env: &'env Env,
+        blocks: Vec<NamedMemory>,
+        writable: bool,
+    ) -> napi::Result<Object<'env>> {
+        let slot = self.memory.clone();
+        ask(env, move || {
+            let blocks = blocks.into_iter().map(named).collect::<Result<Vec<_>>>()?;
+            slot.put(guest_memory::open_named(&blocks, writable)?);
+            Ok(HostOutcome::default())
+        })
     }
 
     /// The regions, block by block; none once it is closed.
@@ -129,7 +142,8 @@ impl GuestMemory {
             writable: region.writable,
             path: path(region),
         };
-        self.memory.iter().flat_map(|memory| memory.regions()).map(info).collect()
+        let memory = self.memory.get();
+        memory.iter().flat_map(|memory| memory.regions()).map(info).collect()
     }
 
     /// Finds the extents that may hold data, without allocating anything in the guest.
@@ -147,19 +161,19 @@ impl GuestMemory {
     /// Gives the files and the process up once no job needs them any more: memory of a guest that has ended would
     /// stay allocated until JavaScript happens to collect this handle.
     #[napi(catch_unwind)]
-    pub fn close(&mut self) {
-        self.memory = None;
+    pub fn close(&self) {
+        if let Some(memory) = self.memory.take() {
+            // Not on JavaScript's thread: the last one to close a memory file gives all of its pages back, and a file system
+            // may hang. Where there is no thread to be had, it is done here after all.
+            let _ = thread::Builder::new().name("mapram-close".to_owned()).spawn(move || drop(memory));
+        }
     }
 }
 
 impl GuestMemory {
-    fn new(memory: Memory) -> Self {
-        Self { memory: Some(Arc::new(memory)) }
-    }
-
     /// The memory for a job.
     pub(crate) fn open(&self) -> Result<Arc<Memory>> {
-        self.memory.clone().ok_or_else(|| Error::new(ErrorKind::Usage, "the memory was already closed"))
+        self.memory.get().ok_or_else(|| Error::new(ErrorKind::Usage, "the memory was already closed"))
     }
 }
 
@@ -174,6 +188,14 @@ fn packed(memory: &Memory, block: usize) -> Result<Float64Array> {
         .flat_map(|extent| [number(extent.offset), number(extent.length), f64::from(extent.source)])
         .collect();
     Ok(Float64Array::new(numbers))
+}
+
+fn block_address(from: BlockAddress) -> Result<guest_memory::BlockAddress> {
+    Ok(guest_memory::BlockAddress {
+        name: from.name,
+        address: integer(from.address, "address")?,
+        length: integer(from.length, "length")?,
+    })
 }
 
 fn named(from: NamedMemory) -> Result<guest_memory::NamedMemory> {

@@ -1,4 +1,5 @@
 import { close } from 'node:fs';
+import { setTimeout as delay } from 'node:timers/promises';
 import type * as Native from '@mapram/native';
 import { addon } from './addon.ts';
 import type { Copy } from './choices.ts';
@@ -16,7 +17,7 @@ export interface NamedMemory {
   length: number;
   /** Path of the file that holds it. */
   file?: string | undefined;
-  /** Or a descriptor of that file; it stays the caller's. */
+  /** Or a descriptor of that file; it stays the caller's, and must stay open until the job has settled. */
   fd?: number | undefined;
   /** First byte within the file; default 0. */
   offset?: number | undefined;
@@ -133,13 +134,25 @@ export class GuestMemory {
   }
 
   /** The memory of the guest whose virtual machine monitor is process `pid`. */
-  static ofProcess(pid: number, blocks: Native.BlockAddress[], writable: boolean): GuestMemory {
-    return new GuestMemory(call(() => addon().GuestMemory.ofProcess(pid, blocks, writable)));
+  static async ofProcess(
+    pid: number,
+    blocks: Native.BlockAddress[],
+    writable: boolean,
+  ): Promise<GuestMemory> {
+    return GuestMemory.#open((memory) => memory.openProcess(pid, blocks, writable));
   }
 
   /** Memory that the caller names itself. */
-  static ofNamed(blocks: readonly NamedMemory[], writable: boolean): GuestMemory {
-    return new GuestMemory(call(() => addon().GuestMemory.ofNamed(blocks.map(withoutUndefined), writable)));
+  static async ofNamed(blocks: readonly NamedMemory[], writable: boolean): Promise<GuestMemory> {
+    return GuestMemory.#open((memory) => memory.openNamed(blocks.map(withoutUndefined), writable));
+  }
+
+  static async #open(
+    question: (memory: Native.GuestMemory) => Promise<Native.HostOutcome>,
+  ): Promise<GuestMemory> {
+    const memory = call(() => new (addon().GuestMemory)());
+    await answered(() => question(memory));
+    return new GuestMemory(memory);
   }
 
   /** What kind of memory each part of a block is in. */
@@ -287,6 +300,15 @@ export class ProcessHandle {
     this.#process = process;
   }
 
+  /** The process `pid`; undefined for 0, as the kernel calls those of other pid namespaces, or if it cannot be held. */
+  static tryOpen(pid: number): ProcessHandle | undefined {
+    try {
+      return pid === 0 ? undefined : ProcessHandle.open(pid);
+    } catch {
+      return undefined;
+    }
+  }
+
   /** The process that has the number `pid` now. @throws {MapramError} E_GUEST_GONE, E_HOST_UNSUPPORTED without a descriptor. */
   static open(pid: number): ProcessHandle {
     return new ProcessHandle(call(() => addon().ProcessHandle.open(pid)));
@@ -295,6 +317,16 @@ export class ProcessHandle {
   /** Whether it has ended; one that nobody has waited for yet has. */
   hasEnded(): boolean {
     return this.#process.hasEnded();
+  }
+
+  /** Waits for its end, at most that long, and says whether it has ended. */
+  async endsWithin(timeoutMs: number): Promise<boolean> {
+    const deadline = performance.now() + timeoutMs;
+    while (!this.hasEnded()) {
+      if (performance.now() >= deadline) return false;
+      await delay(10);
+    }
+    return true;
   }
 
   /** Closes the descriptor; nothing is known of the process then. */

@@ -45,7 +45,7 @@ async function saveGuest(settings: GuestSave, how: Transfer, job: JobContext): P
     const pid = await owner.find();
     // A target that cannot be written is refused before the guest is stopped.
     file = await ImageFile.create(settings.image, settings.force, how.direct, how.engine);
-    if (!settings.force) await requireBlankDevice(settings.image);
+    if (!settings.force) await requireBlankDevice(settings.image, job.signal);
     return await saveTo(file, { settings, how, job, owner, pid });
   } catch (error) {
     throw await owner.explain(error);
@@ -120,12 +120,12 @@ async function saveMemory(settings: MemorySave, how: Transfer, job: JobContext):
   const { image, machine, deviceState } = settings;
   const blocks = settings.memory.map(({ name, length }) => ({ name, usedLength: length }));
   await requireTargetApart(settings);
-  const memory = GuestMemory.ofNamed(settings.memory, false);
+  const memory = await GuestMemory.ofNamed(settings.memory, false);
   let file: ImageFile | undefined;
   try {
     const since = performance.now();
     file = await ImageFile.create(image, settings.force, how.direct, how.engine);
-    if (!settings.force) await requireBlankDevice(image);
+    if (!settings.force) await requireBlankDevice(image, job.signal);
     await requireSpace({ image, file, machine }, { blocks, memory }, how, job);
     const pages = await writePages(file, machine, { blocks, memory }, how, job);
     await finishImage(file, pages, deviceState, job);

@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::RawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -42,7 +43,11 @@ pub fn open_named(blocks: &[NamedMemory], writable: bool) -> Result<Memory> {
         match *block {
             NamedMemory { file: Some(ref path), fd: None, pid: None, address: None, .. } => {
                 let failure = |cause| Error::os("opening a memory file failed", cause).at_path(path);
-                let file = OpenOptions::new().read(true).write(writable).open(path).map_err(failure)?;
+                // Opening a fifo would wait for its other end; a regular file ignores the flag.
+                let flags = libc::O_NONBLOCK;
+                let mut options = OpenOptions::new();
+                let file =
+                    options.read(true).write(writable).custom_flags(flags).open(path).map_err(failure)?;
                 regions.push(file_region(index, block, file).map_err(|error| error.at_path(path))?);
             }
             NamedMemory { file: None, fd: Some(fd), pid: None, address: None, .. } => {

@@ -7,7 +7,7 @@ use std::process::{Child, Command};
 
 use mapram_engine::memory::{Memory, Piece};
 use mapram_engine::{ErrorKind, PAGE_BYTES, Result};
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::fs::{CWD, FileType, MemfdFlags, Mode, memfd_create, mknodat};
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap, mmap_anonymous, mprotect, munmap};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 
@@ -369,6 +369,10 @@ fn files_and_fds_are_memory_by_name() {
         let error = open_named(std::slice::from_ref(&block), true).unwrap_err();
         assert_eq!(error.kind, ErrorKind::Usage, "{block:?}: {error}");
     }
+    let fifo = directory.path().join("fifo");
+    mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    let fifo = NamedMemory { file: Some(fifo), ..named("fifo") };
+    assert_eq!(open_named(&[fifo], false).unwrap_err().kind, ErrorKind::Usage);
     let missing = NamedMemory { file: Some(directory.path().join("missing")), ..named("m") };
     assert_eq!(open_named(&[missing], false).unwrap_err().kind, ErrorKind::NotFound);
 }

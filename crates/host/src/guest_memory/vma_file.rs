@@ -67,7 +67,7 @@ fn find(pid: i32, vma: &Vma, writable: bool) -> Result<File, Refusal> {
     }
     let mapped = PathBuf::from(format!("/proc/{pid}/map_files/{:x}-{:x}", vma.start, vma.end));
     open_checked(&mapped, vma, writable).or_else(|first| {
-        for path in fds_of(pid).into_iter().chain([PathBuf::from(&vma.path)]) {
+        for path in fds_of(pid, vma).into_iter().chain([PathBuf::from(&vma.path)]) {
             match open_checked(&path, vma, writable) {
                 Err(Refusal::Other | Refusal::Kernel(_)) => {}
                 decided => return decided,
@@ -77,9 +77,11 @@ fn find(pid: i32, vma: &Vma, writable: bool) -> Result<File, Refusal> {
     })
 }
 
-fn fds_of(pid: i32) -> Vec<PathBuf> {
+/// The process's own fds that show the path of what is mapped. The others are not looked at: its disks may hang.
+fn fds_of(pid: i32, vma: &Vma) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(format!("/proc/{pid}/fd"));
-    entries.into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path())).collect()
+    let paths = entries.into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    paths.filter(|path| std::fs::read_link(path).is_ok_and(|target| target.as_os_str() == vma.path)).collect()
 }
 
 /// Opens `path` if it is the regular file that `vma` maps. Anything else is not opened at all: opening a device or a

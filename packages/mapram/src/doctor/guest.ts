@@ -120,8 +120,7 @@ async function examineMemory(
     'make room, or name another directory by --dir',
     async () => ({ needed: spaceBound(blocks, await memory.scan()), free: await freeBytes(directory) }),
     judgeSpace,
-  );
-  memory.close();
+  ).finally(() => memory.close());
   await step(
     'fill',
     'a guest like this can be restored by --method qemu',

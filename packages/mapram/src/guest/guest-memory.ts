@@ -17,7 +17,7 @@ export async function openGuestMemory(
   options?: ExecuteOptions,
 ): Promise<GuestMemory> {
   const addresses = blocks.map(({ name, address, usedLength }) => ({ name, address, length: usedLength }));
-  const memory = GuestMemory.ofProcess(pid, addresses, access.writable);
+  const memory = await GuestMemory.ofProcess(pid, addresses, access.writable);
   try {
     await confirmGuestProcess(link, pid, options);
   } catch (error) {

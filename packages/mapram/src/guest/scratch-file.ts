@@ -1,6 +1,7 @@
 import { randomUUID } from 'node:crypto';
 import { constants } from 'node:fs';
-import { open, readFile, rm, stat, truncate } from 'node:fs/promises';
+import { open, readFile, readlink, rm, stat, truncate } from 'node:fs/promises';
+import { basename } from 'node:path';
 import { following, MapramError } from '../errors.ts';
 import type { Handover } from './handover.ts';
 import type { ExecuteOptions, Monitor } from './monitor.ts';
@@ -25,6 +26,8 @@ export class ScratchFileHandover implements Handover {
     const isOpen = async (): Promise<boolean> => {
       const file = await this.#ours(() => stat(this.#path, { bigint: true }));
       return holdsFile(pid, async (path) => {
+        // The files of other names are not asked for: a disk of the guest's may hang.
+        if (basename(await readlink(path)) !== basename(this.#path)) return false;
         const { dev, ino } = await stat(path, { bigint: true });
         return dev === file.dev && ino === file.ino;
       });

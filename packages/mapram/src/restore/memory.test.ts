@@ -7,7 +7,7 @@ import { fillMemory } from './fill.ts';
 import { restoreIntoMemory } from './memory.ts';
 
 const close = vi.hoisted(() => vi.fn());
-vi.mock('../native.ts', () => ({ GuestMemory: { ofNamed: () => ({ close, regions: () => [] }) } }));
+vi.mock('../native.ts', () => ({ GuestMemory: { ofNamed: async () => ({ close, regions: () => [] }) } }));
 vi.mock('./fill.ts', () => ({ fillMemory: vi.fn() }));
 
 const opened = { image: { machine: 'm', blocks: [{ name: 'a', usedLength: 4096 }] } } as unknown as OpenImage;

@@ -19,7 +19,7 @@ export async function restoreIntoMemory(
   if (settings.machine !== undefined && settings.machine !== machine) {
     throw mismatch(`it is of a ${machine}, not of a ${settings.machine}`, 'machine');
   }
-  const memory = GuestMemory.ofNamed(matchBlocks(opened, settings), true);
+  const memory = await GuestMemory.ofNamed(matchBlocks(opened, settings), true);
   try {
     await requireEqualReadOnlyMemory(opened, memory, 'fill', how, job);
     await fillMemory(opened, memory, how, job);

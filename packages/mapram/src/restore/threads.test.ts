@@ -22,7 +22,7 @@ describe('threadsToFill', () => {
   it('takes all processors only for memory without pages', async () => {
     writeFileSync(file, '');
     truncateSync(file, LENGTH);
-    const memory = GuestMemory.ofNamed([{ name: 'ram', length: LENGTH, file }], true);
+    const memory = await GuestMemory.ofNamed([{ name: 'ram', length: LENGTH, file }], true);
     expect(await threadsToFill(memory, LENGTH, how)).toBe(7);
     writeFileSync(file, Buffer.alloc(LENGTH, 1), { flag: 'r+' });
     expect(await threadsToFill(memory, LENGTH, how)).toBe(3);
@@ -34,7 +34,7 @@ describe('threadsToFill', () => {
       [privateMemory((present) => present === 1), 3],
       [privateMemory((present) => present < 0.1), 7],
     ] as const) {
-      const memory = GuestMemory.ofNamed([{ name: 'ram', length, pid: process.pid, address }], true);
+      const memory = await GuestMemory.ofNamed([{ name: 'ram', length, pid: process.pid, address }], true);
       expect(await threadsToFill(memory, length, how)).toBe(threads);
       memory.close();
     }

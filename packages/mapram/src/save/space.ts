@@ -76,12 +76,13 @@ export async function requireSpace(
  */
 async function freeBytesInTime(directory: string, needed: number, signal: AbortSignal): Promise<number> {
   let most = await freeBytes(directory);
-  let grewAt = performance.now();
-  while (most < needed && performance.now() - grewAt < STANDSTILL_MS) {
+  let grewAt: number | undefined;
+  while (most < needed && (grewAt === undefined || performance.now() - grewAt < STANDSTILL_MS)) {
     await delay(LOOK_AGAIN_MS);
     signal.throwIfAborted();
     const free = await freeBytes(directory, true);
-    if (free > most) grewAt = performance.now();
+    // Syncing a busy file system takes its time, and only what follows the first time tells anything.
+    if (grewAt === undefined || free > most) grewAt = performance.now();
     most = Math.max(most, free);
   }
   return most;

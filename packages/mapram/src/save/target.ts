@@ -1,5 +1,6 @@
-import { fstatSync } from 'node:fs';
+import { fstat } from 'node:fs';
 import { lstat, stat } from 'node:fs/promises';
+import { promisify } from 'node:util';
 import { asMapramError, MapramError } from '../errors.ts';
 import { readIfThere } from '../guest/proc.ts';
 import type { MemorySave } from '../options.ts';
@@ -31,7 +32,7 @@ export async function requireTargetApart({ image, force, memory }: MemorySave): 
   for (const { file, fd, pid, address, length } of memory) {
     // A source that cannot be looked at is reported, with its reason, by the one who opens it.
     if (file !== undefined && isSame(target, await ifThere(stat(file, BIG)))) throw clash(image);
-    if (fd !== undefined && isSame(target, statOf(fd))) throw clash(image);
+    if (fd !== undefined && isSame(target, await statOf(fd))) throw clash(image);
     if (pid !== undefined && address !== undefined) {
       await requireUnmapped(image, target, pid, [{ address, usedLength: length }]);
     }
@@ -95,12 +96,8 @@ async function ifThere<T>(look: Promise<T>): Promise<T | undefined> {
   });
 }
 
-function statOf(fd: number): FileId | undefined {
-  try {
-    return fstatSync(fd, BIG);
-  } catch {
-    return undefined;
-  }
+async function statOf(fd: number): Promise<FileId | undefined> {
+  return promisify(fstat)(fd, BIG).catch(() => undefined);
 }
 
 function isSame(target: FileId, other: FileId | undefined): boolean {
