@@ -43,4 +43,16 @@ describe('callersMonitor', () => {
     const aborted = failing(() => Promise.reject(new Error('aborted')));
     await expect(aborted.execute('stop', {}, { signal })).rejects.toBe('enough');
   });
+
+  it('waits no longer than was asked, though the monitor takes no options', async () => {
+    const deaf = failing(() => new Promise<never>(() => {}));
+    await expect(deaf.execute('cont', {}, { timeoutMs: 20 })).rejects.toMatchObject({
+      code: 'E_QMP',
+      message: 'The monitor did not answer the QMP command cont within 0.02 s',
+    });
+    const controller = new AbortController();
+    const hanging = deaf.execute('stop', {}, { timeoutMs: 0, signal: controller.signal });
+    controller.abort('enough');
+    await expect(hanging).rejects.toBe('enough');
+  });
 });

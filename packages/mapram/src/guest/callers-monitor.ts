@@ -1,19 +1,30 @@
 import { MapramError } from '../errors.ts';
-import type { ExecuteOptions, Monitor } from './monitor.ts';
+import { COMMAND_TIMEOUT_MS, type ExecuteOptions, type Monitor } from './monitor.ts';
+import { within } from './within.ts';
 
-/** A program's monitor whose failures, whatever they are, come as MapramErrors or as the signal's reason. */
+/**
+ * A program's monitor whose failures, whatever they are, come as MapramErrors or as the signal's reason, and which keeps nobody
+ * waiting for longer than was asked, whether it looks at the options or not.
+ */
 export function callersMonitor(monitor: Monitor): Monitor {
   return {
     events: monitor.events,
     pid: monitor.pid,
-    execute: async (command, args, options) => {
+    execute: async (command, args, options = {}) => {
+      const { timeoutMs = COMMAND_TIMEOUT_MS, signal } = options;
+      const answer = async (): Promise<unknown> => monitor.execute(command, args, options);
       try {
-        return await monitor.execute(command, args, options);
+        return await within(answer(), { timeoutMs, late: async () => noAnswer(command, timeoutMs), signal });
       } catch (error) {
         throw explain(command, error, options);
       }
     },
   };
+}
+
+function noAnswer(command: string, timeoutMs: number): MapramError {
+  const message = `The monitor did not answer the QMP command ${command} within ${timeoutMs / 1000} s`;
+  return new MapramError('E_QMP', message);
 }
 
 function explain(command: string, error: unknown, options: ExecuteOptions = {}): unknown {

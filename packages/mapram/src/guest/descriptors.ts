@@ -31,7 +31,9 @@ export class DescriptorHandover implements Handover {
 
   async receive(write: (path: string) => Promise<void>, options: ExecuteOptions = {}): Promise<Uint8Array> {
     return withMemfd('mapram-device-state', async (memfd) => {
-      await reopened(memfd, constants.O_WRONLY, (fd) => this.#withFdSet([fd], write, options));
+      await reopened(memfd, constants.O_WRONLY, (fd) =>
+        this.#withFdSet([fd], write, options, PUT_BACK_TIMEOUT_MS, options.signal),
+      );
       return readWhole(memfd);
     });
   }

@@ -14,6 +14,9 @@ export interface MonitorEvents {
   off(name: string, listener: (event: MonitorEvent) => void): unknown;
 }
 
+/** Longest wait in milliseconds for a command: QEMU answers at once unless its main thread is busy. */
+export const COMMAND_TIMEOUT_MS = 60_000;
+
 /** Longest wait in milliseconds for a command that puts the guest back: a QEMU may be busy and answer late. */
 export const PUT_BACK_TIMEOUT_MS: number = 10 * 60_000;
 
@@ -26,7 +29,7 @@ export interface ExecuteOptions {
   fds?: readonly number[] | undefined;
   /** Gives up waiting for the answer. The command itself cannot be taken back. */
   signal?: AbortSignal | undefined;
-  /** Longest wait for the answer in milliseconds; 0 waits for as long as the connection lasts. */
+  /** Longest wait for the answer in milliseconds; default 60000; 0 waits for as long as the connection lasts. */
   timeoutMs?: number | undefined;
 }
 

@@ -8,6 +8,7 @@ import {
   renameSync,
   writeFileSync,
 } from 'node:fs';
+import { createConnection, createServer } from 'node:net';
 import { join } from 'node:path';
 import { afterEach, describe, expect, it, onTestFinished, vi } from 'vitest';
 import { MapramError } from '../errors.ts';
@@ -161,6 +162,40 @@ describe('a save that fails', () => {
     client.close();
   }, 20_000);
 
+  it('does not take a relay that closes the connection for a QEMU that has ended', async () => {
+    const qemu = await startQemu();
+    const path = join(qemu.directory, 'relay');
+    const relay = createServer((socket) => {
+      const onward = createConnection(qemu.socket);
+      socket.on('data', (chunk) => {
+        if (chunk.includes('query-cpus-fast')) onward.destroy();
+        else onward.write(chunk);
+      });
+      onward.pipe(socket).on('error', () => {});
+      onward.on('error', () => {}).on('close', () => socket.destroy());
+    }).listen(path);
+    onTestFinished(() => void relay.close());
+    await expect(save({ ...guestOf(qemu), guest: { qmp: path } })).rejects.toMatchObject({
+      code: 'E_QMP',
+      guestState: 'untouched',
+    });
+    expect(await stateOf(qemu)).toBe('running');
+  }, 20_000);
+
+  it('waits for the end of a QEMU that takes long to give up its memory', async () => {
+    const qemu = await startQemu('-S');
+    const monitor = interpose(await connect(qemu), 'xen-save-devices-state', () => {
+      qemu.child.kill('SIGSTOP');
+      setTimeout(() => qemu.child.kill('SIGKILL'), 12_000);
+      // As the engine says it of a process whose memory has gone first.
+      throw new MapramError('E_GUEST_GONE', 'process has ended');
+    });
+    await expect(save({ ...guestOf(qemu), guest: { monitor } })).rejects.toMatchObject({
+      code: 'E_GUEST_GONE',
+      guestState: 'gone',
+    });
+  }, 30_000);
+
   it.each([0, 500])(
     'that is cancelled while QEMU stands still does not wait for it: after %i ms',
     async (delayMs) => {
@@ -204,17 +239,36 @@ describe('a save that fails', () => {
 });
 
 describe('a save whose image is published', () => {
-  it('does not let the guest run when only the last sync of it fails', async () => {
-    const qemu = await startQemu();
+  /** Has `act` called between the image's getting its name and the end of that. */
+  function whenPublished(act: () => Promise<unknown>): void {
     const publish = ImageFile.prototype.publish;
     vi.spyOn(ImageFile.prototype, 'publish').mockImplementation(function (this: ImageFile) {
       const job = publish.call(this);
       const run = job.run.bind(job);
       job.run = async () => {
-        await run();
-        throw new MapramError('E_IO', 'syncing the directory failed');
+        const result = await run();
+        await act();
+        return result;
       };
       return job;
+    });
+  }
+
+  it('does not end a guest that someone else lets run meanwhile', async () => {
+    const qemu = await startQemu();
+    whenPublished(() => tell(qemu, ['cont']));
+    await expect(save({ ...guestOf(qemu), then: 'quit' })).rejects.toMatchObject({
+      code: 'E_GUEST_RAN',
+      guestState: 'running',
+      message: expect.stringContaining('The image is whole and in its place'),
+    });
+    expect(await stateOf(qemu)).toBe('running');
+  });
+
+  it('does not let the guest run when only the last sync of it fails', async () => {
+    const qemu = await startQemu();
+    whenPublished(async () => {
+      throw new MapramError('E_IO', 'syncing the directory failed');
     });
     await expect(save(guestOf(qemu))).rejects.toMatchObject({
       code: 'E_IO',

@@ -7,8 +7,10 @@ import { confirmGuestProcess, findGuestProcess } from './process.ts';
 import { queryStatus } from './queries.ts';
 import { isLive, type RunWatch, stopGuest } from './run-state.ts';
 
-/** A process that was killed closes its connections first and then takes its time to give up its memory. */
+/** A process that was killed closes its connections and then takes its time to end. */
 const DEATH_TIMEOUT_MS = 5_000;
+/** One whose memory is gone already is giving it up: hundreds of gigabytes of small pages take many seconds. */
+const TEAR_DOWN_TIMEOUT_MS = 60_000;
 /** QEMU takes the next client when it has noticed that the last one has gone; another client may be faster than we are. */
 const RECONNECT_TIMEOUT_MS = 30_000;
 const RECONNECT_INTERVAL_MS = 50;
@@ -59,7 +61,10 @@ export class GuestOwner {
   readonly #job: OwningJob;
   #link: GuestLink;
   #pid: number | undefined;
+  /** The guest's process, once it was found. */
   #process: ProcessHandle | undefined;
+  /** What listens on the guest's socket: all that can be asked before. */
+  #peer: ProcessHandle | undefined;
   #stage: Stage = 'untouched';
   #watch: RunWatch | undefined;
   #wasLive = false;
@@ -73,6 +78,7 @@ export class GuestOwner {
     this.#guest = guest;
     this.#job = job;
     this.#link = link;
+    this.#peer = ProcessHandle.tryOpen(link.peerPid ?? 0);
     job.signal.addEventListener('abort', this.#putBackAtOnce);
     job.onFailing = this.#putBackAtOnce;
   }
@@ -219,6 +225,7 @@ export class GuestOwner {
       // Nothing hangs on it any more.
     }
     this.#process?.close();
+    this.#peer?.close();
     this.#link.close();
   }
 
@@ -256,11 +263,14 @@ export class GuestOwner {
 
   async #quit(): Promise<void> {
     const isReached = !this.#link.isLost() || (await this.#isReconnected());
+    // To give the image its name may have taken long, and what the guest has done since is in no image.
+    if (await this.#isLive().catch(nothing))
+      throw new MapramError('E_GUEST_RAN', 'someone else let the guest run meanwhile, so it was not ended');
     // Sent once only: a QEMU that ends closes the connection, and a monitor of the caller's says so in words of its own.
     const failure = await this.#link.monitor.execute('quit', {}, PATIENT).then(nothing, asMapramError);
     const hasObeyed = failure === undefined || (isReached && this.#link.isLost());
     // Whoever starts the next QEMU on the same disks finds them locked until this one has closed and ended.
-    if (await this.#endsWithin(hasObeyed ? PUT_BACK_TIMEOUT_MS : DEATH_TIMEOUT_MS)) return;
+    if (await this.#process?.endsWithin(hasObeyed ? PUT_BACK_TIMEOUT_MS : DEATH_TIMEOUT_MS)) return;
     const late = new MapramError('E_QMP', 'its process has not ended');
     throw following(undefined, 'QEMU could not be ended:', failure ?? late);
   }
@@ -308,45 +318,43 @@ export class GuestOwner {
   async #stateAfter(error: unknown): Promise<GuestState> {
     if (await this.#isGone(error)) return 'gone';
     if (this.#stage === 'untouched') return 'untouched';
-    return this.#stage === 'begun' ? 'unusable' : this.#ask();
+    const state = this.#stage === 'begun' ? 'unusable' : await this.#ask();
+    return this.#process?.hasEnded() ? 'gone' : state;
   }
 
   /** Only the process itself tells that it has ended; where it is out of our sight, the end of the connection has to do. */
   async #isGone(error: unknown): Promise<boolean> {
-    const looksGone = error instanceof MapramError && error.code === 'E_GUEST_GONE';
-    if (this.#process === undefined) return looksGone;
-    const mayBeDying = looksGone || this.#link.isLost() || (await this.#isDeaf(error));
-    return this.#endsWithin(mayBeDying ? DEATH_TIMEOUT_MS : 0);
+    const code = error instanceof MapramError ? error.code : undefined;
+    const looksGone = code === 'E_GUEST_GONE';
+    const process = this.#process ?? this.#peer;
+    if (process === undefined) return looksGone;
+    if (this.#link.isLost()) return process.endsWithin(DEATH_TIMEOUT_MS);
+    // A monitor of the caller's has words of its own for a connection that is lost.
+    const mayBeDying = looksGone || ('monitor' in this.#guest && code === 'E_QMP');
+    if (!mayBeDying || (await this.#answers())) return process.hasEnded();
+    return process.endsWithin(looksGone ? TEAR_DOWN_TIMEOUT_MS : DEATH_TIMEOUT_MS);
   }
 
-  /** Whether a monitor of the caller's, whose words for a lost connection we do not know, fails at a second command too. */
-  async #isDeaf(error: unknown): Promise<boolean> {
-    if (!('monitor' in this.#guest && error instanceof MapramError && error.code === 'E_QMP')) return false;
-    return queryStatus(this.#link.monitor, { timeoutMs: ASK_TIMEOUT_MS }).then(
-      () => false,
+  async #answers(): Promise<boolean> {
+    return this.#isLive().then(
       () => true,
+      () => false,
     );
   }
 
   /** How the guest is, by QEMU; or as we know it, if QEMU does not say. */
   async #ask(): Promise<'running' | 'paused'> {
-    const ask = (): Promise<boolean> =>
-      queryStatus(this.#link.monitor, { timeoutMs: ASK_TIMEOUT_MS }).then(({ status }) => isLive(status));
-    const again = async (): Promise<boolean> => ((await this.#isReconnected()) ? ask() : this.#isRunning);
-    const runs = await ask()
+    const again = async (): Promise<boolean> =>
+      (await this.#isReconnected()) ? this.#isLive() : this.#isRunning;
+    const runs = await this.#isLive()
       .catch(again)
       .catch(() => this.#isRunning);
     return runs ? 'running' : 'paused';
   }
 
-  async #endsWithin(timeoutMs: number): Promise<boolean> {
-    if (this.#process === undefined) return false;
-    const deadline = performance.now() + timeoutMs;
-    while (!this.#process.hasEnded()) {
-      if (performance.now() >= deadline) return false;
-      await delay(10);
-    }
-    return true;
+  /** Whether the guest runs, by QEMU. */
+  async #isLive(): Promise<boolean> {
+    return isLive((await queryStatus(this.#link.monitor, { timeoutMs: ASK_TIMEOUT_MS })).status);
   }
 
   #describe(thrown: MapramError, state: GuestState): MapramError {
@@ -372,7 +380,7 @@ export class GuestOwner {
     const isGone = error.code === 'E_GUEST_GONE';
     if (state === 'gone' && (error.code === 'E_IO' || error.code === 'E_QMP'))
       return following('E_GUEST_GONE', "QEMU's process ended:", error);
-    if (state !== 'gone' && isGone && this.#process !== undefined)
+    if (state !== 'gone' && isGone && (this.#process ?? this.#peer) !== undefined)
       return following('E_QMP', 'The connection to QEMU was lost, though its process lives:', error);
     return error;
   }

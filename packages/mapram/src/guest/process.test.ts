@@ -135,7 +135,7 @@ describe('findGuestProcess', () => {
     };
     await expect(findGuestProcess({ ...real, monitor })).rejects.toMatchObject({
       code: 'E_GUEST_UNSUPPORTED',
-      message: expect.stringContaining('--pid'),
+      message: expect.stringContaining('name its process'),
     });
   });
 

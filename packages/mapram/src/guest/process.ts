@@ -62,9 +62,7 @@ function whyNotFound(
   const isOutOfSight = peerPid === 0;
   const refused = [...refusals.values()].find(({ code }) => code === 'E_PERMISSION');
   if (refused !== undefined && !isOutOfSight) return refused;
-  const way = isOutOfSight
-    ? 'run mapram in that namespace, or in one above it'
-    : "name its process by --pid, or by the monitor's pid";
+  const way = isOutOfSight ? 'run mapram in that namespace, or in one above it' : 'name its process';
   return new MapramError(
     'E_GUEST_UNSUPPORTED',
     `QEMU's thread ${thread} is not visible here, for QEMU runs in another pid namespace: ${way}`,

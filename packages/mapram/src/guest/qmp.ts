@@ -1,16 +1,17 @@
 import { EventEmitter } from 'node:events';
 import { Socket } from 'node:net';
 import { asMapramError, type ErrorCode, MapramError } from '../errors.ts';
-import { UnixConnection } from '../native.ts';
+import { ProcessHandle, UnixConnection } from '../native.ts';
 import { MessageSplitter, noQmp } from './message-splitter.ts';
-import type { ExecuteOptions, Monitor } from './monitor.ts';
+import { COMMAND_TIMEOUT_MS, type ExecuteOptions, type Monitor } from './monitor.ts';
 import { parseQmpAddress, type QmpAddress } from './qmp-address.ts';
 import { whyNoGreeting, whyStandstill } from './silence.ts';
+import { within } from './within.ts';
 
 /** QEMU greets at once unless another client holds the socket. */
 const GREETING_TIMEOUT_MS = 5_000;
-/** QEMU answers at once unless its main thread is busy; what waits for the guest's disks has a limit of its own. */
-const COMMAND_TIMEOUT_MS = 60_000;
+/** A process that dies closes its connections before it has ended. */
+const DEATH_TIMEOUT_MS = 1_000;
 /** A QEMU that has not answered for so long is told of, long before it is given up. */
 const SILENCE_MS = 10_000;
 
@@ -38,9 +39,10 @@ type Message = Record<string, unknown>;
 /**
  * A QMP connection over a Unix socket.
  *
- * Commands wait for each other, but not for one whose answer nobody waits for any more: that may never come, and QEMU takes
- * commands in their order anyway. Descriptors do wait for it: libuv leaves part of a line in its queue while the socket's buffer
- * is full, and sent past that queue they would break the line apart; and QEMU keeps only the last ones that it was sent.
+ * QEMU takes commands in their order and answers them so; each is sent at once, for a command whose answer never comes must not
+ * keep back the one that lets the guest run. Descriptors are sent only when no answer is outstanding: libuv leaves part of a line
+ * in its queue while the socket's buffer is full, and sent past that queue they would break the line apart; and QEMU keeps only
+ * the last ones that it was sent.
  */
 export class QmpClient implements Monitor {
   /** Emits each event of QEMU under its own name. */
@@ -56,8 +58,6 @@ export class QmpClient implements Monitor {
   readonly #pending = new Map<number, Pending>();
   readonly #greeted: PromiseWithResolvers;
   #lastId = 0;
-  /** Settles when no command is waited for. */
-  #idle: Promise<unknown> = Promise.resolve();
   /** Why nothing more can be sent, once that is so. */
   #ended: MapramError | undefined;
 
@@ -85,13 +85,16 @@ export class QmpClient implements Monitor {
     const { timeoutMs = GREETING_TIMEOUT_MS, signal } = options;
     signal?.throwIfAborted();
     const client = new QmpClient(parseQmpAddress(address), options);
+    const peer = ProcessHandle.tryOpen(client.peerPid);
     try {
       await within(client.#greeted.promise, { timeoutMs, late: () => client.#noGreeting(timeoutMs), signal });
       await client.execute('qmp_capabilities', {}, { signal, timeoutMs });
       return client;
     } catch (error) {
       client.close();
-      throw error;
+      throw (await isGoneThoughAlive(error, peer)) ? client.#refused(error) : error;
+    } finally {
+      peer?.close();
     }
   }
 
@@ -108,19 +111,12 @@ export class QmpClient implements Monitor {
   ): Promise<unknown> {
     const { timeoutMs = COMMAND_TIMEOUT_MS, signal, fds = [] } = options;
     signal?.throwIfAborted();
-    const before = this.#idle;
-    let isGivenUp = false;
-    const answer = before.then(() => {
-      if (!isGivenUp) return this.#send(command, args, fds);
-    });
+    const answer = this.#send(command, args, fds);
     const late = (): Promise<MapramError> => this.#noAnswer(command, timeoutMs);
-    const outcome = within(answer, { timeoutMs, late, signal });
-    this.#idle = Promise.all([before, outcome.catch(() => {})]);
     const watch = this.#watchSilence(command, timeoutMs);
     try {
-      return await outcome;
+      return await within(answer, { timeoutMs, late, signal });
     } finally {
-      isGivenUp = true;
       watch.end();
     }
   }
@@ -159,6 +155,12 @@ export class QmpClient implements Monitor {
     const reason = standstill === undefined ? '' : `: ${standstill}`;
     const message = `QEMU did not answer the QMP command ${command} within ${timeoutMs / 1000} s${reason}`;
     return new MapramError('E_QMP', message, { path: this.#path });
+  }
+
+  #refused(cause: unknown): MapramError {
+    const message =
+      'What listens on the QMP socket closed the connection and lives on: a relay (socat, ssh -L) perhaps that does not reach QEMU';
+    return new MapramError('E_QMP', message, { path: this.#path, cause });
   }
 
   /** Closes the connection; commands that are on their way fail. */
@@ -249,25 +251,10 @@ function promiseWithResolvers(): PromiseWithResolvers {
   return { promise, resolve, reject };
 }
 
-/** `work`, unless the time is over or the signal comes first. */
-async function within<T>(
-  work: Promise<T>,
-  limit: { timeoutMs: number; late: () => Promise<MapramError>; signal: AbortSignal | undefined },
-): Promise<T> {
-  const { timeoutMs, late, signal } = limit;
-  let timer: NodeJS.Timeout | undefined;
-  let onAbort = (): void => {};
-  const ended = new Promise<never>((_, reject) => {
-    if (timeoutMs > 0) timer = setTimeout(() => void late().then(reject, reject), timeoutMs);
-    onAbort = () => reject(signal?.reason);
-    signal?.addEventListener('abort', onAbort, { once: true });
-  });
-  try {
-    return await Promise.race([work, ended]);
-  } finally {
-    clearTimeout(timer);
-    signal?.removeEventListener('abort', onAbort);
-  }
+/** Whether `error` says that QEMU has ended, and the other end of the connection is a process that has not. */
+async function isGoneThoughAlive(error: unknown, peer: ProcessHandle | undefined): Promise<boolean> {
+  if (!(error instanceof MapramError && error.code === 'E_GUEST_GONE') || peer === undefined) return false;
+  return !(await peer.endsWithin(DEATH_TIMEOUT_MS));
 }
 
 /** @throws {MapramError} with the name that users know instead of the addon's. */
