@@ -63,7 +63,10 @@ describe.each(['io-uring', 'blocking'])('storage that hangs in mid-save, by %s',
     expect(await qemu.qmp.status()).toBe('running');
     // The kernel ends a process only when its writes have ended.
     thaw();
-    expect((await save.done).status).toBe(143);
+    const result = await save.done;
+    expect(result.status).toBe(143);
+    // After one signal there would be a report.
+    expect(result.stdout).toBe('');
     expect(names(directory)).not.toContain('image');
   });
 });

@@ -44,7 +44,7 @@ export interface TransferReport {
   engine: string;
   /** Whether the image was accessed by direct I/O. */
   direct: boolean;
-  /** Bytes of guest memory that went through a buffer of ours; all else was written or read where it is. */
+  /** Bytes of guest memory that went through a buffer of ours; all else was written or read where it is, or moved by QEMU. */
   copiedBytes: number;
   /** The RAM blocks in the image's order. */
   blocks: BlockReport[];

@@ -84,7 +84,7 @@ struct Fill<'a> {
 }
 
 /// A chunk whose reads are in flight.
-struct Reading {
+struct InFlight {
     block: usize,
     planned_bytes: u64,
     /// What to copy to its place once it was read; all else is read there.
@@ -120,7 +120,7 @@ impl Fill<'_> {
 // SAFETY: requests are of the chunk's buffer, which is not touched before `finish`, or of the run's place in guest memory,
 // which is mapped as long as the memory is there and which no other chunk has.
 unsafe impl Stage for Fill<'_> {
-    type Pending = Reading;
+    type Pending = InFlight;
 
     fn start<'a>(
         &'a self,
@@ -148,10 +148,10 @@ unsafe impl Stage for Fill<'_> {
             buffer_offset: within(run),
         };
         let pieces = copied.iter().map(piece).collect();
-        Ok(Reading { block: chunk.block, planned_bytes: chunk.data_bytes(), pieces })
+        Ok(InFlight { block: chunk.block, planned_bytes: chunk.data_bytes(), pieces })
     }
 
-    fn finish(&self, Reading { block, planned_bytes, pieces }: Reading, buffer: *mut u8) -> Result<()> {
+    fn finish(&self, InFlight { block, planned_bytes, pieces }: InFlight, buffer: *mut u8) -> Result<()> {
         if !pieces.is_empty() {
             self.control.note_writing();
             let bytes: usize = pieces.iter().map(|piece| piece.length).sum();

@@ -70,6 +70,12 @@ const WAYS_OUT: readonly { code: ErrorCode; about: RegExp; out: string }[] = [
   { code: 'E_TARGET_EXISTS', about: /not asked for/, out: 'The option --force does so.' },
   {
     code: 'E_HOST_UNSUPPORTED',
+    about: /one that may be replaced/,
+    out: 'The option --force lets it be replaced.',
+  },
+  { code: 'E_GUEST_UNSUPPORTED', about: /name its process/, out: 'The option --pid does so.' },
+  {
+    code: 'E_HOST_UNSUPPORTED',
     about: /direct I\/O/,
     out: 'The option --no-direct goes without direct I/O.',
   },

@@ -155,32 +155,3 @@ test('the cost is that of the data: an idle guest of 16 TiB', () => {
   expect(plan.dataBytes).toBe(2 * MIB + PAGE);
   expectBalanced(plan, MIB);
 });
-
-test.each([
-  ['no channel', { channels: 0 }, 'channels'],
-  ['too many channels', { channels: 129 }, 'channels'],
-  ['half a channel', { channels: 1.5 }, 'channels'],
-  ['a small chunk', { chunkBytes: MIB / 2 }, 'chunkBytes'],
-  ['an odd chunk', { chunkBytes: 3 * MIB }, 'chunkBytes'],
-  ['no chunk', { chunkBytes: Number.NaN }, 'chunkBytes'],
-  ['no list for a block', { extents: [] }, 'extents'],
-  ['two numbers', { extents: [Float64Array.of(0, PAGE)] }, 'extents'],
-  ['part of a page', { extents: [Float64Array.of(0, 100, 0)] }, 'extents'],
-  ['an unaligned offset', { extents: [Float64Array.of(1, PAGE, 0)] }, 'extents'],
-  ['an empty extent', { extents: [Float64Array.of(0, 0, 0)] }, 'extents'],
-  ['no number', { extents: [Float64Array.of(Number.NaN, PAGE, 0)] }, 'extents'],
-  ['a descending extent', { extents: [Float64Array.of(PAGE, PAGE, 0, 0, PAGE, 0)] }, 'extents'],
-  ['an overlapping extent', { extents: [Float64Array.of(0, 2 * PAGE, 0, PAGE, PAGE, 0)] }, 'extents'],
-  ['an extent beyond the block', { extents: [Float64Array.of(MIB, PAGE, 0)] }, 'extents'],
-  ['a negative source', { extents: [Float64Array.of(0, PAGE, -1)] }, 'extents'],
-])('bad input is refused: %s', (_, change, field) => {
-  const good = {
-    blocks: [{ length: MIB }],
-    extents: [Float64Array.of(0, MIB, 0)],
-    channels: 2,
-    chunkBytes: MIB,
-  };
-  expect(() => planTransfer({ ...good, ...change })).toThrow(
-    expect.objectContaining({ code: 'E_USAGE', field }),
-  );
-});

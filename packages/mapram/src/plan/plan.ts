@@ -1,10 +1,7 @@
-import { MapramError } from '../errors.ts';
-import { checkExtents } from './extents.ts';
+import { bytesIn } from './extents.ts';
 
 /** Most channels of a transfer. */
 export const MAX_CHANNELS = 128;
-/** Smallest chunk; smaller requests cost more than they move (bench/ measures it). */
-const MIN_CHUNK_BYTES: number = 1024 * 1024;
 
 /** What is to be transferred. */
 export interface PlanOptions {
@@ -34,13 +31,11 @@ export interface TransferPlan {
  * The data is lined up in image order, and each cell goes to the channel in whose equal share of that line the cell's middle lies. So
  * a channel's bytes differ from the equal share by less than a cell. Channels beyond the number of cells stay empty. A guest stands
  * still meanwhile, and may have a million extents, so the plan is only where to split them.
- *
- * @throws MapramError E_USAGE for a number of channels, a chunk size or extents that are not as described.
+ * The engine, which takes the plan, checks it.
  */
 export function planTransfer(options: PlanOptions): TransferPlan {
   const { blocks, extents, channels, chunkBytes } = options;
-  checkSizes(channels, chunkBytes);
-  const dataBytes = checkExtents(blocks, extents);
+  const dataBytes = bytesIn(extents);
   const progress = { channel: 0, done: 0 };
   const splits = blocks.map(({ length }, block) =>
     splitBlock(extents[block] as Float64Array, length, { channels, chunkBytes, dataBytes }, progress),
@@ -84,21 +79,4 @@ function splitBlock(
   closeCell();
   Object.assign(progress, { channel, done });
   return splits;
-}
-
-function checkSizes(channels: number, chunkBytes: number): void {
-  if (!Number.isInteger(channels) || channels < 1 || channels > MAX_CHANNELS) {
-    throw new MapramError('E_USAGE', `The number of channels must be 1 to ${MAX_CHANNELS}, not ${channels}`, {
-      field: 'channels',
-    });
-  }
-  if (chunkBytes < MIN_CHUNK_BYTES || !Number.isInteger(Math.log2(chunkBytes))) {
-    throw new MapramError(
-      'E_USAGE',
-      `A chunk must be a power of two of at least 1 MiB, not ${chunkBytes} bytes`,
-      {
-        field: 'chunkBytes',
-      },
-    );
-  }
 }
