@@ -166,6 +166,18 @@ describe('a device is refused, and what it holds is left alone', () => {
     }
   });
 
+  test('that is read-only', async () => {
+    const cleanup = testCleanup();
+    const source = await pausedGuest(cleanup);
+    const device = loopDevice(cleanup, ROOMY);
+    execFileSync('blockdev', ['--setro', device]);
+    const failure = await failWith(4, 'E_PERMISSION', save(source, '--force', device));
+    expect(failure).toMatchObject({
+      guestState: 'untouched',
+      error: { message: `${device} is read-only`, path: device },
+    });
+  });
+
   test('that blkid cannot look at, without --force', async () => {
     const cleanup = testCleanup();
     const source = await pausedGuest(cleanup);

@@ -76,6 +76,19 @@ describe('a host that forbids process_vm_readv and process_vm_writev', () => {
   });
 });
 
+test('root without CAP_SYS_PTRACE is told that it may not look, whether it names the process or not', async (context) => {
+  if (!IS_ROOT) context.skip('only root can give rights up that only root has');
+  const directory = diskDirectory(testCleanup());
+  const prefix = ['setpriv', '--bounding-set', '-sys_ptrace'];
+  for (const words of [[], ['--pid', String(qemu.pid)]]) {
+    const line = ['save', '--qmp', qemu.socket, ...words, join(directory, 'image')];
+    const failure = await failWith(4, 'E_PERMISSION', line, { prefix });
+    expect(failure.error?.message).toContain(`process ${qemu.pid}`);
+    expect(failure.guestState).toBe('untouched');
+  }
+  expect(names(directory)).toEqual([]);
+});
+
 describe('a host with pages of 16 KiB', () => {
   const large = { env: { LD_PRELOAD: hostLibrary('large-pages') } };
 

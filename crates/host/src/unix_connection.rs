@@ -4,6 +4,7 @@ use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use mapram_engine::{Error, ErrorKind, Result};
@@ -34,6 +35,10 @@ impl UnixConnection {
         let failure = |errno: Errno| {
             let error = Error::os("connecting to the socket failed", errno).at_path(path);
             let refused = match errno {
+                // What connect(2) says of anything that has a name but is no socket.
+                Errno::CONNREFUSED if path.metadata().is_ok_and(|found| !found.file_type().is_socket()) => {
+                    "this is no socket"
+                }
                 Errno::CONNREFUSED => {
                     "nobody listens on the socket: its QEMU has ended, or listens elsewhere"
                 }

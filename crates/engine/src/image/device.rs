@@ -59,6 +59,10 @@ impl Device {
         if status.kind != FileType::BlockDevice {
             return Err(failed("opening", Errno::NODEV));
         }
+        if retry_on_intr(|| io.is_read_only(file.as_fd())).map_err(|cause| failed("examining", cause))? {
+            let message = format!("{} is read-only", path.display());
+            return Err(Error::new(ErrorKind::Permission, message).at_path(path));
+        }
         if retry_on_intr(|| io.is_locked(file.as_fd())).map_err(|cause| failed("examining", cause))? {
             return Err(in_use(
                 path,

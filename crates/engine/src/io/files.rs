@@ -10,6 +10,8 @@ use rustix::io::{Errno, Result};
 
 /// `_IO(0x12, 119)` of include/uapi/linux/fs.h.
 const BLKDISCARD: libc::Ioctl = 0x1277;
+/// `_IO(0x12, 94)` of the same file.
+const BLKROGET: libc::Ioctl = 0x125e;
 
 /// What the life of an image file asks of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +80,17 @@ pub trait Files {
     fn open_device(&self, path: &Path) -> Result<OwnedFd> {
         let flags = OFlags::RDWR | OFlags::EXCL | OFlags::NONBLOCK | OFlags::CLOEXEC;
         rustix::fs::open(path, flags, Mode::empty())
+    }
+
+    /// Whether a device takes no writes, though it may have been opened for them.
+    fn is_read_only(&self, file: BorrowedFd<'_>) -> Result<bool> {
+        let mut answer: libc::c_int = 0;
+        // SAFETY: BLKROGET writes an int, which `answer` is.
+        let outcome = unsafe { libc::ioctl(file.as_raw_fd(), BLKROGET, &raw mut answer) };
+        match outcome {
+            0 => Ok(answer != 0),
+            _ => Some(last_errno()).filter(|errno| *errno != Errno::NOTTY).map_or(Ok(false), Err),
+        }
     }
 
     /// Whether any process, this one included, has locked a part of the file by another open file (fcntl, not flock).

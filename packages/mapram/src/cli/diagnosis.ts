@@ -37,5 +37,6 @@ function summary(checks: Check[]): string {
   const warnings = checks.filter((check) => check.status === 'warn').length;
   if (failures > 0) return `A save would fail: ${failures} of ${checks.length} checks failed.`;
   const note = warnings === 0 ? '' : ` ${warnings} of ${checks.length} checks have a warning.`;
-  return `A save would work.${note}`;
+  const isTight = checks.some(({ name, status }) => name === 'space' && status === 'warn');
+  return `A save would work${isTight ? ', if its image has room' : ''}.${note}`;
 }

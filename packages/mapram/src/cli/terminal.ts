@@ -18,7 +18,8 @@ export function processTerminal(): Terminal {
     out: writeResult,
     err: (text) => void process.stderr.write(text),
     isTerminal: process.stderr.isTTY === true,
-    columns: () => process.stderr.columns ?? 80,
+    // A terminal that does not know its width says 0.
+    columns: () => process.stderr.columns || 80,
     now: () => performance.now(),
   };
 }

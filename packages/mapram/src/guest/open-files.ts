@@ -8,8 +8,16 @@ export async function holdsFile(pid: number, isWanted: (path: string) => Promise
   const fds = await readdir(directory).catch((cause: unknown) => {
     throw refusal(pid, directory, cause);
   });
-  const answers = await Promise.all(fds.map((fd) => isWanted(`${directory}/${fd}`).catch(() => false)));
-  return answers.includes(true);
+  const looks = await Promise.allSettled(fds.map((fd) => isWanted(`${directory}/${fd}`)));
+  if (looks.some((look) => look.status === 'fulfilled' && look.value)) return true;
+  // The directory shows more users its names than may look behind them: root without CAP_SYS_PTRACE, say.
+  const refused = looks.find((look) => look.status === 'rejected' && isRefusal(look.reason));
+  if (refused?.status === 'rejected') throw refusal(pid, directory, refused.reason);
+  return false;
+}
+
+function isRefusal(error: unknown): boolean {
+  return asMapramError(error).code === 'E_PERMISSION';
 }
 
 function refusal(pid: number, directory: string, cause: unknown): MapramError {

@@ -54,4 +54,10 @@ describe('the QMP socket', () => {
       }),
     );
   });
+
+  it('has no options that QEMU does not know', () => {
+    expect(() => parseQmpAddress('unix:/run/a.sock,abstrct=on')).toThrow(
+      expect.objectContaining({ code: 'E_USAGE', message: expect.stringContaining('abstrct=on') }),
+    );
+  });
 });

@@ -13,6 +13,9 @@ export interface QmpAddress {
 const NAME_BYTES = 107;
 const OTHER_KINDS =
   /^(tcp|telnet|tn3270|websocket|udp|vsock|fd|stdio|pty|chardev|vc|null|mon|pipe):|^[\w.-]+:\d+(,|$)/;
+/** Of a socket that QEMU listens on; all but the last two make no difference to whoever connects. */
+const SOCKET_OPTIONS =
+  /^(no)?(server|wait|mux|telnet|tn3270|websocket|reconnect|reconnect-ms|logfile|logappend|abstract|tight)(=.*)?$/;
 
 /**
  * Reads what a caller names as the QMP socket: a path; `@NAME`, in the abstract namespace; or what stands behind QEMU's own
@@ -36,6 +39,9 @@ export function parseQmpAddress(text: string): QmpAddress {
     .slice('unix:'.length)
     .split(/(?<!,),(?!,)/)
     .map((part) => part.replaceAll(',,', ','));
+  const unknown = options.find((option) => !SOCKET_OPTIONS.test(option));
+  if (unknown !== undefined)
+    throw new MapramError('E_USAGE', `QEMU has no option ${unknown} for a unix socket`, { field: 'qmp' });
   if (path === '') throw new MapramError('E_USAGE', `${text} names no socket`, { field: 'qmp' });
   if (!options.some((option) => /^abstract(=on)?$/.test(option))) return { socket: path, name: path };
   return abstract(options.includes('tight=off') ? path.padEnd(NAME_BYTES, '\0') : path);

@@ -304,6 +304,10 @@ describe('QmpClient with something else', () => {
       code: 'E_NOT_FOUND',
       path: '/var/tmp/mapram-none.sock',
     });
+    await expect(QmpClient.connect('/etc/passwd')).rejects.toMatchObject({
+      code: 'E_QMP',
+      message: 'this is no socket',
+    });
   });
 
   it.each(['220 mail ESMTP\r\n', '[1, 2]\n', '{"QMP": }\n'])('refuses the greeting %j', async (text) => {

@@ -459,6 +459,10 @@ impl Files for Simulated {
         self.shared.call(USUAL, || Real.open_device(path))
     }
 
+    fn is_read_only(&self, file: BorrowedFd<'_>) -> rustix::io::Result<bool> {
+        self.shared.call(USUAL, || Real.is_read_only(file))
+    }
+
     fn is_locked(&self, file: BorrowedFd<'_>) -> rustix::io::Result<bool> {
         self.shared.call(USUAL, || Real.is_locked(file))
     }
