@@ -65,6 +65,8 @@ export declare class Job {
 export declare class ProcessHandle {
   /** The process that has the number `pid` now. */
   static open(pid: number): ProcessHandle
+  /** Keeps other jobs of mapram's from the process until this is closed. */
+  lock(): void
   /** Whether it has ended; false once the handle is closed, for then nothing is known. */
   hasEnded(): boolean
   /** Closes the descriptor. */

@@ -1,6 +1,6 @@
 //! What Node cannot do itself: the QMP socket with fds, memfds, direct opens, and what the host supports.
 
-use std::os::fd::{AsFd, BorrowedFd, IntoRawFd};
+use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::path::Path;
 
 use mapram_engine::Result;
@@ -10,6 +10,7 @@ use mapram_engine::memory::Pidfd;
 use mapram_engine::transfer::{JOINED_ZERO_PAGES, Options};
 use mapram_host::descriptor;
 use mapram_host::files;
+use mapram_host::guest_lock;
 use mapram_host::unix_connection;
 use napi::Env;
 use napi::bindgen_prelude::{Object, Uint8Array};
@@ -66,7 +67,9 @@ impl UnixConnection {
 /// A process that stays known whatever becomes of its number.
 #[napi]
 pub struct ProcessHandle {
+    pid: i32,
     process: Option<Pidfd>,
+    lock: Option<OwnedFd>,
 }
 
 #[napi]
@@ -74,7 +77,14 @@ impl ProcessHandle {
     /// The process that has the number `pid` now.
     #[napi(factory, catch_unwind)]
     pub fn open(env: &Env, pid: i32) -> napi::Result<Self> {
-        or_throw(env, Pidfd::open(pid)).map(|process| Self { process: Some(process) })
+        or_throw(env, Pidfd::open(pid)).map(|process| Self { pid, process: Some(process), lock: None })
+    }
+
+    /// Keeps other jobs of mapram's from the process until this is closed.
+    #[napi(catch_unwind)]
+    pub fn lock(&mut self, env: &Env) -> napi::Result<()> {
+        self.lock = Some(or_throw(env, guest_lock::lock(self.pid))?);
+        Ok(())
     }
 
     /// Whether it has ended; false once the handle is closed, for then nothing is known.
@@ -87,6 +97,7 @@ impl ProcessHandle {
     #[napi(catch_unwind)]
     pub fn close(&mut self) {
         self.process = None;
+        self.lock = None;
     }
 }
 

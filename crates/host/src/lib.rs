@@ -3,6 +3,7 @@
 mod cgroup;
 pub mod descriptor;
 pub mod files;
+pub mod guest_lock;
 pub mod guest_memory;
 pub mod maps;
 pub mod unix_connection;

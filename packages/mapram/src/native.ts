@@ -314,6 +314,15 @@ export class ProcessHandle {
     return new ProcessHandle(call(() => addon().ProcessHandle.open(pid)));
   }
 
+  /**
+   * Keeps every other job of mapram's on this host from the process, until this is closed.
+   *
+   * @throws {MapramError} E_TARGET_BUSY if one is at work on it.
+   */
+  lock(): void {
+    call(() => this.#process.lock());
+  }
+
   /** Whether it has ended; one that nobody has waited for yet has. */
   hasEnded(): boolean {
     return this.#process.hasEnded();

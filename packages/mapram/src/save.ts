@@ -3,7 +3,7 @@ import { openGuestMemory } from './guest/guest-memory.ts';
 import { GuestOwner } from './guest/owner.ts';
 import { requireSavable } from './guest/preflight.ts';
 import { queryMachine } from './guest/queries.ts';
-import { queryRamBlocks } from './guest/ram-blocks.ts';
+import { queryRamBlocks, requireSameBlocks } from './guest/ram-blocks.ts';
 import { splitDevicesState } from './image/index.ts';
 import { type JobContext, type JobPromise, startJob } from './job.ts';
 import { GuestMemory, ImageFile } from './native.ts';
@@ -96,6 +96,7 @@ async function saveStopped(
   const deviceState = recordRunState(devices, found);
   const memory = await openGuestMemory(link, saving.pid, blocks, READ, commandOptions);
   const pages = await writePages(file, machine, { blocks, memory }, how, job).finally(() => memory.close());
+  await requireSameBlocks(link.monitor, blocks, commandOptions);
   const resumesEarly = settings.then === 'resume' && owner.wasLive;
   // What is left to do needs no guest. Should it not resume, it is told again, and that failure counts.
   if (resumesEarly) {

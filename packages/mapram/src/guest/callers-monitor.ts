@@ -1,5 +1,5 @@
 import { MapramError } from '../errors.ts';
-import { COMMAND_TIMEOUT_MS, type ExecuteOptions, type Monitor } from './monitor.ts';
+import { COMMAND_TIMEOUT_MS, type ExecuteOptions, type Monitor, type MonitorEvents } from './monitor.ts';
 import { within } from './within.ts';
 
 /**
@@ -8,7 +8,7 @@ import { within } from './within.ts';
  */
 export function callersMonitor(monitor: Monitor): Monitor {
   return {
-    events: monitor.events,
+    events: callersEvents(monitor.events),
     pid: monitor.pid,
     execute: async (command, args, options = {}) => {
       const { timeoutMs = COMMAND_TIMEOUT_MS, signal } = options;
@@ -17,6 +17,25 @@ export function callersMonitor(monitor: Monitor): Monitor {
         return await within(answer(), { timeoutMs, late: async () => noAnswer(command, timeoutMs), signal });
       } catch (error) {
         throw explain(command, error, options);
+      }
+    },
+  };
+}
+
+function callersEvents(events: MonitorEvents): MonitorEvents {
+  return {
+    on: (name, listener) => {
+      try {
+        events.on(name, listener);
+      } catch (cause) {
+        throw new MapramError('E_QMP', `The monitor failed to listen for the event ${name}`, { cause });
+      }
+    },
+    off: (name, listener) => {
+      try {
+        events.off(name, listener);
+      } catch {
+        // Nothing hangs on it any more.
       }
     },
   };

@@ -46,19 +46,27 @@ export async function inspectWaitingGuest(monitor: Monitor, options: ExecuteOpti
   const commands = await queryCommands(monitor, options);
   const missing = RESTORE_COMMANDS.filter((command) => !commands.has(command));
   if (missing.length > 0) throw unsupported(`it has no QMP command ${missing.join(', ')}`);
-  const { status } = await queryStatus(monitor, options);
-  if (status !== 'inmigrate') throw unsupported(`it is ${status}; start it with -incoming defer`);
-  const migration = await queryMigration(monitor, options);
-  if (migration.status !== undefined && migration.status !== 'none') {
-    const done = isMigrating(migration.status) ? 'is going on' : `has ${migration.status}`;
-    throw unsupported(`an incoming migration ${done}; start it anew with -incoming defer`);
-  }
+  await requireWaiting(monitor, options);
   return {
     machine: await queryMachine(monitor, options),
     blocks: await queryRamBlocks(monitor, options),
     capabilities: await queryCapabilities(monitor, options),
     parameters: await queryParameters(monitor, options),
   };
+}
+
+/**
+ * Refuses a QEMU that does not wait, or not any more: another client may have given it a guest since it was looked at.
+ *
+ * @throws {MapramError} E_GUEST_UNSUPPORTED
+ */
+export async function requireWaiting(monitor: Monitor, options: ExecuteOptions): Promise<void> {
+  const { status } = await queryStatus(monitor, options);
+  if (status !== 'inmigrate') throw unsupported(`it is ${status}; start it with -incoming defer`);
+  const migration = await queryMigration(monitor, options);
+  if (migration.status === undefined || migration.status === 'none') return;
+  const done = isMigrating(migration.status) ? 'is going on' : `has ${migration.status}`;
+  throw unsupported(`an incoming migration ${done}; start it anew with -incoming defer`);
 }
 
 /** Calls `use` while QEMU has other settings, and gives it its own back. Settings that it does not know are left out. */
@@ -104,6 +112,8 @@ export async function withSettings<T>(
  * @throws {MapramError} E_QMP with QEMU's reason.
  */
 export async function loadIncoming(monitor: Monitor, uri: string, options: ExecuteOptions): Promise<void> {
+  // Whoever has given it a guest meanwhile shall keep it running.
+  await requireWaiting(monitor, options);
   await monitor.execute('stop', {}, options);
   await startIncoming(monitor, uri, options);
   let loadedAt: number | undefined;

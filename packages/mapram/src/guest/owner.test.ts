@@ -238,6 +238,57 @@ describe('a save that fails', () => {
   });
 });
 
+describe('a guest that someone else has to do with meanwhile', () => {
+  it.each(['pause', 'resume', 'quit'] as const)(
+    'is not let run again once it was migrated away: then %s',
+    async (then) => {
+      const qemu = await startQemu();
+      const path = join(qemu.directory, 'migration');
+      const elsewhere = await startQemu('-incoming', `unix:${path}`);
+      const monitor = interpose(await connect(qemu), 'xen-save-devices-state', async () => {
+        await tell(qemu, ['migrate', { uri: `unix:${path}` }]);
+        await expect.poll(() => stateOf(qemu), { timeout: 10_000 }).toBe('postmigrate');
+      });
+      await expect(save({ ...guestOf(qemu), guest: { monitor }, then })).rejects.toMatchObject({
+        code: 'E_GUEST_RAN',
+        guestState: 'paused',
+        message: expect.stringContaining('someone else has migrated it'),
+      });
+      expect(await stateOf(qemu)).toBe('postmigrate');
+      expect(existsSync(guestOf(qemu).image)).toBe(false);
+      elsewhere.child.kill('SIGKILL');
+    },
+    20_000,
+  );
+
+  it('is saved by one job at a time', async () => {
+    const qemu = await startQemu();
+    let second: Promise<unknown> | undefined;
+    const monitor = interpose(await connect(qemu), 'xen-save-devices-state', async () => {
+      second ??= save({ guest: { qmp: qemu.otherSocket }, image: join(qemu.directory, 'second') });
+      await second.catch(() => {});
+    });
+    await save({ ...guestOf(qemu), guest: { monitor } });
+    await expect(second).rejects.toMatchObject({ code: 'E_TARGET_BUSY', guestState: 'untouched' });
+    await save({ guest: { qmp: qemu.otherSocket }, image: join(qemu.directory, 'third') });
+  }, 20_000);
+
+  it('is not saved with memory that was plugged while it stood', async () => {
+    const qemu = await startQemu('-m', '16,slots=1,maxmem=1G');
+    const monitor = interpose(await connect(qemu), 'xen-save-devices-state', () =>
+      tell(
+        qemu,
+        ['object-add', { 'qom-type': 'memory-backend-ram', id: 'more', size: 128 * 2 ** 20 }],
+        ['device_add', { driver: 'pc-dimm', id: 'dimm', memdev: 'more' }],
+      ),
+    );
+    await expect(save({ ...guestOf(qemu), guest: { monitor } })).rejects.toMatchObject({
+      code: 'E_GUEST_RAN',
+      guestState: 'running',
+    });
+  });
+});
+
 describe('a save whose image is published', () => {
   /** Has `act` called between the image's getting its name and the end of that. */
   function whenPublished(act: () => Promise<unknown>): void {
@@ -254,15 +305,24 @@ describe('a save whose image is published', () => {
     });
   }
 
-  it('does not end a guest that someone else lets run meanwhile', async () => {
+  it.each([
+    { commands: ['cont'], state: 'running' },
+    { commands: ['cont', 'stop'], state: 'paused' },
+  ])('does not end a guest that someone else gives $commands meanwhile', async ({ commands, state }) => {
     const qemu = await startQemu();
-    whenPublished(() => tell(qemu, ['cont']));
+    whenPublished(() => tell(qemu, ...commands.map((command): [string] => [command])));
     await expect(save({ ...guestOf(qemu), then: 'quit' })).rejects.toMatchObject({
       code: 'E_GUEST_RAN',
-      guestState: 'running',
+      guestState: state,
       message: expect.stringContaining('The image is whole and in its place'),
     });
-    expect(await stateOf(qemu)).toBe('running');
+    expect(await stateOf(qemu)).toBe(state);
+  });
+
+  it('says that the guest is gone if QEMU dies then', async () => {
+    const qemu = await startQemu();
+    whenPublished(async () => qemu.child.kill('SIGKILL'));
+    expect(await save(guestOf(qemu))).toMatchObject({ guestState: 'gone' });
   });
 
   it('does not let the guest run when only the last sync of it fails', async () => {
@@ -355,6 +415,41 @@ describe('a restore', () => {
     },
     30_000,
   );
+
+  it.each(['fill', 'qemu'] as const)(
+    'by %s touches no QEMU that another client gives a guest right before',
+    async (method) => {
+      const { image, qemu } = await prepared();
+      const path = join(qemu.directory, 'migration');
+      // The last thing before the first write is that QEMU gets the stream.
+      const monitor = interpose(await connect(qemu), 'add-fd', async () => {
+        await tell(qemu, ['migrate-incoming', { uri: `unix:${path}` }]).catch(() => {});
+      });
+      await expect(restore({ guest: { monitor }, image, method })).rejects.toMatchObject({
+        // QEMU itself may be the first to refuse.
+        code: expect.stringMatching(/E_GUEST_UNSUPPORTED|E_QMP/),
+        guestState: 'untouched',
+      });
+    },
+  );
+
+  it('is no success if QEMU has died when all is done', async () => {
+    const { image, qemu } = await prepared();
+    const client = await connect(qemu);
+    let isRunning = false;
+    const execute: Monitor['execute'] = async (command, ...rest) => {
+      if (isRunning && command === 'query-status') qemu.child.kill('SIGKILL');
+      const answer = await client.execute(command, ...rest);
+      if (command === 'cont') isRunning = true;
+      return answer;
+    };
+    const guest = { monitor: { events: client.events, execute } };
+    await expect(restore({ guest, image, then: 'resume' })).rejects.toMatchObject({
+      code: 'E_GUEST_GONE',
+      guestState: 'gone',
+      message: expect.stringContaining('restored in full'),
+    });
+  }, 20_000);
 
   it('is not taken for gone where QEMU does not say how its guest is', async () => {
     const { image, qemu } = await prepared();

@@ -14,6 +14,8 @@ const TEAR_DOWN_TIMEOUT_MS = 60_000;
 /** QEMU takes the next client when it has noticed that the last one has gone; another client may be faster than we are. */
 const RECONNECT_TIMEOUT_MS = 30_000;
 const RECONNECT_INTERVAL_MS = 50;
+/** States of a guest that runs, or is about to, where it was migrated to. */
+const MIGRATED: ReadonlySet<string> = new Set(['finish-migrate', 'postmigrate']);
 /** For commands on which the guest's fate hangs. */
 const PATIENT = { timeoutMs: PUT_BACK_TIMEOUT_MS };
 /** How long QEMU is asked how its guest is, before what we know of it has to do. */
@@ -67,7 +69,10 @@ export class GuestOwner {
   #peer: ProcessHandle | undefined;
   #stage: Stage = 'untouched';
   #watch: RunWatch | undefined;
+  #found: string | undefined;
   #wasLive = false;
+  /** Set once a lost connection could not be had again. */
+  #isUnreachable = false;
   #isRunning = false;
   /** When the guest was stopped, or first written to. */
   #since: number | undefined;
@@ -127,15 +132,17 @@ export class GuestOwner {
   async find(): Promise<number> {
     const pid = await findGuestProcess(this.#link, { signal: this.#job.signal });
     this.#process = ProcessHandle.open(pid);
+    this.#process.lock();
     this.#pid = pid;
     return pid;
   }
 
   /** Stops the guest if it runs, and returns the state that it was found in. From here on every way out puts it back. */
   async stop(): Promise<string> {
-    const take = (isFoundLive: boolean): void => {
+    const take = (found: string): void => {
       this.#stage = 'stopped';
-      this.#wasLive = isFoundLive;
+      this.#found = found;
+      this.#wasLive = isLive(found);
     };
     const stopped = await stopGuest(this.#link.monitor, { signal: this.#job.signal }, { take });
     this.#watch = stopped.watch;
@@ -191,7 +198,9 @@ export class GuestOwner {
   async finish(shallRun: boolean): Promise<'running' | 'paused'> {
     this.#stage = 'restored';
     if (shallRun) await this.#resume();
-    return this.#ask();
+    const state = await this.#ask();
+    if (state === 'gone') throw new MapramError('E_GUEST_GONE', "QEMU's process has ended");
+    return state;
   }
 
   /**
@@ -219,11 +228,7 @@ export class GuestOwner {
   release(): void {
     this.#job.signal.removeEventListener('abort', this.#putBackAtOnce);
     this.#job.onFailing = undefined;
-    try {
-      this.#watch?.release();
-    } catch {
-      // Nothing hangs on it any more.
-    }
+    this.#watch?.release();
     this.#process?.close();
     this.#peer?.close();
     this.#link.close();
@@ -264,8 +269,12 @@ export class GuestOwner {
   async #quit(): Promise<void> {
     const isReached = !this.#link.isLost() || (await this.#isReconnected());
     // To give the image its name may have taken long, and what the guest has done since is in no image.
-    if (await this.#isLive().catch(nothing))
-      throw new MapramError('E_GUEST_RAN', 'someone else let the guest run meanwhile, so it was not ended');
+    const sign = await this.#watch?.findSign(this.#link.monitor, PATIENT);
+    if (sign !== undefined)
+      throw new MapramError(
+        'E_GUEST_RAN',
+        `someone else used the guest since (${sign}), so it was not ended`,
+      );
     // Sent once only: a QEMU that ends closes the connection, and a monitor of the caller's says so in words of its own.
     const failure = await this.#link.monitor.execute('quit', {}, PATIENT).then(nothing, asMapramError);
     const hasObeyed = failure === undefined || (isReached && this.#link.isLost());
@@ -278,20 +287,37 @@ export class GuestOwner {
   /** Lets the guest run, if need be over a new connection. */
   async #cont(): Promise<void> {
     try {
-      await this.#link.monitor.execute('cont', {}, PATIENT);
+      await this.#contUnlessMigrated();
     } catch (error) {
       if (!(await this.#isReconnected())) throw error;
-      await this.#link.monitor.execute('cont', {}, PATIENT);
+      await this.#contUnlessMigrated();
     }
+  }
+
+  /** A guest that someone has migrated away meanwhile runs elsewhere. A QEMU that does not say how it is gets the command. */
+  async #contUnlessMigrated(): Promise<void> {
+    const { monitor } = this.#link;
+    const answer = await queryStatus(monitor, { timeoutMs: ASK_TIMEOUT_MS }).catch(nothing);
+    const status = answer?.status ?? '';
+    if (MIGRATED.has(status) && status !== this.#found)
+      throw new MapramError('E_GUEST_RAN', `someone else has migrated it (it is ${status})`);
+    await monitor.execute('cont', {}, PATIENT);
   }
 
   /** Whether there is a new connection in the place of one that was lost, to the same QEMU, which still lives. */
   async #isReconnected(): Promise<boolean> {
+    if (!this.#link.isLost() || this.#process === undefined || this.#isUnreachable) return false;
+    this.#job.silence = 'the connection to QEMU was lost; mapram tries to connect again';
+    this.#isUnreachable = !(await this.#reconnects(this.#process));
+    this.#job.silence = undefined;
+    return !this.#isUnreachable;
+  }
+
+  async #reconnects(process: ProcessHandle): Promise<boolean> {
     const deadline = performance.now() + RECONNECT_TIMEOUT_MS;
-    while (this.#link.isLost() && this.#process !== undefined) {
-      if (this.#process.hasEnded() || performance.now() >= deadline) return false;
+    while (!process.hasEnded() && performance.now() < deadline) {
       try {
-        this.#link = await this.#openAgain(this.#process);
+        this.#link = await this.#openAgain(process);
         return true;
       } catch (error) {
         // Another QEMU listens there now, and will go on to.
@@ -318,8 +344,7 @@ export class GuestOwner {
   async #stateAfter(error: unknown): Promise<GuestState> {
     if (await this.#isGone(error)) return 'gone';
     if (this.#stage === 'untouched') return 'untouched';
-    const state = this.#stage === 'begun' ? 'unusable' : await this.#ask();
-    return this.#process?.hasEnded() ? 'gone' : state;
+    return this.#stage === 'begun' ? 'unusable' : this.#ask();
   }
 
   /** Only the process itself tells that it has ended; where it is out of our sight, the end of the connection has to do. */
@@ -342,14 +367,13 @@ export class GuestOwner {
     );
   }
 
-  /** How the guest is, by QEMU; or as we know it, if QEMU does not say. */
-  async #ask(): Promise<'running' | 'paused'> {
-    const again = async (): Promise<boolean> =>
-      (await this.#isReconnected()) ? this.#isLive() : this.#isRunning;
-    const runs = await this.#isLive()
-      .catch(again)
-      .catch(() => this.#isRunning);
-    return runs ? 'running' : 'paused';
+  /** How the guest is, by QEMU; or as we know it, if QEMU does not say and lives. */
+  async #ask(): Promise<'running' | 'paused' | 'gone'> {
+    const again = async (): Promise<boolean | undefined> =>
+      (await this.#isReconnected()) ? this.#isLive() : undefined;
+    const runs = await this.#isLive().catch(again).catch(nothing);
+    if (runs === undefined && (await this.#process?.endsWithin(DEATH_TIMEOUT_MS))) return 'gone';
+    return (runs ?? this.#isRunning) ? 'running' : 'paused';
   }
 
   /** Whether the guest runs, by QEMU. */

@@ -46,6 +46,7 @@ const PropertiesSchema = v.array(v.object({ name: v.string(), type: v.string() }
 const MemoryDevicesSchema = v.array(
   v.object({ type: v.string(), data: v.object({ id: v.optional(v.string()) }) }),
 );
+const JobsSchema = v.array(v.object({ id: v.string(), type: v.string() }));
 const RamBlockSchema = v.object({ 'human-readable-text': v.string() });
 
 /** The state that the guest is in. */
@@ -61,6 +62,14 @@ export async function queryMigration(monitor: Monitor, options?: ExecuteOptions)
     blockedReasons: answer['blocked-reasons'],
     errorDescription: answer['error-desc'],
   };
+}
+
+/** QEMU's jobs: of its disks, and snapshots. */
+export async function queryJobs(
+  monitor: Monitor,
+  options?: ExecuteOptions,
+): Promise<{ id: string; type: string }[]> {
+  return ask(monitor, JobsSchema, 'query-jobs', {}, options);
 }
 
 /** The guest's processors. */

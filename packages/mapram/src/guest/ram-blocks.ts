@@ -1,3 +1,4 @@
+import { isDeepStrictEqual } from 'node:util';
 import { MapramError } from '../errors.ts';
 import type { ExecuteOptions, Monitor } from './monitor.ts';
 import { queryRamBlockText } from './queries.ts';
@@ -27,6 +28,20 @@ const UNITS: Record<string, number> = { '': 1, K: 2 ** 10, M: 2 ** 20, G: 2 ** 3
 /** The RAM blocks that a stream must hold, in the order in which it wants them. */
 export async function queryRamBlocks(monitor: Monitor, options?: ExecuteOptions): Promise<RamBlock[]> {
   return parseRamBlocks(await queryRamBlockText(monitor, options));
+}
+
+/**
+ * Looks once more whether the guest still has the blocks that were saved: memory can be plugged while it stands.
+ *
+ * @throws {MapramError} E_GUEST_RAN
+ */
+export async function requireSameBlocks(
+  monitor: Monitor,
+  saved: readonly RamBlock[],
+  options?: ExecuteOptions,
+): Promise<void> {
+  if (isDeepStrictEqual(await queryRamBlocks(monitor, options), saved)) return;
+  throw new MapramError('E_GUEST_RAN', 'Someone else changed the RAM blocks of the guest while it was saved');
 }
 
 /**

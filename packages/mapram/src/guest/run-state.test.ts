@@ -1,5 +1,8 @@
+import { execFileSync } from 'node:child_process';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
 import { describe, expect, it, onTestFinished } from 'vitest';
-import { startQemu, stateOf, tell } from './qemu.fixture.ts';
+import { interpose, startQemu, stateOf, tell } from './qemu.fixture.ts';
 import { QmpClient } from './qmp.ts';
 import { isLive, type StoppedGuest, stopGuest } from './run-state.ts';
 
@@ -7,8 +10,8 @@ async function stopped(...extra: string[]) {
   const qemu = await startQemu(...extra);
   const monitor = await QmpClient.connect(qemu.socket);
   onTestFinished(() => monitor.close());
-  const taken: boolean[] = [];
-  const stop = (): Promise<StoppedGuest> => stopGuest(monitor, {}, { take: (live) => taken.push(live) });
+  const taken: string[] = [];
+  const stop = (): Promise<StoppedGuest> => stopGuest(monitor, {}, { take: (found) => taken.push(found) });
   return { qemu, monitor, taken, stop };
 }
 
@@ -17,7 +20,7 @@ describe('stopGuest', () => {
     const { qemu, stop, taken, monitor } = await stopped();
     const guest = await stop();
     expect(guest.found).toBe('running');
-    expect(taken).toEqual([true]);
+    expect(taken).toEqual(['running']);
     expect(await stateOf(qemu)).toBe('paused');
     await guest.watch.requireStill(monitor, {});
   });
@@ -25,7 +28,7 @@ describe('stopGuest', () => {
   it('leaves a standing guest as it is', async () => {
     const { qemu, stop, taken } = await stopped('-S');
     expect((await stop()).found).toBe('prelaunch');
-    expect(taken).toEqual([false]);
+    expect(taken).toEqual(['prelaunch']);
     expect(await stateOf(qemu)).toBe('prelaunch');
   });
 
@@ -52,6 +55,39 @@ describe('stopGuest', () => {
       guest.watch.release();
     }
   });
+
+  it('sees what comes after the stop of another client, which leaves nothing to stop', async () => {
+    const { qemu, monitor } = await stopped();
+    const guest = await stopGuest(
+      interpose(monitor, 'stop', () => tell(qemu, ['stop'])),
+      {},
+      { take: () => {} },
+    );
+    await tell(qemu, ['cont'], ['stop']);
+    await expect(guest.watch.requireStill(monitor, {})).rejects.toMatchObject({ code: 'E_GUEST_RAN' });
+  });
+
+  it('sees a snapshot that is loaded', async () => {
+    const directory = mkdtempSync('/var/tmp/mapram-unit-');
+    onTestFinished(() => rmSync(directory, { recursive: true }));
+    const disk = join(directory, 'disk');
+    execFileSync('qemu-img', ['create', '-q', '-f', 'qcow2', disk, '64M']);
+    const blockdev = `driver=qcow2,node-name=disk,file.driver=file,file.filename=${disk}`;
+    const { qemu, stop, monitor } = await stopped('-blockdev', blockdev);
+    const snapshot = async (command: string): Promise<void> => {
+      const names = { 'job-id': command, tag: 'a', vmstate: 'disk', devices: ['disk'] };
+      await tell(qemu, [command, names]);
+      await expect.poll(() => tell(qemu, ['query-jobs'])).toMatchObject([{ status: 'concluded' }]);
+      await tell(qemu, ['job-dismiss', { id: command }]);
+    };
+    await snapshot('snapshot-save');
+    const guest = await stop();
+    await snapshot('snapshot-load');
+    await expect(guest.watch.requireStill(monitor, {})).rejects.toMatchObject({
+      code: 'E_GUEST_RAN',
+      message: expect.stringContaining('snapshot-load'),
+    });
+  }, 20_000);
 
   it('asks, too, for a monitor may lose events', async () => {
     const { qemu, monitor } = await stopped();

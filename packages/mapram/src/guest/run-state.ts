@@ -1,6 +1,7 @@
 import { MapramError } from '../errors.ts';
-import type { ExecuteOptions, Monitor, MonitorEvents } from './monitor.ts';
-import { queryStatus } from './queries.ts';
+import type { ExecuteOptions, Monitor } from './monitor.ts';
+import { isMigrating } from './preflight.ts';
+import { queryJobs, queryMigration, queryStatus } from './queries.ts';
 
 /** Whether a guest in this state goes on by itself: a suspended one has its timers and devices running. */
 export function isLive(state: string): boolean {
@@ -30,14 +31,14 @@ export interface StoppedGuest {
   found: string;
   /** When it was stopped, or found standing, by `performance.now()`. */
   since: number;
-  /** Tells whether it ran since. */
+  /** Tells whether it stood still since. */
   watch: RunWatch;
 }
 
 /** Who puts the guest back. */
 export interface Keeper {
   /** Called when the guest is found standing, or right before it is stopped. */
-  take(isFoundLive: boolean): void;
+  take(found: string): void;
 }
 
 /** Stops the guest if it runs. */
@@ -46,15 +47,15 @@ export async function stopGuest(
   options: ExecuteOptions,
   keeper: Keeper,
 ): Promise<StoppedGuest> {
-  const { status: found } = await queryStatus(monitor, options);
-  const watch = new RunWatch(monitor.events, isLive(found));
+  const watch = new RunWatch(monitor);
   try {
+    const { status: found } = await queryStatus(monitor, options);
     const since = performance.now();
     options.signal?.throwIfAborted();
-    keeper.take(isLive(found));
+    keeper.take(found);
     // `stop` flushes the guest's disks, which takes as long as the storage takes; the signal ends the wait.
     if (isLive(found)) await monitor.execute('stop', {}, { ...options, timeoutMs: 0 });
-    await watch.requireStill(monitor, options);
+    await watch.begin(options);
     return { found, since, watch };
   } catch (error) {
     watch.release();
@@ -62,50 +63,65 @@ export async function stopGuest(
   }
 }
 
-/** Watches for signs that a stopped guest ran: another client may have resumed or reset it. */
+/** Watches for signs that a stopped guest did not stand still: another client may have resumed, reset, loaded or migrated it. */
 export class RunWatch {
-  readonly #events: MonitorEvents;
+  readonly #monitor: Monitor;
+  readonly #listeners: Readonly<Record<string, () => void>> = {
+    RESUME: () => this.#see('event RESUME'),
+    RESET: () => this.#see('event RESET'),
+    JOB_STATUS_CHANGE: () => {
+      this.#jobs = this.#lookAtJobs().catch(() => {});
+    },
+  };
   #sign: string | undefined;
-  #expectsStop: boolean;
+  #jobs: Promise<void> | undefined;
+  #state = '';
 
-  /** @param expectsStop whether we are about to stop the guest: what happened before that does not count. */
-  constructor(events: MonitorEvents, expectsStop: boolean) {
-    this.#events = events;
-    this.#expectsStop = expectsStop;
-    events.on('STOP', this.#onStop);
-    events.on('RESUME', this.#onResume);
-    events.on('RESET', this.#onReset);
+  constructor(monitor: Monitor) {
+    this.#monitor = monitor;
+    for (const [name, listener] of Object.entries(this.#listeners)) monitor.events.on(name, listener);
   }
 
-  /** @throws {MapramError} E_GUEST_RAN if it ran since it was stopped, or runs now. */
+  /** Begins to count: what came before the answer to `stop` was before the guest stood. @throws {MapramError} E_GUEST_RAN */
+  async begin(options: ExecuteOptions): Promise<void> {
+    this.#sign = undefined;
+    this.#state = (await queryStatus(this.#monitor, options)).status;
+    await this.requireStill(this.#monitor, options);
+  }
+
+  /** @throws {MapramError} E_GUEST_RAN if it did not stand still since it was stopped. */
   async requireStill(monitor: Monitor, options: ExecuteOptions): Promise<void> {
-    // Asked first: events that QEMU sent before its answer have arrived when that has.
-    const { status } = await queryStatus(monitor, options);
-    const sign = this.#sign ?? (isLive(status) ? `it is ${status}` : undefined);
+    const sign = await this.findSign(monitor, options);
     if (sign === undefined) return;
     throw new MapramError(
       'E_GUEST_RAN',
-      `Someone else let the guest run while it was saved (${sign}), so its memory and its devices do not fit together`,
+      `Someone else used the guest while it was saved (${sign}), so its memory and its devices do not fit together`,
     );
+  }
+
+  /** A sign that it did not stand still, if there is one. */
+  async findSign(monitor: Monitor, options: ExecuteOptions): Promise<string | undefined> {
+    // Asked first: events that QEMU sent before its answer have arrived when that has.
+    const { status } = await queryStatus(monitor, options);
+    const migration = await queryMigration(monitor, options);
+    await this.#jobs;
+    if (this.#sign !== undefined) return this.#sign;
+    if (isLive(status) || status !== this.#state) return `it is ${status}`;
+    return isMigrating(migration.status) ? 'it is being migrated' : undefined;
   }
 
   /** Stops listening. */
   release(): void {
-    this.#events.off('STOP', this.#onStop);
-    this.#events.off('RESUME', this.#onResume);
-    this.#events.off('RESET', this.#onReset);
+    for (const [name, listener] of Object.entries(this.#listeners)) this.#monitor.events.off(name, listener);
   }
 
-  readonly #onStop = (): void => {
-    if (this.#expectsStop) this.#sign = undefined;
-    this.#expectsStop = false;
-  };
+  #see(sign: string): void {
+    this.#sign ??= sign;
+  }
 
-  readonly #onResume = (): void => {
-    this.#sign = 'event RESUME';
-  };
-
-  readonly #onReset = (): void => {
-    this.#sign = 'event RESET';
-  };
+  /** A snapshot that is loaded into a guest that stands shows by its job alone (QEMU 10.0.2). */
+  async #lookAtJobs(): Promise<void> {
+    const jobs = await queryJobs(this.#monitor);
+    if (jobs.some(({ type }) => type === 'snapshot-load')) this.#see('job snapshot-load');
+  }
 }

@@ -1,4 +1,4 @@
-import { loadIncoming, withSettings } from '../guest/incoming.ts';
+import { loadIncoming, requireWaiting, withSettings } from '../guest/incoming.ts';
 import { dataExtents, encodeRamlessStream, type Image, patchRunState } from '../image/index.ts';
 import type { OpenImage } from '../image-file.ts';
 import type { JobContext } from '../job.ts';
@@ -35,6 +35,7 @@ export async function fillGuest(restoring: Restoring, memory: GuestMemory): Prom
   // QEMU has the stream in its hands before anything is written: whether it can read it shows by then.
   const fill = (path: string): Promise<void> =>
     withSettings(monitor, waiting, PLAIN_STREAM, commandOptions, async () => {
+      await requireWaiting(monitor, commandOptions);
       await fillMemory(opened, memory, how, job);
       job.enter('finish');
       owner.begin();

@@ -1,5 +1,11 @@
 import { MapramError } from '../errors.ts';
-import { loadIncoming, type MigrationSettings, type WaitingGuest, withSettings } from '../guest/incoming.ts';
+import {
+  loadIncoming,
+  type MigrationSettings,
+  requireWaiting,
+  type WaitingGuest,
+  withSettings,
+} from '../guest/incoming.ts';
 import type { GuestLink } from '../guest/link.ts';
 import { listProperties } from '../guest/queries.ts';
 import { type Image, PAGE_BYTES } from '../image/index.ts';
@@ -49,6 +55,7 @@ export async function loadByQemu(restoring: Restoring, memory: GuestMemory | Map
   if (!(memory instanceof MapramError)) await job.run(requireRoom(memory, bitmaps));
   const load = (path: string): Promise<void> =>
     withSettings(monitor, waiting, loaderSettings(restoring), commandOptions, async () => {
+      await requireWaiting(monitor, commandOptions);
       if (!(memory instanceof MapramError)) await job.run(clearMemory(memory, bitmaps, how.threads));
       job.enter('transfer', dataPages * PAGE_BYTES);
       owner.begin();
