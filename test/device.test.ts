@@ -170,6 +170,8 @@ describe('a device is refused, and what it holds is left alone', () => {
     const cleanup = testCleanup();
     const source = await pausedGuest(cleanup);
     const device = loopDevice(cleanup, ROOMY);
+    // Otherwise the next one that gets the number would be read-only too.
+    cleanup.add(() => void execFileSync('blockdev', ['--setrw', device]));
     execFileSync('blockdev', ['--setro', device]);
     const failure = await failWith(4, 'E_PERMISSION', save(source, '--force', device));
     expect(failure).toMatchObject({
@@ -190,7 +192,7 @@ describe('a device is refused, and what it holds is left alone', () => {
     });
     const programs = mkdtempSync(join(tmpdir(), 'mapram-'));
     cleanup.add(() => rmSync(programs, { recursive: true }));
-    const script = `#!/bin/sh\nexec setpriv --reuid 65534 --clear-groups ${blkid.trim()} "$@"\n`;
+    const script = `#!/bin/sh\nexec setpriv --reuid 65534 --regid 65534 --clear-groups ${blkid.trim()} "$@"\n`;
     writeFileSync(join(programs, 'blkid'), script, { mode: 0o755 });
     const env = { PATH: `${programs}:${process.env['PATH']}` };
     const refused = await run([...save(source, '--json', device)], { env });
