@@ -52,7 +52,7 @@ test('a QEMU that freezes in mid-save is told of after seconds, and saved when i
   }
   expect(told).toMatch(
     new RegExp(
-      `mapram: QEMU has not answered the QMP command query-status for 10 s: process ${qemu.pid} is stopped`,
+      `mapram: QEMU has not answered the QMP command \\S+ for 10 s: process ${qemu.pid} is stopped`,
     ),
   );
   expect(report(await save.done)).toMatchObject({ ok: true });
