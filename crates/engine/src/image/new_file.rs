@@ -159,7 +159,9 @@ impl NewFile {
 
 impl Place {
     fn of(io: &dyn Io, path: &Path) -> Result<Self> {
-        let names_directory = path.as_os_str().as_bytes().ends_with(b"/");
+        let bytes = path.as_os_str().as_bytes();
+        // What `file_name` overlooks.
+        let names_directory = bytes.ends_with(b"/") || bytes.ends_with(b"/.");
         let name = path.file_name().filter(|_| !names_directory).ok_or_else(|| {
             Error::new(ErrorKind::Usage, format!("{} does not name a file", path.display())).at_path(path)
         })?;

@@ -241,7 +241,7 @@ fn somebody_elses_partial_file_is_neither_published_nor_removed() {
 fn paths_that_name_no_file_are_usage_errors() {
     let directory = directory();
     let long = "x".repeat(248);
-    for name in ["image/", "..", long.as_str()] {
+    for name in ["image/", "image/.", "image/./", "..", long.as_str()] {
         let outcome = ImageWriter::create(Arc::new(Blocking), &directory.path().join(name), false, false);
         assert_eq!(refusal(outcome).kind, ErrorKind::Usage, "{name}");
     }
