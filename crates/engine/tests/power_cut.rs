@@ -9,7 +9,6 @@ mod support;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::fd::AsRawFd;
-use std::path::Path;
 use std::sync::Arc;
 
 use mapram_engine::image::ImageWriter;
@@ -39,12 +38,11 @@ fn whole(byte: u8) -> Vec<u8> {
 
 /// Writes an image as a save does: the length that it will need, pages by requests of which several are in flight, then
 /// everything else, on a device with the record at its end.
-fn save(io: Arc<Simulated>, path: &Path, image: &[u8], random: &mut Random) -> Result<()> {
-    let writer = ImageWriter::create(io, path, true, false)?;
+fn save(writer: &ImageWriter, image: &[u8], random: &mut Random) -> Result<()> {
     writer.set_length((IMAGE + PAGE) as u64)?;
     writer.set_length((HEAD + PAGES * PAGE) as u64)?;
     writer.begin_transfer()?;
-    write_pages(&writer, image, random)?;
+    write_pages(writer, image, random)?;
     writer.end_transfer()?;
     writer.set_length(IMAGE as u64)?;
     let tail = HEAD + PAGES * PAGE;
@@ -119,7 +117,13 @@ fn cut(seed: u64, faults: Faults) -> (usize, Vec<String>) {
     let device = is_device.then_some("image");
     let io = Arc::new(Simulated::recording(seed, faults, directory.path(), device).unwrap());
     let mut random = Random(seed);
-    let outcome = save(Arc::clone(&io), &path, &new, &mut random);
+    let mut is_published = false;
+    let created = ImageWriter::create(Arc::<Simulated>::clone(&io), &path, true, false);
+    let outcome = created.and_then(|writer| {
+        let outcome = save(&writer, &new, &mut random);
+        is_published = writer.is_published();
+        outcome
+    });
     assert!(outcome.is_ok() || faults.calls > 0, "seed {seed}: {outcome:?}");
 
     let is_whole = |found: &[u8]| match is_device {
@@ -143,12 +147,14 @@ fn cut(seed: u64, faults: Faults) -> (usize, Vec<String>) {
             ));
         }
     }
-    // A save that succeeded is there, whatever comes after it.
-    if outcome.is_ok() {
-        let left = io.after_power_cut(io.events(), random.next());
-        let is_there = left.get(OsStr::new("image")).is_some_and(|found| found.starts_with(&new));
-        assert!(is_there || faults.lying_syncs, "seed {seed}: {kind:?}: what was said to be durable is not");
-    }
+    // A save that succeeded is there, whatever comes after it, and one whose guest goes on is not.
+    let left = io.after_power_cut(io.events(), random.next());
+    let is_there = left.get(OsStr::new("image")).is_some_and(|found| found.starts_with(&new));
+    assert!(
+        is_there || outcome.is_err() || faults.lying_syncs,
+        "seed {seed}: {kind:?}: durable and not there"
+    );
+    assert!(!is_there || is_published, "seed {seed}: {kind:?}: not published and there: {outcome:?}");
     (images, broken)
 }
 

@@ -18,6 +18,27 @@ pub const PARTIAL_SUFFIX: &str = ".partial";
 const NAME_BYTES_MAX: usize = 255;
 /// How often another process may snatch the partial file's name from us before we call it busy.
 const ATTEMPTS_MAX: u32 = 16;
+/// What renaming and linking say when they have certainly done nothing. All else may come from a file system that has lost
+/// the answer, and so may EEXIST and ENOENT, from a request that was sent again after it had worked.
+const REFUSALS: [Errno; 17] = [
+    Errno::ACCESS,
+    Errno::PERM,
+    Errno::ROFS,
+    Errno::NOSPC,
+    Errno::DQUOT,
+    Errno::ISDIR,
+    Errno::NOTDIR,
+    Errno::NOTEMPTY,
+    Errno::INVAL,
+    Errno::NOSYS,
+    Errno::OPNOTSUPP,
+    Errno::XDEV,
+    Errno::NAMETOOLONG,
+    Errno::LOOP,
+    Errno::MLINK,
+    Errno::BUSY,
+    Errno::TXTBSY,
+];
 
 /// A partial file that is ours.
 #[derive(Debug)]
@@ -35,6 +56,14 @@ struct Place {
     partial: OsString,
     path: PathBuf,
     partial_path: PathBuf,
+}
+
+/// A file that did not get its final name, or perhaps did.
+#[derive(Debug)]
+pub(super) struct Unnamed {
+    pub(super) error: Error,
+    /// Whether it may have that name all the same.
+    pub(super) perhaps_named: bool,
 }
 
 /// What became of an attempt to lock the file that has the partial name.
@@ -57,48 +86,58 @@ impl NewFile {
         Ok((file, Self { place, identity, force }))
     }
 
-    /// Refuses to rename what is not the file any more.
-    pub(super) fn require_partial(&self, io: &dyn Io) -> Result<()> {
-        if self.partial_identity(io)? == Some(self.identity) {
-            return Ok(());
-        }
-        let message =
-            format!("{} was replaced or removed by somebody else", self.place.partial_path.display());
-        Err(Error::new(ErrorKind::Io, message).at_path(&self.place.partial_path))
-    }
-
     /// Gives the file its final name.
-    pub(super) fn rename(&self, io: &dyn Io) -> Result<()> {
+    pub(super) fn rename(&self, io: &dyn Io, file: BorrowedFd<'_>) -> Result<(), Unnamed> {
+        self.require_partial(io)?;
         let (partial, name) = (&self.place.partial, &self.place.name);
-        let message = "renaming the finished image failed";
         if self.force {
-            return self.call(message, || io.rename_over(self.directory(), partial, name)).map_err(|error| {
-                // The only thing that a file cannot replace.
-                let directory = error.cause.as_ref().is_some_and(|c| c.raw_os_error() == Some(libc::EISDIR));
-                if directory { error.with_kind(ErrorKind::TargetExists) } else { error }
-            });
+            return retry_on_intr(|| io.rename_over(self.directory(), partial, name))
+                .map_err(|cause| self.unnamed(io, file, cause, self.not_renamed(cause)));
         }
         match retry_on_intr(|| io.rename_new(self.directory(), partial, name)) {
             // Network and FUSE file systems that do not know RENAME_NOREPLACE: a second name is never put over
             // another file either.
             Err(Errno::INVAL | Errno::NOSYS) => {
                 retry_on_intr(|| io.link(self.directory(), partial, name))
-                    .map_err(|cause| self.no_link(message, cause))?;
+                    .map_err(|cause| self.unnamed(io, file, cause, self.not_linked(cause)))?;
                 // Should the old name stay, it leads to the same whole file, and the next save there replaces it.
                 let _ = retry_on_intr(|| io.unlink(self.directory(), partial));
                 Ok(())
             }
-            outcome => outcome.map_err(|cause| Error::os(message, cause).at_path(&self.place.path)),
+            outcome => outcome.map_err(|cause| self.unnamed(io, file, cause, self.not_renamed(cause))),
         }
     }
 
-    /// Whether the file has its final name though renaming it has failed, as over a network; or may have it: neither that name
-    /// nor the partial one can be looked at.
-    pub(super) fn may_have_its_name(&self, io: &dyn Io) -> bool {
-        match self.place.status_of(io, &self.place.name) {
-            Ok(status) => status.map(identity) == Some(self.identity),
-            Err(_) => !self.partial_identity(io).is_ok_and(|found| found == Some(self.identity)),
+    /// Refuses to rename what is not the file any more. It may have its final name then, from somebody else.
+    fn require_partial(&self, io: &dyn Io) -> Result<(), Unnamed> {
+        let found = self.identity_of(io, &self.place.partial);
+        let found = found.map_err(|error| Unnamed { error, perhaps_named: false })?;
+        if found == Some(self.identity) {
+            return Ok(());
         }
+        let partial_path = &self.place.partial_path;
+        let message = format!("{} was replaced, removed or renamed by somebody else", partial_path.display());
+        let error = Error::new(ErrorKind::Io, message).at_path(partial_path);
+        let has_name = |found| found == Some(self.identity);
+        let perhaps_named = self.identity_of(io, &self.place.name).map_or(true, has_name);
+        Err(Unnamed { error, perhaps_named })
+    }
+
+    /// `error`, with whether renaming or linking may have worked though it failed with `cause`. What has which name is not
+    /// asked unless it must be: caches of a network's file system answer that, and a second name may have another inode.
+    fn unnamed(&self, io: &dyn Io, file: BorrowedFd<'_>, cause: Errno, mut error: Error) -> Unnamed {
+        let perhaps_named = match cause {
+            Errno::EXIST => match self.identity_of(io, &self.place.name) {
+                Ok(Some(found)) => found == self.identity,
+                _ => true,
+            },
+            Errno::NOENT => !io.status(file).is_ok_and(|status| status.is_unlinked),
+            _ => !REFUSALS.contains(&cause),
+        };
+        if perhaps_named {
+            error.message += &format!("; it may still be {}", self.place.partial_path.display());
+        }
+        Unnamed { error, perhaps_named }
     }
 
     /// Makes the final name durable.
@@ -116,44 +155,42 @@ impl NewFile {
 
     /// Removes the partial file, unless the name leads to another one by now, and empties it.
     pub(super) fn remove(&self, io: &dyn Io, file: BorrowedFd<'_>) -> Result<()> {
-        if self.partial_identity(io)? != Some(self.identity) {
+        if self.identity_of(io, &self.place.partial)? != Some(self.identity) {
             return Ok(());
         }
-        let message = format!("removing {} failed", self.place.partial_path.display());
-        self.call(&message, || io.unlink(self.directory(), &self.place.partial))?;
-        // The file stays open, and its space in use, for as long as its owner keeps it. Not if it has another name: a
-        // publishing that failed half-way may have given it the final one.
+        let outcome = retry_on_intr(|| io.unlink(self.directory(), &self.place.partial));
+        // The file stays open, and its space in use, for as long as its owner keeps it. Not if it has another name:
+        // somebody gave it that.
         if io.status(file).is_ok_and(|status| status.is_unlinked) {
             let _ = io.set_length(file, 0);
         }
-        Ok(())
+        outcome.map_err(|cause| self.place.failed("removing", cause))
     }
 
     fn directory(&self) -> BorrowedFd<'_> {
         self.place.directory.as_fd()
     }
 
-    /// Which file has the partial name now.
-    fn partial_identity(&self, io: &dyn Io) -> Result<Option<(u64, u64)>> {
-        Ok(self.place.status_of(io, &self.place.partial)?.map(identity))
+    /// Which file has that name now.
+    fn identity_of(&self, io: &dyn Io, name: &OsStr) -> Result<Option<(u64, u64)>> {
+        Ok(self.place.status_of(io, name)?.map(identity))
     }
 
-    fn call<T>(&self, message: &str, call: impl FnMut() -> rustix::io::Result<T>) -> Result<T> {
-        retry_on_intr(call).map_err(|cause| Error::os(message, cause).at_path(&self.place.path))
+    fn not_renamed(&self, cause: Errno) -> Error {
+        let error = Error::os("renaming the finished image failed", cause).at_path(&self.place.path);
+        // The only thing that a file cannot replace.
+        if cause == Errno::ISDIR { error.with_kind(ErrorKind::TargetExists) } else { error }
     }
 
-    fn no_link(&self, message: &str, cause: Errno) -> Error {
-        match cause {
-            // What link(2) says on file systems without hard links; the kernel's protection of links is only for
-            // other people's files.
-            Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS => {
-                let message = "this file system can neither rename a file without replacing another one nor make hard \
-                               links, so that an image there can only be one that may be replaced";
-                Error::os(message, cause).with_kind(ErrorKind::HostUnsupported)
-            }
-            _ => Error::os(message, cause),
+    fn not_linked(&self, cause: Errno) -> Error {
+        // What link(2) says on file systems without hard links; the kernel's protection of links is only for
+        // other people's files.
+        if !matches!(cause, Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS) {
+            return self.not_renamed(cause);
         }
-        .at_path(&self.place.path)
+        let message = "this file system can neither rename a file without replacing another one nor make hard \
+                       links, so that an image there can only be one that may be replaced";
+        Error::os(message, cause).with_kind(ErrorKind::HostUnsupported).at_path(&self.place.path)
     }
 }
 

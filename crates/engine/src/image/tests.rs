@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use tempfile::TempDir;
 
@@ -437,25 +437,40 @@ impl Files for FailingDevice {
     }
 }
 
-/// A network file system that renames, and is not heard of again.
-#[derive(Debug, Default)]
-struct LostServer {
-    is_lost: AtomicBool,
+/// A file system that gives one kind of call another answer, whether or not that worked.
+#[derive(Debug, Clone, Copy)]
+struct Answering {
+    call: &'static str,
+    answer: Errno,
+    works: bool,
 }
 
-impl Files for LostServer {
-    fn rename_new(&self, directory: BorrowedFd<'_>, from: &OsStr, to: &OsStr) -> rustix::io::Result<()> {
-        Blocking.rename_new(directory, from, to)?;
-        self.is_lost.store(true, Ordering::Relaxed);
-        Err(Errno::IO)
+impl Answering {
+    fn call(&self, call: &str, real: impl FnOnce() -> rustix::io::Result<()>) -> rustix::io::Result<()> {
+        if self.call != call {
+            return real();
+        }
+        if self.works {
+            real()?;
+        }
+        Err(self.answer)
+    }
+}
+
+impl Files for Answering {
+    fn rename_over(&self, directory: BorrowedFd<'_>, from: &OsStr, to: &OsStr) -> rustix::io::Result<()> {
+        self.call("rename_over", || Blocking.rename_over(directory, from, to))
     }
 
-    fn status_at(&self, directory: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<Status> {
-        if self.is_lost.load(Ordering::Relaxed) {
-            Err(Errno::IO)
-        } else {
-            Blocking.status_at(directory, name)
+    fn rename_new(&self, directory: BorrowedFd<'_>, from: &OsStr, to: &OsStr) -> rustix::io::Result<()> {
+        if self.call == "link" {
+            return Err(Errno::INVAL);
         }
+        self.call("rename_new", || Blocking.rename_new(directory, from, to))
+    }
+
+    fn link(&self, directory: BorrowedFd<'_>, from: &OsStr, to: &OsStr) -> rustix::io::Result<()> {
+        self.call("link", || Blocking.link(directory, from, to))
     }
 }
 
@@ -474,7 +489,7 @@ macro_rules! blocking_io {
     )*};
 }
 
-blocking_io!(FailingSync OldFileSystem NoLinks FailingDevice LostServer);
+blocking_io!(FailingSync OldFileSystem NoLinks FailingDevice Answering);
 
 /// A whole life with faults; what is left is looked at by [`check_remains`].
 fn live(io: &Arc<Simulated>, directory: &TempDir, force: bool) -> Result<()> {
@@ -484,9 +499,24 @@ fn live(io: &Arc<Simulated>, directory: &TempDir, force: bool) -> Result<()> {
     let image = image.inspect_err(|_| io.heal())?;
     let outcome = write(&image).and_then(|()| image.publish());
     io.heal();
-    let is_there = fs::read(&path).is_ok_and(|found| found == whole_image());
-    assert_eq!(image.is_published(), is_there, "{outcome:?}");
+    check_published(directory, &image, &outcome);
+    if image.is_published() && outcome.is_err() {
+        // Nobody knows: it is kept under whichever name it has.
+        let _ = fs::remove_file(directory.path().join("image.partial"));
+    }
     outcome
+}
+
+fn is_whole(directory: &TempDir, name: &str) -> bool {
+    fs::read(directory.path().join(name)).is_ok_and(|found| found == whole_image())
+}
+
+/// An image that is said not to be published is not there; one that is said to be is, or is kept under its partial name.
+fn check_published(directory: &TempDir, image: &ImageWriter, outcome: &Result<()>) {
+    let is_there = is_whole(directory, "image");
+    let is_kept = outcome.is_err() && is_whole(directory, "image.partial");
+    let is_right = if image.is_published() { is_there || is_kept } else { !is_there };
+    assert!(is_right, "published {}, there {is_there}: {outcome:?}", image.is_published());
 }
 
 /// Whatever happened: the final name holds the whole image or nothing (or what was there before), nothing else is left.
@@ -584,14 +614,66 @@ fn a_device_whose_wipe_failed_is_wiped_when_it_is_given_up() {
     assert_eq!(fs::read(directory.path().join("image")).unwrap()[..4096], [0; 4096]);
 }
 
-#[test]
-fn an_image_whose_name_cannot_be_looked_at_counts_as_published() {
-    let directory = directory();
-    let path = directory.path().join("image");
-    let image = ImageWriter::create(Arc::new(LostServer::default()), &path, false, false).unwrap();
+/// What publishing comes to, and whether it counts as done, where one kind of call has another answer.
+fn publish_with(directory: &TempDir, io: Answering) -> (Error, bool) {
+    let force = io.call == "rename_over";
+    let image = ImageWriter::create(Arc::new(io), &directory.path().join("image"), force, false).unwrap();
     write(&image).unwrap();
+    let error = image.publish().unwrap_err();
+    assert_eq!(error.path.as_deref(), Some(image.path()));
+    (error, image.is_published())
+}
+
+const NAMING: [&str; 3] = ["rename_over", "rename_new", "link"];
+
+#[test]
+fn an_image_that_may_have_its_name_counts_as_published_and_is_kept() {
+    let lost = [
+        Errno::IO,
+        Errno::NOTCONN,
+        Errno::CONNABORTED,
+        Errno::CONNRESET,
+        Errno::TIMEDOUT,
+        Errno::STALE,
+        Errno::NOMEM,
+    ];
+    let maybe = lost.map(|answer| [(answer, false), (answer, true)]).concat();
+    // Sent again after it had worked: its answer was lost.
+    for (answer, works) in [maybe, vec![(Errno::EXIST, true), (Errno::NOENT, true)]].concat() {
+        for call in NAMING {
+            let directory = directory();
+            let io = Answering { call, answer, works };
+            let (error, is_published) = publish_with(&directory, io);
+            assert!(is_published, "{io:?}");
+            assert!(error.message.contains("it may still be") && error.message.contains("image.partial"));
+            assert!(is_whole(&directory, if works { "image" } else { "image.partial" }), "{io:?}");
+        }
+    }
+}
+
+#[test]
+fn an_image_whose_name_was_refused_is_not_published() {
+    for answer in [Errno::ACCESS, Errno::ROFS, Errno::NOSPC, Errno::DQUOT, Errno::ISDIR, Errno::BUSY] {
+        for call in NAMING {
+            let directory = directory();
+            let io = Answering { call, answer, works: false };
+            let (error, is_published) = publish_with(&directory, io);
+            assert!(!is_published && !error.message.contains("may"), "{io:?}: {error:?}");
+            assert_eq!(names(&directory).len(), 0, "{io:?}");
+        }
+    }
+}
+
+#[test]
+fn an_image_that_somebody_else_gave_its_name_counts_as_published() {
+    let directory = directory();
+    let image = create(&directory, false).unwrap();
+    write(&image).unwrap();
+    fs::rename(directory.path().join("image.partial"), directory.path().join("image")).unwrap();
     assert_eq!(image.publish().unwrap_err().kind, ErrorKind::Io);
-    assert!(path.exists() && image.is_published());
+    assert!(image.is_published());
+    drop(image);
+    assert!(is_whole(&directory, "image"));
 }
 
 #[test]
@@ -604,7 +686,11 @@ fn any_number_of_calls_may_fail() {
         let path = directory.path().join("image");
         // No healing: the clean-up has faults too and may have to leave the partial file.
         let outcome = ImageWriter::create(Arc::<Simulated>::clone(&io) as Arc<dyn Io>, &path, false, false)
-            .and_then(|image| write(&image).and_then(|()| image.publish()));
+            .and_then(|image| {
+                let outcome = write(&image).and_then(|()| image.publish());
+                check_published(&directory, &image, &outcome);
+                outcome
+            });
         check_remains(&directory, &outcome, None, io.counts(), &format!("seed {seed}"));
         if outcome.is_ok() {
             published += 1

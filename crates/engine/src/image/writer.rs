@@ -51,7 +51,8 @@ enum Phase {
     Lost,
     /// It is what a reader finds under the path.
     Published,
-    /// Publishing it on a device failed half-way and could not be undone: a reader finds the whole image or nothing.
+    /// Publishing it failed, and nobody knows whether it worked all the same, or on a device it could not be undone: a
+    /// reader finds the whole image or what was there without it.
     PerhapsPublished,
     /// Nothing is left of it that a reader could take for an image.
     Discarded,
@@ -196,15 +197,13 @@ impl ImageWriter {
         let mut phase = self.phase_of("publish", &[Phase::Synced])?;
         match &self.target {
             Target::NewFile(file) => {
-                file.require_partial(self.io.as_ref())?;
-                let outcome = file.rename(self.io.as_ref());
+                let outcome = file.rename(self.io.as_ref(), self.fd());
                 *phase = match &outcome {
-                    // Renaming may have failed with a word and worked all the same, as over a network.
-                    Err(_) if file.may_have_its_name(self.io.as_ref()) => Phase::PerhapsPublished,
-                    Err(_) => *phase,
                     Ok(()) => Phase::Published,
+                    Err(unnamed) if unnamed.perhaps_named => Phase::PerhapsPublished,
+                    Err(_) => *phase,
                 };
-                outcome?;
+                outcome.map_err(|unnamed| unnamed.error)?;
                 file.sync_directory(self.io.as_ref())
             }
             Target::Device(device) => {
@@ -231,8 +230,8 @@ impl ImageWriter {
     }
 
     /// Gives the image up: removes the file and gives its space back, or leaves the device without anything that looks
-    /// like an image. Does nothing after it was, or may have been, published, or was discarded, and leaves a partial file alone that is not
-    /// ours.
+    /// like an image. Does nothing after it was, or may have been, published, or was discarded, and leaves a partial file
+    /// alone that is not ours.
     ///
     /// # Errors
     /// The errno of a call; the partial file is still there then.
