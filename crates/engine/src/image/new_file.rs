@@ -159,10 +159,10 @@ impl NewFile {
             return Ok(());
         }
         let outcome = retry_on_intr(|| io.unlink(self.directory(), &self.place.partial));
-        // The file stays open, and its space in use, for as long as its owner keeps it. Not if it has another name:
-        // somebody gave it that.
-        if io.status(file).is_ok_and(|status| status.is_unlinked) {
-            let _ = io.set_length(file, 0);
+        // The file stays open, and its space in use, for as long as its owner keeps it, or for ever where nothing can be
+        // removed. Not if it has another name: somebody gave it that.
+        if outcome.is_err() || io.status(file).is_ok_and(|status| status.is_unlinked) {
+            let _ = retry_on_intr(|| io.set_length(file, 0));
         }
         outcome.map_err(|cause| self.place.failed("removing", cause))
     }

@@ -472,6 +472,10 @@ impl Files for Answering {
     fn link(&self, directory: BorrowedFd<'_>, from: &OsStr, to: &OsStr) -> rustix::io::Result<()> {
         self.call("link", || Blocking.link(directory, from, to))
     }
+
+    fn unlink(&self, directory: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<()> {
+        self.call("unlink", || Blocking.unlink(directory, name))
+    }
 }
 
 /// Engines that are blocking but for some file calls.
@@ -674,6 +678,16 @@ fn an_image_that_somebody_else_gave_its_name_counts_as_published() {
     assert!(image.is_published());
     drop(image);
     assert!(is_whole(&directory, "image"));
+}
+
+#[test]
+fn a_partial_file_that_cannot_be_removed_is_emptied() {
+    let directory = directory();
+    let io = Answering { call: "unlink", answer: Errno::PERM, works: false };
+    let image = ImageWriter::create(Arc::new(io), &directory.path().join("image"), false, false).unwrap();
+    write(&image).unwrap();
+    assert_eq!(image.discard().unwrap_err().kind, ErrorKind::Permission);
+    assert_eq!(fs::metadata(directory.path().join("image.partial")).unwrap().len(), 0);
 }
 
 #[test]

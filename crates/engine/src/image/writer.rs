@@ -234,7 +234,7 @@ impl ImageWriter {
     /// alone that is not ours.
     ///
     /// # Errors
-    /// The errno of a call; the partial file is still there then.
+    /// The errno of a call; the partial file is still there then, but empty if that was possible.
     pub fn discard(&self) -> Result<()> {
         let mut phase = self.phase();
         if matches!(*phase, Phase::Published | Phase::PerhapsPublished | Phase::Discarded) {
