@@ -80,7 +80,10 @@ fn metadata(file: &File) -> Result<std::fs::Metadata> {
     file.metadata().map_err(|cause| Error::os("asking for the size of a memory file failed", cause))
 }
 
-/// Reads every segment from the file; what lies behind the end of the file reads zero.
+/// Reads every segment from the file; what lies behind the end of the file, on its last page, reads zero.
+///
+/// # Errors
+/// `Io` where the file has become too short to hold a page that was found in it.
 ///
 /// # Safety
 /// Every segment's buffer must be valid for writes of its length, and nobody else may access it meanwhile.
@@ -91,6 +94,9 @@ pub(super) unsafe fn read(file: &File, segments: Vec<Segment>) -> Result<()> {
             let bytes = unsafe { segment.uninit() };
             match retry_on_intr(|| pread(file, &mut *bytes, segment.at).map(|(read, _)| read.len())) {
                 Ok(0) => {
+                    if segment.at.next_multiple_of(PAGE_BYTES) < segment.at + segment.length as u64 {
+                        return Err(taken_away("read").at_offset(segment.at));
+                    }
                     bytes.fill(std::mem::MaybeUninit::new(0));
                     break;
                 }
@@ -119,6 +125,12 @@ pub(super) unsafe fn write(file: &File, segments: Vec<Segment>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The error where a file has become too short while it was `done`.
+pub(super) fn taken_away(done: &str) -> Error {
+    let message = format!("a page of the guest's memory was taken away while it was {done}");
+    Error::new(ErrorKind::Io, message)
 }
 
 fn failure(verb: &str, at: u64, cause: io::Error) -> Error {

@@ -6,7 +6,7 @@ use rustix::io::{Errno, retry_on_intr};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
 use super::{FileRange, Region, Segment, bus_error, file, hugetlb, spans};
-use crate::{Error, ErrorKind, Result, to_usize};
+use crate::{Error, Result, to_usize};
 
 /// What a mapping is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,9 +130,7 @@ impl Mapping {
     }
 
     fn taken_away(&self) -> Error {
-        let doing = if self.access == Access::Read { "saved" } else { "restored" };
-        let message = format!("a page of the guest's memory was taken away while it was {doing}");
-        self.file.name(Error::new(ErrorKind::Io, message))
+        self.file.name(file::taken_away(if self.access == Access::Read { "read" } else { "written" }))
     }
 }
 

@@ -180,10 +180,10 @@ impl Memory {
     }
 
     /// Reads `pieces` of one block into `buffer`, from the source that [`scan`](Self::scan) named for them; all
-    /// of them or an error. What a file does not hold any more reads zero.
+    /// of them or an error.
     ///
     /// # Errors
-    /// `Usage` if a piece is not part of the source, `GuestGone`, or whatever the kernel said.
+    /// `Usage` if a piece is not part of the source, `Io` if a file was cut since the scan, `GuestGone`, or whatever the kernel said.
     ///
     /// # Safety
     /// Every piece's part of `buffer` must be valid for writes, and nobody else may access it meanwhile.

@@ -390,13 +390,25 @@ fn what_lies_behind_the_end_of_a_file_reads_zero() {
         assert_eq!(total, 2 * PAGE_BYTES);
         assert!(content[..PAGE + 5].iter().all(|byte| *byte == 0x11));
         assert!(content[PAGE + 5..].iter().all(|byte| *byte == 0));
-        // A scan may be older than the file's new end.
-        let piece = Piece { offset: 0, length: content.len(), buffer_offset: 0 };
-        let mut again = vec![0xaa; content.len()];
-        // SAFETY: the buffer is as long as the block.
-        unsafe { guest.memory().read(Way::File as u32, &[piece], again.as_mut_ptr()) }.unwrap();
-        assert!(again == content);
         assert_eq!(clear(&guest.memory(), 0, &PageBitmap::new(PAGES)), 2 * PAGE_BYTES);
+    }
+}
+
+#[test]
+fn a_file_that_is_cut_after_the_scan_is_no_zeros() {
+    for private in [false, true] {
+        let guest = Guest::of_file(memfd(MemfdFlags::empty()), PAGE_BYTES, &[0, 1, 2], private);
+        let memory = guest.memory();
+        for left in [0, PAGE_BYTES, PAGE_BYTES + 5] {
+            guest.file.as_ref().unwrap().set_len(left).unwrap();
+            let mut content = vec![0; 3 * PAGE];
+            let piece = Piece { offset: 0, length: content.len(), buffer_offset: 0 };
+            // SAFETY: the buffer is as long as the piece.
+            let read = unsafe { memory.read(Way::File as u32, &[piece], content.as_mut_ptr()) };
+            let error = read.unwrap_err();
+            assert_eq!((error.kind, error.offset), (ErrorKind::Io, Some(left)));
+            assert!(error.message.contains("taken away"), "{error}");
+        }
     }
 }
 
