@@ -335,6 +335,23 @@ fn an_image_that_ends_too_early_is_invalid() {
     }
 }
 
+/// No page of the image is written to what was cut.
+#[test]
+fn memory_that_was_cut_is_not_restored() {
+    let image = File::from(rustix::fs::memfd_create("image", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+    let guest = Guest::new(&[MIB]);
+    let memory = guest.memory();
+    guest.files[0].set_len(MIB / 2).unwrap();
+    let reader = reader(&image, at_start(MIB), vec![PageBitmap::new(MIB / 4096)]);
+    let restored = restore(&reader, &memory, &io::Blocking, how(1, CHUNK_BYTES)).map(drop);
+    let cleared = transfer::clear(&memory, reader.bitmaps(), 1, &Control::default()).map(drop);
+    for outcome in [restored, cleared] {
+        let error = outcome.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Io, "{error}");
+        assert!(error.message.contains("become shorter"), "{error}");
+    }
+}
+
 #[test]
 fn buffers_are_made_for_possible_transfers_only() {
     let buffers = Buffers::default();

@@ -62,6 +62,8 @@ pub struct Memory {
     blocks: Vec<u64>,
     /// Sorted by block and offset.
     regions: Vec<Region>,
+    /// How long each region's file is to stay: as long as it was, as far as the region reaches. 0 without a file.
+    file_lengths: Vec<u64>,
     /// Made when a region of shared hugetlbfs memory is first written; one place for each region.
     mappings: Vec<OnceLock<Mapping>>,
 }
@@ -71,7 +73,7 @@ impl Memory {
     ///
     /// # Errors
     /// `Usage` if the regions do not cover every block exactly once, or if a number is not page-aligned;
-    /// `HostUnsupported` where the host's pages are of another size than ours.
+    /// `HostUnsupported` where the host's pages are of another size than ours; or whatever the kernel said of a file.
     pub fn new(block_lengths: Vec<u64>, mut regions: Vec<Region>) -> Result<Self> {
         crate::check_page_size()?;
         regions.sort_by_key(|region| (region.block, region.offset));
@@ -79,7 +81,8 @@ impl Memory {
             region.validate()?;
         }
         let mappings = regions.iter().map(|_| OnceLock::new()).collect();
-        let memory = Self { blocks: block_lengths, regions, mappings };
+        let file_lengths = regions.iter().map(Region::file_length).collect::<Result<_>>()?;
+        let memory = Self { blocks: block_lengths, regions, file_lengths, mappings };
         for (block, &length) in memory.blocks.iter().enumerate() {
             memory.check_cover(block, length)?;
         }
@@ -151,6 +154,24 @@ impl Memory {
         Ok(())
     }
 
+    /// Asks whether all that was written can still be there: what a file loses that is cut does not come back with its length.
+    ///
+    /// # Errors
+    /// `Io`, naming the file that has become shorter since this memory was made.
+    pub fn check_not_cut(&self) -> Result<()> {
+        let mut writable = (0..self.regions.len()).filter(|index| self.regions[*index].writable);
+        writable.try_for_each(|index| self.check_file_not_cut(index))
+    }
+
+    fn check_file_not_cut(&self, index: usize) -> Result<()> {
+        let Some(file) = self.regions[index].backing.file() else { return Ok(()) };
+        if file::length(&file.file)? >= self.file_lengths[index] {
+            return Ok(());
+        }
+        let message = "the guest's memory has become shorter while it was restored";
+        Err(file.name(Error::new(ErrorKind::Io, message)))
+    }
+
     /// The block that a source belongs to; `None` if [`scan`](Self::scan) can never name that source.
     #[must_use]
     pub fn source_block(&self, source: u32) -> Option<usize> {
@@ -207,7 +228,7 @@ impl Memory {
     ///
     /// # Errors
     /// `Usage` if a piece is not part of the block or lies in memory that is mapped for reading only, `NoSpace` where a file
-    /// system or the host's huge pages run out, `GuestGone`, or whatever the kernel said.
+    /// system or the host's huge pages run out, `Io` if a file was cut, `GuestGone`, or whatever the kernel said.
     ///
     /// # Safety
     /// Every piece's part of `buffer` must be valid for reads, and nobody may write to it meanwhile.
@@ -218,6 +239,8 @@ impl Memory {
             let segments = |base| region.segments(base, &pieces, buffer.cast_mut());
             match &region.backing {
                 Backing::SharedFile { file, process } => {
+                    // Writing would make a file that was cut longer again, and nobody could tell.
+                    self.check_file_not_cut(index)?;
                     let by_process = process.as_ref().map(|mapped| {
                         // SAFETY: the segments are the pieces, for which the caller promises what is asked here.
                         unsafe { mapped.process.write(segments(mapped.address)?) }

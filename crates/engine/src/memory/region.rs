@@ -164,6 +164,12 @@ impl Region {
         }
     }
 
+    /// How much of its file the region has within reach, from the start of the file.
+    pub(super) fn file_length(&self) -> Result<u64> {
+        let Some(FileRange { file, offset, .. }) = self.backing.file() else { return Ok(0) };
+        Ok(file::length(file)?.min(offset + self.length))
+    }
+
     /// Refuses a region that is mapped for reading only.
     pub(super) fn check_writable(&self) -> Result<()> {
         if self.writable {

@@ -412,6 +412,42 @@ fn a_file_that_is_cut_after_the_scan_is_no_zeros() {
     }
 }
 
+#[test]
+fn a_file_that_was_cut_is_not_made_longer_again() {
+    for by_process in [false, true] {
+        let mut guest = Guest::of_file(memfd(MemfdFlags::empty()), PAGE_BYTES, &[], false);
+        guest.by_process = by_process;
+        let (memory, file) = (guest.memory(), guest.file.as_ref().unwrap());
+        let piece = Piece { offset: (PAGES - 1) * PAGE_BYTES, length: PAGE, buffer_offset: 0 };
+        // SAFETY: the piece is as long as the page that it is written from.
+        let write = || unsafe { memory.write(0, &[piece], [1_u8; PAGE].as_ptr()) };
+        write().unwrap();
+        file.set_len(PAGE_BYTES).unwrap();
+        for outcome in [write(), memory.check_not_cut()] {
+            let error = outcome.unwrap_err();
+            assert_eq!(error.kind, ErrorKind::Io, "{error}");
+            assert!(error.message.contains("become shorter"), "{error}");
+        }
+        assert_eq!(file::length(file).unwrap(), PAGE_BYTES);
+    }
+}
+
+/// Memory may be longer than its file from the start, and a file longer than the memory in it.
+#[test]
+fn only_what_a_file_had_of_the_memory_must_stay() {
+    let guest = Guest::of_file(memfd(MemfdFlags::empty()), PAGE_BYTES, &[], false);
+    let file = guest.file.as_ref().unwrap();
+    let piece = Piece { offset: 5 * PAGE_BYTES, length: PAGE, buffer_offset: 0 };
+    for (before, after) in [(5, 5), (2 * PAGES * PAGE_BYTES, PAGES * PAGE_BYTES)] {
+        file.set_len(before).unwrap();
+        let memory = guest.memory();
+        file.set_len(after).unwrap();
+        // SAFETY: the piece is as long as the page that it is written from.
+        unsafe { memory.write(0, &[piece], [1_u8; PAGE].as_ptr()) }.unwrap();
+        memory.check_not_cut().unwrap();
+    }
+}
+
 /// They may be protected after the memory was opened, so it is the kernel that has the last word.
 #[test]
 fn pages_that_the_guest_itself_may_not_write_are_read_only() {

@@ -20,7 +20,8 @@ const MAX_CHUNK_BYTES: u64 = 1 << 20;
 /// So is memory that is mapped for reading only.
 ///
 /// # Errors
-/// `Usage` if the bitmaps are not those of the blocks, `Cancelled`, or whatever the memory said.
+/// `Usage` if the bitmaps are not those of the blocks, `Io` if a file of the memory was cut, `Cancelled`, or whatever the
+/// memory said.
 pub fn clear(memory: &Memory, bitmaps: &[PageBitmap], threads: usize, control: &Control) -> Result<u64> {
     memory.prepare_to_write()?;
     let plan = plan(memory, MAX_CHUNK_BYTES)?;
@@ -31,6 +32,7 @@ pub fn clear(memory: &Memory, bitmaps: &[PageBitmap], threads: usize, control: &
         team.wait_for_all()?;
         Pump::without_io(team, &pool).run(&clearing, &chunks)
     })?;
+    memory.check_not_cut()?;
     Ok(clearing.cleared_bytes())
 }
 

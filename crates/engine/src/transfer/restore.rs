@@ -49,7 +49,7 @@ impl RestoreJob<'_> {
     ///
     /// # Errors
     /// `Usage` for an image that is not of these blocks, `HostUnsupported` if the engine cannot be set up, `ImageInvalid`
-    /// where the image ends too early, `Cancelled`, or whatever the memory or the disk said.
+    /// where the image ends too early, `Io` if a file of the memory was cut, `Cancelled`, or whatever the memory or the disk said.
     pub fn run(self, io: &dyn Io, control: &Control) -> Result<Restored> {
         self.options.validate()?;
         self.image.areas().check_blocks(self.memory.blocks())?;
@@ -71,6 +71,7 @@ impl RestoreJob<'_> {
             pump.run(&clearing, &cells_to_clear)?;
             pump.run(&filling, &chunks)
         })?;
+        self.memory.check_not_cut()?;
         Ok(Restored { read_bytes: filling.read.into_inner(), copied_bytes: filling.copied.into_inner() })
     }
 }
