@@ -300,7 +300,7 @@ export interface RegionInfo {
  */
 export declare function reopenForReading(fd: number, path: string, direct: boolean): Promise<HostOutcome>
 
-/** A job that asks whether the memory files that lie on a tmpfs can take the pages that the bitmaps mark. */
+/** A job that asks whether the memory files that lie on a tmpfs or hugetlbfs can take the pages that the bitmaps mark. */
 export declare function requireRoom(memory: GuestMemory, bitmaps: Array<Uint8Array>): Job
 
 /** A job that makes every page with a clear bit read zero and then puts the image's pages in place. */

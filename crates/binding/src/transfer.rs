@@ -146,7 +146,7 @@ pub fn clear(memory: &GuestMemory, bitmaps: Vec<Uint8Array>, threads: u32) -> Jo
     })
 }
 
-/// A job that asks whether the memory files that lie on a tmpfs can take the pages that the bitmaps mark.
+/// A job that asks whether the memory files that lie on a tmpfs or hugetlbfs can take the pages that the bitmaps mark.
 #[napi(catch_unwind)]
 pub fn require_room(memory: &GuestMemory, bitmaps: Vec<Uint8Array>) -> Job {
     let (memory, bitmaps) = (memory.open(), copies(&bitmaps));

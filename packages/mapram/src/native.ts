@@ -248,7 +248,7 @@ export function measureMemory(memory: GuestMemory, plan: Native.TransferPlan, ho
   return new Job(call(() => addon().measure(memory.handle, plan, how)));
 }
 
-/** A job that fails with E_NO_SPACE if a tmpfs that holds the memory cannot take the pages that the bitmaps mark. */
+/** A job that fails with E_NO_SPACE if a tmpfs or the huge pages of the memory cannot take the pages that the bitmaps mark. */
 export function requireRoom(memory: GuestMemory, bitmaps: Uint8Array[]): Job {
   return new Job(call(() => addon().requireRoom(memory.handle, bitmaps)));
 }

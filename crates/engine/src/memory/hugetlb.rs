@@ -37,11 +37,20 @@ pub(super) fn private_write_failure(error: Error, page_bytes: u64) -> Error {
 
 /// Huge pages that the host has free and not reserved (Documentation/admin-guide/mm/hugetlbpage.rst).
 fn free_pages(page_bytes: u64) -> Option<u64> {
-    let counter = |name| {
-        let path = format!("/sys/kernel/mm/hugepages/hugepages-{}kB/{name}", page_bytes >> 10);
-        std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok()
-    };
-    Some(counter("free_hugepages")?.saturating_sub(counter("resv_hugepages")?))
+    Some(counter(page_bytes, "free_hugepages")?.saturating_sub(counter(page_bytes, "resv_hugepages")?))
+}
+
+/// The most that a guest may still get in huge pages: reserved ones are counted, as they may be for this very guest, and those
+/// that the host makes when they are asked for.
+pub(crate) fn obtainable_bytes(page_bytes: u64) -> Option<u64> {
+    let counter = |name| counter(page_bytes, name);
+    let surplus = counter("nr_overcommit_hugepages")?.saturating_sub(counter("surplus_hugepages")?);
+    Some(counter("free_hugepages")?.saturating_add(surplus).saturating_mul(page_bytes))
+}
+
+fn counter(page_bytes: u64, name: &str) -> Option<u64> {
+    let path = format!("/sys/kernel/mm/hugepages/hugepages-{}kB/{name}", page_bytes >> 10);
+    std::fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
 /// The pages of `span` (file offsets) of a shared hugetlbfs file that hold data.

@@ -24,6 +24,7 @@ use std::sync::OnceLock;
 
 use crate::{Error, ErrorKind, Result};
 pub use file_system::FileSystem;
+pub(crate) use hugetlb::obtainable_bytes;
 use mapping::{Access, Mapping};
 pub use own_pages::{Copying, OwnPages, PagesAt};
 pub use pidfd::Pidfd;

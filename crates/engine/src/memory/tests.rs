@@ -299,6 +299,7 @@ fn hugetlb_memory() {
     }
     hugetlb_extents_are_the_pages_in_use();
     too_few_huge_pages_are_an_error();
+    too_few_huge_pages_are_found_out_first();
 }
 
 fn hugetlb_extents_are_the_pages_in_use() {
@@ -335,6 +336,33 @@ fn too_few_huge_pages_are_an_error() {
     let error = write(&memories[0]).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Io, "{error}");
     assert!(error.message.contains("taken away"), "{error}");
+}
+
+fn too_few_huge_pages_are_found_out_first() {
+    let mut guest = Guest::of_file(memfd(MemfdFlags::HUGETLB), HUGE_PAGE_BYTES, &[], false);
+    let memory = guest.memory();
+    guest.touch(1, 1);
+    let free = HugePages::free();
+    let hoard = memfd(MemfdFlags::HUGETLB);
+    fallocate(&hoard, FallocateFlags::empty(), 0, (free - 2) * HUGE_PAGE_BYTES).unwrap();
+    let small_pages = HUGE_PAGE_BYTES / PAGE_BYTES;
+    let bitmap = PageBitmap::new(PAGES * small_pages);
+    // The end of one that is not there, one that is, and the start of another.
+    bitmap.set(PageRun { first: small_pages - 1, count: small_pages + 2 });
+    transfer::require_room(&memory, std::slice::from_ref(&bitmap)).unwrap();
+    bitmap.set(PageRun { first: (PAGES - 1) * small_pages, count: 1 });
+    let room = || transfer::require_room(&memory, std::slice::from_ref(&bitmap));
+    let error = room().unwrap_err();
+    assert_eq!(error.kind, ErrorKind::NoSpace, "{error}");
+    // Pages that are reserved for somebody may be for this guest.
+    drop(hoard);
+    let length = (free * HUGE_PAGE_BYTES) as usize;
+    let (file, flags) = (memfd(MemfdFlags::HUGETLB), MapFlags::SHARED);
+    // SAFETY: the kernel chooses the address, so that no memory in use is replaced.
+    let reserved = unsafe { mmap(std::ptr::null_mut(), length, ProtFlags::READ, flags, &file, 0) };
+    room().unwrap();
+    // SAFETY: nobody refers to the mapping that was made above.
+    unsafe { munmap(reserved.unwrap(), length) }.unwrap();
 }
 
 /// A block made of anonymous memory, a shared file and a private one: pieces cross from one into the next.

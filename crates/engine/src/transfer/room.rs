@@ -1,23 +1,25 @@
-//! Whether memory files on a tmpfs can take what a restore adds to them.
+//! Whether memory files on a tmpfs or hugetlbfs can take what a restore adds to them.
 
 use std::collections::BTreeMap;
 
 use rustix::fs::{fstat, fstatfs};
 
-use super::check_bitmaps;
+use super::{check_bitmaps, to_usize};
 use crate::bitmap::{PageBitmap, PageRun};
-use crate::memory::{Backing, Extent, FileRange, FileSystem, Memory, Region};
+use crate::memory::{Backing, Extent, FileRange, FileSystem, Memory, Region, obtainable_bytes};
 use crate::{Error, ErrorKind, PAGE_BYTES, Result};
 
-/// One tmpfs: what it has left and what is to be put into it.
+/// One tmpfs, or the host's huge pages of one size: what is left and what is to be put there.
 struct Room<'a> {
+    name: &'static str,
     free_bytes: u64,
     needed_bytes: u64,
     file: &'a FileRange,
 }
 
-/// Asks whether every tmpfs of limited size that holds guest memory has room for the pages that the bitmaps mark and that
-/// are not there yet. Without it a restore would fail in the middle, or the guest's process be killed by SIGBUS.
+/// Asks whether every tmpfs of limited size that holds guest memory, and the host's huge pages, have room for the pages that
+/// the bitmaps mark and that are not there yet. Without it a restore would fail in the middle, or the guest's process be killed
+/// by SIGBUS.
 ///
 /// # Errors
 /// `NoSpace` naming the file; `Usage` if the bitmaps are not those of the blocks.
@@ -25,17 +27,29 @@ pub fn require_room(memory: &Memory, bitmaps: &[PageBitmap]) -> Result<()> {
     check_bitmaps(memory, bitmaps)?;
     let mut rooms = BTreeMap::new();
     for region in memory.regions().iter().filter(|region| region.writable) {
-        let Backing::SharedFile { file, .. } = &region.backing else { continue };
-        let Some((device, free_bytes)) = limited_tmpfs(file)? else { continue };
-        let room = rooms.entry(device).or_insert(Room { free_bytes, needed_bytes: 0, file });
-        room.needed_bytes += missing_bytes(region, &bitmaps[region.block], &memory.scan(region.block)?);
+        let (name, file, limit) = match &region.backing {
+            Backing::SharedFile { file, .. } => {
+                ("the tmpfs of the guest's memory has", file, limited_tmpfs(file)?)
+            }
+            Backing::SharedHugetlb { file, .. } => {
+                let free = obtainable_bytes(region.page_bytes).map(|bytes| (0, bytes));
+                ("the host's huge pages have", file, free)
+            }
+            _ => continue,
+        };
+        let Some((device, free_bytes)) = limit else { continue };
+        let key = (region.page_bytes, device);
+        let room = rooms.entry(key).or_insert(Room { name, free_bytes, needed_bytes: 0, file });
+        let (bitmap, extents) = (&bitmaps[region.block], memory.scan(region.block)?);
+        room.needed_bytes += match region.page_bytes {
+            PAGE_BYTES => missing_bytes(region, bitmap, &extents),
+            _ => missing_huge_bytes(region, file.offset, bitmap, &extents),
+        };
     }
     match rooms.into_values().find(|room| room.needed_bytes > room.free_bytes) {
-        Some(Room { free_bytes, needed_bytes, file }) => Err(file.name(Error::new(
+        Some(Room { name, free_bytes, needed_bytes, file }) => Err(file.name(Error::new(
             ErrorKind::NoSpace,
-            format!(
-                "the tmpfs of the guest's memory has room for {free_bytes} bytes more, and the image puts {needed_bytes} into it"
-            ),
+            format!("{name} room for {free_bytes} bytes more, and the image puts {needed_bytes} there"),
         ))),
         None => Ok(()),
     }
@@ -65,4 +79,18 @@ fn missing_bytes(region: &Region, bitmap: &PageBitmap, extents: &[Extent]) -> u6
         .map(|extent| marked(extent.offset.max(start), (extent.offset + extent.length).min(end)))
         .sum();
     marked(start, end).saturating_sub(there) * PAGE_BYTES
+}
+
+/// The same for huge pages, without those at the region's ends that are not all its own. What may be there counts as there.
+fn missing_huge_bytes(region: &Region, file_offset: u64, bitmap: &PageBitmap, extents: &[Extent]) -> u64 {
+    let page_bytes = region.page_bytes;
+    let end = region.offset + region.length;
+    let first = region.offset + (file_offset.next_multiple_of(page_bytes) - file_offset);
+    let starts = (first..end).step_by(to_usize(page_bytes)).filter(|start| start + page_bytes <= end);
+    let is_missing = |start: &u64| {
+        let next = extents.partition_point(|extent| extent.offset + extent.length <= *start);
+        let is_hole = extents.get(next).is_none_or(|extent| extent.offset >= start + page_bytes);
+        is_hole && bitmap.runs(PageRun::of(*start, page_bytes), true).next().is_some()
+    };
+    starts.filter(is_missing).map(|_| page_bytes).sum()
 }
