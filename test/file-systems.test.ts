@@ -28,6 +28,7 @@ const FILE_SYSTEMS: {
   { name: 'FUSE', tools: ['unionfs'], make: fuse },
   { name: 'ext4 on a disk of 4 KiB sectors', tools: ['mkfs.ext4'], make: fourKibSectors },
   { name: 'tmpfs', tools: [], make: (cleanup) => tmpfs(cleanup, 512) },
+  { name: 'ramfs, which does not say how much is free', tools: [], make: ramfs },
 ];
 
 function diskFile(cleanup: Cleanup, mebibytes: number, directory = diskDirectory(cleanup)): string {
@@ -58,6 +59,10 @@ function fourKibSectors(cleanup: Cleanup): string {
   const device = loopDevice(cleanup, 512, 4096);
   execFileSync('mkfs.ext4', ['-q', device]);
   return mounted(cleanup, join(diskDirectory(cleanup), 'mount'), [device]);
+}
+
+function ramfs(cleanup: Cleanup): string {
+  return mounted(cleanup, join(diskDirectory(cleanup), 'mount'), ['-t', 'ramfs', 'ramfs']);
 }
 
 /** A FUSE server that has neither O_TMPFILE nor RENAME_NOREPLACE. */

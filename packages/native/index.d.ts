@@ -143,7 +143,7 @@ export interface DirectAlignment {
 export declare function engineNames(): Array<string>
 
 /**
- * Bytes that an ordinary user could still write to the file system of `directory`. With `settle` the file system is
+ * Bytes that an ordinary user could still write to the file system of `directory`, absent if it does not say. With `settle` the file system is
  * synced first, for some give the space of removed files back late.
  */
 export declare function freeBytes(directory: string, settle: boolean): Promise<HostOutcome>

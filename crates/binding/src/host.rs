@@ -163,7 +163,7 @@ pub fn length_in_bytes<'env>(env: &'env Env, fd: i32) -> napi::Result<Object<'en
     })
 }
 
-/// Bytes that an ordinary user could still write to the file system of `directory`. With `settle` the file system is
+/// Bytes that an ordinary user could still write to the file system of `directory`, absent if it does not say. With `settle` the file system is
 /// synced first, for some give the space of removed files back late.
 #[napi(ts_return_type = "Promise<HostOutcome>", catch_unwind)]
 pub fn free_bytes<'env>(env: &'env Env, directory: String, settle: bool) -> napi::Result<Object<'env>> {
@@ -172,7 +172,7 @@ pub fn free_bytes<'env>(env: &'env Env, directory: String, settle: bool) -> napi
         if settle {
             files::settle(directory)?;
         }
-        Ok(HostOutcome { bytes: Some(number(files::free_bytes(directory)?)), ..HostOutcome::default() })
+        Ok(HostOutcome { bytes: files::free_bytes(directory)?.map(number), ..HostOutcome::default() })
     })
 }
 

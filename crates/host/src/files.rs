@@ -38,14 +38,15 @@ pub fn settle(directory: &Path) -> Result<()> {
     synced.map_err(|cause| Error::os("syncing the file system failed", cause).at_path(directory))
 }
 
-/// Bytes that an ordinary user may still write to the file system that holds `directory`.
+/// Bytes that an ordinary user may still write to the file system that holds `directory`; `None` if it does not say, as ramfs and
+/// some FUSE servers, which claim to have no blocks at all.
 ///
 /// # Errors
 /// `NotFound`, `Permission` or `Io`, naming the directory.
-pub fn free_bytes(directory: &Path) -> Result<u64> {
+pub fn free_bytes(directory: &Path) -> Result<Option<u64>> {
     let stats = rustix::fs::statvfs(directory)
         .map_err(|errno| Error::os("asking for free space failed", errno).at_path(directory))?;
-    Ok(stats.f_bavail.saturating_mul(stats.f_frsize))
+    Ok((stats.f_blocks > 0).then(|| stats.f_bavail.saturating_mul(stats.f_frsize)))
 }
 
 #[cfg(test)]
@@ -67,7 +68,9 @@ mod tests {
 
     #[test]
     fn a_directory_has_room_and_a_missing_one_is_named() {
-        assert!(free_bytes(&std::env::temp_dir()).unwrap() > 0);
+        assert!(free_bytes(&std::env::temp_dir()).unwrap() > Some(0));
+        // It has no blocks.
+        assert_eq!(free_bytes(Path::new("/proc")).unwrap(), None);
         let error = free_bytes(Path::new("/nowhere/at/all")).unwrap_err();
         assert_eq!(error.kind, ErrorKind::NotFound);
         assert_eq!(error.path.as_deref(), Some(Path::new("/nowhere/at/all")));

@@ -370,12 +370,12 @@ export async function lengthInBytes(fd: number): Promise<number> {
 }
 
 /**
- * Bytes that can still be written to the file system of `directory`.
+ * Bytes that can still be written to the file system of `directory`; without end where it does not say.
  *
  * @param settle whether the file system shall first finish what it put off, as XFS does when it frees removed files.
  */
 export async function freeBytes(directory: string, settle = false): Promise<number> {
-  return (await answered(() => addon().freeBytes(directory, settle))).bytes as number;
+  return (await answered(() => addon().freeBytes(directory, settle))).bytes ?? Number.POSITIVE_INFINITY;
 }
 
 /** Why mapram does not work on this host at all, if something is known to be in the way. */

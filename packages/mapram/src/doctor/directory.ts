@@ -50,6 +50,8 @@ function directIo(alignment: DirectAlignment | undefined): Finding {
 async function freeSpace(directory: string): Promise<Finding> {
   try {
     const free = await freeBytes(directory);
+    if (free === Number.POSITIVE_INFINITY)
+      return ok('how much is free is unknown: the file system does not say');
     const message = `${roundly(free)} are free`;
     if (free >= 2 ** 30) return ok(message);
     return warn(message, "an image takes as much space as the guest's memory holds data; make room");

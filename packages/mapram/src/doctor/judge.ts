@@ -83,7 +83,9 @@ export function judgeVersion(qemu: { major: number; minor: number; micro: number
 
 /** Judges the room for an image: an upper bound, for pages that turn out to be zero are not stored. */
 export function judgeSpace({ needed, free }: { needed: number; free: number }): Finding {
-  const text = `an image takes up to ${roundly(needed)}, ${roundly(free)} are free`;
+  const there =
+    free === Number.POSITIVE_INFINITY ? 'how much is free is unknown' : `${roundly(free)} are free`;
+  const text = `an image takes up to ${roundly(needed)}, ${there}`;
   if (needed <= free) return ok(text);
   return warn(text, 'unless much of the memory is zero, make room, or name another directory by --dir');
 }
