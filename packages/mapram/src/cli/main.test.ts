@@ -129,6 +129,21 @@ describe('a command that is interrupted', () => {
     expect(source.listenerCount('SIGTERM')).toBe(0);
   });
 
+  it.each([
+    ['save', ['save', '--qmp', 'q', '/i'], 'cont resumes it'],
+    ['inspect', ['inspect', '/i'], undefined],
+  ])('says what a second signal may leave of %s', async (_, argv, leftover) => {
+    runSave.mockRejectedValue(new Error('cancelled'));
+    inspect.mockReturnValue(new Promise(() => {}));
+    const source = new FakeProcess();
+    const result = runHere(argv, source);
+    source.emit('SIGINT');
+    source.emit('SIGINT');
+    const { err } = await result;
+    if (leftover === undefined) expect(err).not.toContain('stopped at once');
+    else expect(err).toMatch(new RegExp(`stopped at once.*${leftover}`));
+  });
+
   it('hears a signal that comes while its modules are loaded', async () => {
     inspect.mockReturnValue(new Promise(() => {}));
     const source = new FakeProcess();

@@ -1,9 +1,14 @@
 import { asMapramError } from '../errors.ts';
-import { parseArguments } from './arguments.ts';
+import { type Invocation, parseArguments } from './arguments.ts';
 import { runCommand } from './commands.ts';
 import { exitStatus, failureReport, failureText } from './failure.ts';
 import { type SignalSource, watchInterruption } from './signals.ts';
 import { processTerminal, type Terminal } from './terminal.ts';
+
+/** What was cancelled while the kernel kept a call is over, but the process ends only after that call, and may have to tidy up then. */
+const LINGERING_MS = 10_000;
+const LINGERING =
+  'mapram: the storage has not answered for 10 s; this process ends when it does, or by one more interrupt\n';
 
 /** Runs the command line in this process and sets its exit status. */
 export async function main(argv: readonly string[]): Promise<void> {
@@ -14,7 +19,9 @@ export async function main(argv: readonly string[]): Promise<void> {
     off: (name, listener) => process.off(name, listener),
     exit: (status) => process.exit(status),
   };
-  process.exitCode = await run(argv, processTerminal(), signals);
+  const terminal = processTerminal();
+  process.exitCode = await run(argv, terminal, signals);
+  setTimeout(() => terminal.err(LINGERING), LINGERING_MS).unref();
 }
 
 /** Runs one command line to its end and returns its exit status. Throws nothing. */
@@ -24,11 +31,16 @@ export async function run(
   signals: SignalSource,
 ): Promise<number> {
   const json = argv.includes('--json');
-  const interruption = watchInterruption(signals, () => {
-    terminal.err('mapram: cancelling; interrupt again to stop at once and leave the guest as it is\n');
+  let command: Invocation['command'] = 'text';
+  const interruption = watchInterruption(signals, {
+    first: () =>
+      terminal.err('mapram: cancelling; interrupt again to stop at once and leave the guest as it is\n'),
+    second: () => terminal.err(STOPPED_AT_ONCE[command] ?? ''),
   });
   try {
-    const result = await runCommand(parseArguments(argv), terminal, interruption.signal);
+    const invocation = parseArguments(argv);
+    command = invocation.command;
+    const result = await runCommand(invocation, terminal, interruption.signal);
     const text = json && result.report !== undefined ? `${JSON.stringify(result.report)}\n` : result.text;
     return (await isWritten(terminal, text, result.done)) ? result.status : 1;
   } catch (thrown) {
@@ -40,6 +52,12 @@ export async function run(
     interruption.release();
   }
 }
+
+/** What a command may leave that a second signal ends. */
+const STOPPED_AT_ONCE: { [command in Invocation['command']]?: string } = {
+  save: 'mapram: stopped at once; the guest may be paused (the QMP command cont resumes it), and a .partial file may be left\n',
+  restore: 'mapram: stopped at once; the QEMU that was to be restored may hold half a guest: start it anew\n',
+};
 
 /** Writes a result. Where that fails, stderr says so, and what was `done` all the same. */
 async function isWritten(terminal: Terminal, text: string, done?: string): Promise<boolean> {

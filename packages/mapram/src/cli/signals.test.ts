@@ -9,14 +9,19 @@ class FakeProcess extends EventEmitter {
   }
 }
 
+const SILENT = { first: () => {}, second: () => {} };
+
 it.each([
   ['SIGINT', 130],
   ['SIGTERM', 143],
   ['SIGHUP', 129],
 ])('the first %s cancels and a second one exits with %i', (name, status) => {
   const source = new FakeProcess();
-  let notices = 0;
-  const interruption = watchInterruption(source, () => (notices += 1));
+  const notices: string[] = [];
+  const interruption = watchInterruption(source, {
+    first: () => notices.push('first'),
+    second: () => notices.push('second'),
+  });
   expect(interruption.status()).toBeUndefined();
 
   source.emit(name);
@@ -27,15 +32,16 @@ it.each([
   });
   expect(interruption.status()).toBe(status);
   expect(source.exits).toEqual([]);
+  expect(notices).toEqual(['first']);
 
   source.emit(name);
   expect(source.exits).toEqual([status]);
-  expect(notices).toBe(1);
+  expect(notices).toEqual(['first', 'second']);
 });
 
 it('keeps the first signal as the reason when another kind follows', () => {
   const source = new FakeProcess();
-  const interruption = watchInterruption(source, () => {});
+  const interruption = watchInterruption(source, SILENT);
   source.emit('SIGINT');
   source.emit('SIGTERM');
   expect(interruption.status()).toBe(130);
@@ -44,6 +50,6 @@ it('keeps the first signal as the reason when another kind follows', () => {
 
 it('gives the signals back', () => {
   const source = new FakeProcess();
-  watchInterruption(source, () => {}).release();
+  watchInterruption(source, SILENT).release();
   expect(source.eventNames()).toEqual([]);
 });

@@ -23,17 +23,26 @@ export interface SignalSource {
   exit(status: number): void;
 }
 
-/** The first signal cancels the command and calls `notify`; a second one exits the process at once. */
-export function watchInterruption(source: SignalSource, notify: () => void): Interruption {
+/** What is said when a signal comes. */
+export interface SignalNotices {
+  /** When the first one cancels the command. */
+  first(): void;
+  /** When the second one is about to exit the process. */
+  second(): void;
+}
+
+/** The first signal cancels the command; a second one exits the process at once. */
+export function watchInterruption(source: SignalSource, notices: SignalNotices): Interruption {
   const controller = new AbortController();
   let status: number | undefined;
   const receive = (name: SignalName): void => {
     if (status !== undefined) {
+      notices.second();
       source.exit(STATUSES[name]);
       return;
     }
     status = STATUSES[name];
-    notify();
+    notices.first();
     controller.abort(new MapramError('E_CANCELLED', `interrupted by ${name}`));
   };
   const listeners = (Object.keys(STATUSES) as SignalName[]).map(
