@@ -2,10 +2,11 @@ import { execFileSync } from 'node:child_process';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { describe, expect, type TestContext, test } from 'vitest';
+import type { Cleanup } from './support/cleanup.ts';
 import { type CliRun, report, start } from './support/cli.ts';
 import { ext4, IS_ROOT } from './support/filesystem.ts';
-import { largeGuest, midSave, names, testCleanup } from './support/fixtures.ts';
-import type { Qemu } from './support/qemu.ts';
+import { largeGuest, midSave, names, SMALL, testCleanup } from './support/fixtures.ts';
+import { Qemu } from './support/qemu.ts';
 
 // Nothing needs the guest while writes wait for a disk that does not answer.
 
@@ -17,23 +18,28 @@ interface HungSave {
   thaw(): void;
 }
 
-async function hungSave(context: TestContext, engine: string): Promise<HungSave> {
-  if (!IS_ROOT) context.skip('only root can freeze a file system');
-  const cleanup = testCleanup();
-  const qemu = await largeGuest(cleanup);
-  const directory = ext4(cleanup, 1536);
-  let isFrozen = false;
+/** Freezes the file system at `directory` until it is thawed. */
+function freeze(cleanup: Cleanup, directory: string): () => void {
+  execFileSync('fsfreeze', ['--freeze', directory]);
+  let isFrozen = true;
   const thaw = (): void => {
     if (isFrozen) execFileSync('fsfreeze', ['--unfreeze', directory]);
     isFrozen = false;
   };
   cleanup.add(thaw);
+  return thaw;
+}
+
+async function hungSave(context: TestContext, engine: string): Promise<HungSave> {
+  if (!IS_ROOT) context.skip('only root can freeze a file system');
+  const cleanup = testCleanup();
+  const qemu = await largeGuest(cleanup);
+  const directory = ext4(cleanup, 1536);
   const image = join(directory, 'image');
   const slowly = ['--channels', '1', '--queue-depth', '1', '--engine', engine];
   const save = start(['save', '--qmp', qemu.socket, ...slowly, '--json', image]);
   await midSave(save, image);
-  execFileSync('fsfreeze', ['--freeze', directory]);
-  isFrozen = true;
+  const thaw = freeze(cleanup, directory);
   expect(await qemu.qmp.status()).toBe('paused');
   return { qemu, save, directory, thaw };
 }
@@ -41,6 +47,8 @@ async function hungSave(context: TestContext, engine: string): Promise<HungSave>
 describe.each(['io-uring', 'blocking'])('storage that hangs in mid-save, by %s', (engine) => {
   test('a signal lets the guest run at once, and what hangs is named and waited for', async (context) => {
     const { qemu, save, directory, thaw } = await hungSave(context, engine);
+    await sleep(12_000);
+    expect(await qemu.qmp.status()).toBe('paused');
     save.child.kill('SIGINT');
     await expect.poll(() => qemu.qmp.status(), { timeout: 2_000 }).toBe('running');
     await sleep(12_000);
@@ -48,7 +56,8 @@ describe.each(['io-uring', 'blocking'])('storage that hangs in mid-save, by %s',
     thaw();
     const result = await save.done;
     expect(result.status).toBe(130);
-    expect(result.stderr).toContain('the storage does not answer');
+    expect(result.stderr).toMatch(/not answered for 10 s; an interrupt lets the guest run\n.*cancelling/);
+    expect(result.stderr).toContain('not answered for 10 s\n');
     expect(report(result)).toMatchObject({ error: { code: 'E_CANCELLED' }, guestState: 'running' });
     expect(names(directory)).toEqual(['lost+found']);
     expect(await qemu.qmp.status()).toBe('running');
@@ -67,6 +76,32 @@ describe.each(['io-uring', 'blocking'])('storage that hangs in mid-save, by %s',
     expect(result.status).toBe(143);
     // After one signal there would be a report.
     expect(result.stdout).toBe('');
+    expect(result.stderr).toContain('stopped at once; the guest may be paused');
     expect(names(directory)).not.toContain('image');
   });
+});
+
+test('storage that hangs before the guest is stopped is named, and a signal ends the job at once', async (context) => {
+  if (!IS_ROOT) context.skip('only root can freeze a file system');
+  const cleanup = testCleanup();
+  const qemu = await Qemu.start(SMALL, cleanup);
+  const directory = ext4(cleanup, 128);
+  const thaw = freeze(cleanup, directory);
+  const save = start(['save', '--qmp', qemu.socket, '--json', join(directory, 'image')]);
+  let stdout = '';
+  save.child.stdout?.on('data', (text: string) => (stdout += text));
+  await sleep(12_000);
+  expect(await qemu.qmp.status()).toBe('running');
+  save.child.kill('SIGINT');
+  await expect.poll(() => stdout, { timeout: 2_000 }).toContain('E_CANCELLED');
+  // Its file is still being created.
+  await sleep(12_000);
+  expect(save.child.exitCode).toBeNull();
+  thaw();
+  const result = await save.done;
+  expect(result.status).toBe(130);
+  expect(result.stderr).toMatch(/not answered for 10 s\n.*cancelling/);
+  expect(result.stderr).toContain('this process ends when it does');
+  expect(report(result)).toMatchObject({ error: { code: 'E_CANCELLED' }, guestState: 'untouched' });
+  expect(names(directory)).toEqual(['lost+found']);
 });

@@ -5,13 +5,14 @@ import { JobContext, startJob } from './job.ts';
 import { Job } from './native.ts';
 
 /** Work of the addon that ends when it is told to. */
-function fakeWork() {
+function fakeWork(needsStorage = true) {
   let end = (_: Error | undefined): void => {};
   const ended = new Promise<void>((resolve, reject) => {
     end = (error) => (error === undefined ? resolve() : reject(error));
   });
   const seen = { isCancelled: false, bytesDone: 0, completions: 0, stopping: false };
   const work = Object.create(Job.prototype, {
+    needsStorage: { value: needsStorage },
     run: { value: () => ended.then(() => ({ bitmaps: [], dataBytes: 0, transferredBytes: 7 })) },
     progress: { value: () => ({ ...seen, bytesTotal: 0 }) },
     cancel: {
@@ -21,6 +22,13 @@ function fakeWork() {
     },
   }) as Job;
   return { work, seen, end: (error?: Error) => end(error) };
+}
+
+function deferred<T>() {
+  let resolve = (_: T): void => {};
+  let reject = (_: unknown): void => {};
+  const promise = new Promise<T>((...both) => ([resolve, reject] = both));
+  return { promise, resolve, reject };
 }
 
 describe('startJob', () => {
@@ -115,7 +123,7 @@ describe('JobContext.run', () => {
 
   it('tells at once that work has failed, before it has drained, and names storage that does not answer', async () => {
     vi.useFakeTimers();
-    const { work, seen, end } = fakeWork();
+    const { work, seen, end } = fakeWork(false);
     const context = new JobContext();
     context.onFailing = vi.fn();
     const run = context.run(work);
@@ -128,7 +136,7 @@ describe('JobContext.run', () => {
     await vi.advanceTimersByTimeAsync(9_000);
     expect(context.progress().notice).toBeUndefined();
     await vi.advanceTimersByTimeAsync(2_000);
-    expect(context.progress().notice).toContain('does not answer');
+    expect(context.progress().notice).toBe('the storage has not answered for 10 s');
     seen.completions += 1;
     await vi.advanceTimersByTimeAsync(200);
     expect(context.progress().notice).toBeUndefined();
@@ -137,9 +145,72 @@ describe('JobContext.run', () => {
     vi.useRealTimers();
   });
 
+  it('names storage that hangs though nothing failed, and says what an interrupt does until one came', async () => {
+    vi.useFakeTimers();
+    const { work, end } = fakeWork();
+    const controller = new AbortController();
+    const context = new JobContext(controller.signal);
+    const run = context.run(work);
+    await vi.advanceTimersByTimeAsync(11_000);
+    expect(context.progress().notice).toBe('the storage has not answered for 10 s');
+    context.holdsGuest = true;
+    await vi.advanceTimersByTimeAsync(200);
+    expect(context.progress().notice).toMatch(/10 s; an interrupt lets the guest run$/);
+    controller.abort('reason');
+    await vi.advanceTimersByTimeAsync(200);
+    expect(context.progress().notice).toBe('the storage has not answered for 10 s');
+    end(new MapramError('E_CANCELLED', 'cancelled'));
+    await expect(run).rejects.toBe('reason');
+    expect(context.progress().notice).toBeUndefined();
+    vi.useRealTimers();
+  });
+
   it('passes failures on', async () => {
     const { work, end } = fakeWork();
     end(new MapramError('E_IO', 'broken'));
     await expect(new JobContext().run(work)).rejects.toMatchObject({ code: 'E_IO' });
+  });
+});
+
+describe('JobContext.answer', () => {
+  it('names storage that hangs until the answer is there', async () => {
+    vi.useFakeTimers();
+    const context = new JobContext();
+    const { promise, resolve } = deferred<number>();
+    const answer = context.answer(promise);
+    await vi.advanceTimersByTimeAsync(9_000);
+    expect(context.progress().notice).toBeUndefined();
+    await vi.advanceTimersByTimeAsync(2_000);
+    expect(context.progress().notice).toBe('the storage has not answered for 10 s');
+    resolve(5);
+    expect(await answer).toBe(5);
+    expect(context.progress().notice).toBeUndefined();
+    vi.useRealTimers();
+  });
+
+  it('ends at once when it is cancelled, and undoes what comes of it late', async () => {
+    const controller = new AbortController();
+    const context = new JobContext(controller.signal);
+    const { promise, resolve } = deferred<number>();
+    const undo = vi.fn();
+    const answer = context.answer(promise, undo);
+    controller.abort('reason');
+    await expect(answer).rejects.toBe('reason');
+    expect(undo).not.toHaveBeenCalled();
+    resolve(5);
+    await vi.waitFor(() => expect(undo).toHaveBeenCalledWith(5));
+    await expect(context.answer(Promise.resolve(6), undo)).rejects.toBe('reason');
+    await vi.waitFor(() => expect(undo).toHaveBeenCalledWith(6));
+  });
+
+  it('passes failures on, and minds none that comes late', async () => {
+    const controller = new AbortController();
+    const context = new JobContext(controller.signal);
+    await expect(context.answer(Promise.reject(new Error('broken')))).rejects.toThrow('broken');
+    const { promise, reject } = deferred<number>();
+    const answer = context.answer(promise);
+    controller.abort('reason');
+    await expect(answer).rejects.toBe('reason');
+    reject(new Error('late'));
   });
 });

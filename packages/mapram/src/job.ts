@@ -31,7 +31,7 @@ export interface JobPromise<T> extends Promise<T> {
 }
 
 const PROGRESS_INTERVAL_MS = 100;
-/** Storage that ends no request for so long is said not to answer. */
+/** Storage that ends no request for so long is named. */
 const SILENCE_MS = 10_000;
 
 /** What a running job has at hand. */
@@ -44,6 +44,8 @@ export class JobContext implements OwningJob {
   silence: string | undefined;
   writingSince: number | undefined;
   #progress: Progress = { phase: 'prepare', bytesDone: 0, bytesTotal: 0 };
+  /** Whether a guest that ran stands still, and is let run if the job is cancelled now. */
+  holdsGuest = false;
   /** Bytes of guest memory that went through a buffer of ours. */
   copiedBytes = 0;
   #counting: NativeJob | undefined;
@@ -104,6 +106,35 @@ export class JobContext implements OwningJob {
     }
   }
 
+  /**
+   * Waits for an answer that storage may keep. A thread that hangs in the kernel cannot be cancelled: when the caller cancels, this
+   * rejects at once.
+   *
+   * @param undo gets what comes of it then, however late.
+   */
+  async answer<T>(question: Promise<T>, undo: (late: T) => unknown = () => {}): Promise<T> {
+    const before = this.notice;
+    let cancel = (): void => {};
+    const cancelled = new Promise<never>((_, reject) => {
+      cancel = () => reject(this.signal.reason);
+    });
+    if (this.signal.aborted) cancel();
+    this.signal.addEventListener('abort', cancel);
+    const timer = setTimeout(() => {
+      this.notice = storageIsSilent(this.holdsGuest);
+    }, SILENCE_MS);
+    try {
+      return await Promise.race([cancelled, question]);
+    } catch (error) {
+      question.then(undo).catch(() => {});
+      throw error;
+    } finally {
+      clearTimeout(timer);
+      this.signal.removeEventListener('abort', cancel);
+      this.notice = before;
+    }
+  }
+
   async memoryIsLeft(): Promise<void> {
     // The first wait lets those who cancel the work do so.
     do await delay(0);
@@ -115,21 +146,21 @@ export class JobContext implements OwningJob {
     await this.#watched(work, () => true).catch(() => {});
   }
 
-  /** Runs work of the addon. While it can only end, nobody who could go on waits for it, and storage that hangs is told of. */
+  /** Runs work of the addon, and tells of storage that hangs. While the work can only end, nobody who could go on waits for it. */
   async #watched(work: NativeJob, isEnding: () => boolean): Promise<JobResult> {
     const before = this.notice;
-    let completions = 0;
+    let moved = 0;
     let movedAt = performance.now();
     let isTold = false;
     const look = (): void => {
       const now = performance.now();
-      const { completions: ended } = work.progress();
-      if (ended !== completions) movedAt = now;
-      completions = ended;
-      const isStalled = now - movedAt >= SILENCE_MS;
+      const { completions, bytesDone } = work.progress();
+      if (completions + bytesDone !== moved) movedAt = now;
+      moved = completions + bytesDone;
+      const isStalled = now - movedAt >= SILENCE_MS && (isEnding() || work.needsStorage);
       if (isEnding() && !isTold) this.onFailing?.();
       isTold = isEnding();
-      this.notice = isStalled && (isEnding() || work === this.#counting) ? STORAGE_SILENT : before;
+      this.notice = isStalled ? storageIsSilent(this.holdsGuest && !isEnding()) : before;
     };
     const timer = setInterval(look, PROGRESS_INTERVAL_MS);
     this.#running = work;
@@ -145,7 +176,10 @@ export class JobContext implements OwningJob {
   }
 }
 
-const STORAGE_SILENT = `the storage does not answer: it has ended no request for ${SILENCE_MS / 1000} s`;
+function storageIsSilent(mayResume: boolean): string {
+  const silence = `the storage has not answered for ${SILENCE_MS / 1000} s`;
+  return mayResume ? `${silence}; an interrupt lets the guest run` : silence;
+}
 
 /** Runs `work` and lets its promise carry the progress. What `work` throws at once becomes a rejection too. */
 export function startJob<T>(

@@ -100,9 +100,12 @@ function withoutUndefined<T extends object>(value: T): { [K in keyof T]: Exclude
 /** Work of the addon on threads of its own. It begins with {@link Job.run}. */
 export class Job {
   readonly #job: Native.Job;
+  /** Whether it mostly waits for storage, and not for memory. */
+  readonly needsStorage: boolean;
 
-  constructor(job: Native.Job) {
+  constructor(job: Native.Job, needsStorage = true) {
     this.#job = job;
+    this.needsStorage = needsStorage;
   }
 
   /** Starts the job and waits for its end. Only once. @throws {MapramError} E_CANCELLED after {@link Job.cancel}. */
@@ -193,7 +196,10 @@ export class ImageFile {
 
   /** A job that makes the buffers for a save of about `dataBytes`, so that it need not once the guest stands still. */
   prepare(dataBytes: number, how: EngineOptions): Job {
-    return new Job(call(() => this.#file.prepare(dataBytes, how)));
+    return new Job(
+      call(() => this.#file.prepare(dataBytes, how)),
+      false,
+    );
   }
 
   /** A job that writes the planned ranges and results in the bitmaps. */
@@ -245,17 +251,26 @@ export function compareMemory(
 
 /** A job that reads what is planned and counts the bytes that a save would write. */
 export function measureMemory(memory: GuestMemory, plan: Native.TransferPlan, how: EngineOptions): Job {
-  return new Job(call(() => addon().measure(memory.handle, plan, how)));
+  return new Job(
+    call(() => addon().measure(memory.handle, plan, how)),
+    false,
+  );
 }
 
 /** A job that fails with E_NO_SPACE if a tmpfs or the huge pages of the memory cannot take the pages that the bitmaps mark. */
 export function requireRoom(memory: GuestMemory, bitmaps: Uint8Array[]): Job {
-  return new Job(call(() => addon().requireRoom(memory.handle, bitmaps)));
+  return new Job(
+    call(() => addon().requireRoom(memory.handle, bitmaps)),
+    false,
+  );
 }
 
 /** A job that makes every page with a clear bit read zero. */
 export function clearMemory(memory: GuestMemory, bitmaps: Uint8Array[], threads: number): Job {
-  return new Job(call(() => addon().clear(memory.handle, bitmaps, threads)));
+  return new Job(
+    call(() => addon().clear(memory.handle, bitmaps, threads)),
+    false,
+  );
 }
 
 /** A connected Unix stream socket that can pass file descriptors. */

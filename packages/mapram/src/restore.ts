@@ -38,7 +38,7 @@ export function restore(options: RestoreOptions): JobPromise<RestoreReport | Mem
   return startJob<RestoreReport | MemoryRestoreReport>(options?.signal, async (job) => {
     const settings = checkRestoreOptions(options);
     const how = await chooseTransfer(settings);
-    const opened = await openImage(settings.image, settings.offset);
+    const opened = await job.answer(openImage(settings.image, settings.offset), (late) => late.close());
     try {
       return 'guest' in settings
         ? await restoreGuest(opened, settings, how, job)
@@ -124,7 +124,7 @@ async function reachMemory(
 ): Promise<Reached> {
   try {
     const pid = await owner.find();
-    const memory = await openGuestMemory(owner.link, pid, blocks, { writable: true }, job.commandOptions);
+    const memory = await openGuestMemory(owner.link, pid, blocks, { writable: true }, job);
     return { method: method === 'qemu' ? 'qemu' : 'fill', memory };
   } catch (error) {
     const isOutOfReach =

@@ -44,8 +44,8 @@ async function saveGuest(settings: GuestSave, how: Transfer, job: JobContext): P
     await requireSavable(owner.link, job.commandOptions);
     const pid = await owner.find();
     // A target that cannot be written is refused before the guest is stopped.
-    file = await ImageFile.create(settings.image, settings.force, how.direct, how.engine);
-    if (!settings.force) await requireBlankDevice(settings.image, job.signal);
+    file = await createImage(settings, how, job);
+    if (!settings.force) await job.answer(requireBlankDevice(settings.image, job.signal));
     return await saveTo(file, { settings, how, job, owner, pid });
   } catch (error) {
     throw await owner.explain(error);
@@ -70,13 +70,14 @@ async function saveTo(file: ImageFile, saving: Saving): Promise<SaveReport> {
   const { link } = owner;
   const machine = await queryMachine(link.monitor, commandOptions);
   const blocks = await queryRamBlocks(link.monitor, commandOptions);
-  await requireTargetApartFromGuest(settings, pid, blocks);
-  const memory = await openGuestMemory(link, pid, blocks, READ, commandOptions);
+  await job.answer(requireTargetApartFromGuest(settings, pid, blocks));
+  const memory = await openGuestMemory(link, pid, blocks, READ, job);
   const target = { image: settings.image, file, machine };
   const touched = await requireSpace(target, { blocks, memory }, how, job).finally(() => memory.close());
   await reserveLength(file, machine, blocks, job);
   await job.run(file.prepare(touched, how));
   const found = await owner.stop();
+  job.holdsGuest = owner.wasLive;
   return saveStopped(file, machine, found, saving);
 }
 
@@ -94,7 +95,7 @@ async function saveStopped(
   const blocks = await queryRamBlocks(link.monitor, commandOptions);
   const devices = splitDevicesState(await captureDeviceState(link, commandOptions));
   const deviceState = recordRunState(devices, found);
-  const memory = await openGuestMemory(link, saving.pid, blocks, READ, commandOptions);
+  const memory = await openGuestMemory(link, saving.pid, blocks, READ, job);
   const pages = await writePages(file, machine, { blocks, memory }, how, job).finally(() => memory.close());
   await requireSameBlocks(link.monitor, blocks, commandOptions);
   const resumesEarly = settings.then === 'resume' && owner.wasLive;
@@ -102,9 +103,11 @@ async function saveStopped(
   if (resumesEarly) {
     await owner.requireStill();
     await owner.resumeEarly();
+    job.holdsGuest = false;
   }
   await finishImage(file, pages, deviceState, job);
   if (!resumesEarly) await owner.requireStill();
+  job.holdsGuest = false;
   await owner.publish(
     () => job.run(file.publish()),
     () => file.isPublished(),
@@ -120,13 +123,13 @@ async function saveStopped(
 async function saveMemory(settings: MemorySave, how: Transfer, job: JobContext): Promise<SaveReport> {
   const { image, machine, deviceState } = settings;
   const blocks = settings.memory.map(({ name, length }) => ({ name, usedLength: length }));
-  await requireTargetApart(settings);
+  await job.answer(requireTargetApart(settings));
   const memory = await GuestMemory.ofNamed(settings.memory, false);
   let file: ImageFile | undefined;
   try {
     const since = performance.now();
-    file = await ImageFile.create(image, settings.force, how.direct, how.engine);
-    if (!settings.force) await requireBlankDevice(image, job.signal);
+    file = await createImage(settings, how, job);
+    if (!settings.force) await job.answer(requireBlankDevice(image, job.signal));
     await requireSpace({ image, file, machine }, { blocks, memory }, how, job);
     const pages = await writePages(file, machine, { blocks, memory }, how, job);
     await finishImage(file, pages, deviceState, job);
@@ -137,6 +140,15 @@ async function saveMemory(settings: MemorySave, how: Transfer, job: JobContext):
     memory.close();
     if (file !== undefined) await job.tidyUp(file.discard());
   }
+}
+
+/** Creates the image; one that is created only after a cancel is discarded. */
+function createImage(
+  { image, force }: { image: string; force: boolean },
+  { direct, engine }: Transfer,
+  job: JobContext,
+): Promise<ImageFile> {
+  return job.answer(ImageFile.create(image, force, direct, engine), (file) => file.discard().run());
 }
 
 const READ = { writable: false };

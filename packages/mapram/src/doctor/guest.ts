@@ -6,6 +6,7 @@ import { findSaveObstacles } from '../guest/preflight.ts';
 import { findGuestProcess } from '../guest/process.ts';
 import { ask, queryStatus } from '../guest/queries.ts';
 import { queryRamBlocks, type RamBlock } from '../guest/ram-blocks.ts';
+import { JobContext } from '../job.ts';
 import { freeBytes, type GuestMemory } from '../native.ts';
 import { spaceBound } from '../save/space.ts';
 import { type Check, type Finding, fail, failed, messageOf, ok, warn } from './check.ts';
@@ -95,6 +96,7 @@ async function examineMemory(
   directory: string,
   signal: AbortSignal,
 ): Promise<void> {
+  const job = new JobContext(signal);
   const pid = await step(
     'process',
     'leave --pid out: mapram finds the process by itself',
@@ -111,7 +113,7 @@ async function examineMemory(
   const memory = await step(
     'memory',
     'run mapram as root or as the user that runs QEMU',
-    () => openGuestMemory(link, pid, blocks, { writable: false }, { signal }),
+    () => openGuestMemory(link, pid, blocks, { writable: false }, job),
     (opened) => ok(`its memory can be read; ${describeKinds(opened, blocks)}`),
   );
   if (memory === undefined) return;
@@ -126,7 +128,7 @@ async function examineMemory(
     'a guest like this can be restored by --method qemu',
     async () => {
       // A refusal to write is no obstacle to saving, so it must not fail the check.
-      const refusal = await openGuestMemory(link, pid, blocks, { writable: true }, { signal }).then(
+      const refusal = await openGuestMemory(link, pid, blocks, { writable: true }, job).then(
         (writable) => writable.close(),
         (error: unknown) => messageOf(error),
       );

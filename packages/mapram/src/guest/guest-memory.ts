@@ -4,6 +4,14 @@ import type { ExecuteOptions } from './monitor.ts';
 import { confirmGuestProcess } from './process.ts';
 import type { RamBlock } from './ram-blocks.ts';
 
+/** The job that guest memory is opened for. */
+interface OpeningJob {
+  /** What goes with its QMP commands. */
+  readonly commandOptions: ExecuteOptions;
+  /** Waits for what a file system that hangs may keep; what comes late goes to `undo`. */
+  answer<T>(question: Promise<T>, undo: (late: T) => void): Promise<T>;
+}
+
 /**
  * Opens the RAM blocks of the guest that runs in process `pid`; the caller closes them.
  *
@@ -14,12 +22,13 @@ export async function openGuestMemory(
   pid: number,
   blocks: readonly RamBlock[],
   access: { writable: boolean },
-  options?: ExecuteOptions,
+  job: OpeningJob,
 ): Promise<GuestMemory> {
   const addresses = blocks.map(({ name, address, usedLength }) => ({ name, address, length: usedLength }));
-  const memory = await GuestMemory.ofProcess(pid, addresses, access.writable);
+  const opening = GuestMemory.ofProcess(pid, addresses, access.writable);
+  const memory = await job.answer(opening, (late) => late.close());
   try {
-    await confirmGuestProcess(link, pid, options);
+    await confirmGuestProcess(link, pid, job.commandOptions);
   } catch (error) {
     memory.close();
     throw error;

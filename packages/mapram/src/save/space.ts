@@ -60,12 +60,12 @@ export async function requireSpace(
     return touched;
   }
   const directory = dirname(image);
-  if (spaceBound(blocks, extents) <= (await freeBytes(directory))) return touched;
+  if (spaceBound(blocks, extents) <= (await job.answer(freeBytes(directory)))) return touched;
   const lengths = blocks.map(({ usedLength }) => ({ length: usedLength }));
   const plan = planTransfer({ ...how, blocks: lengths, extents });
   const measured = await job.run(measureMemory(memory, plan, how));
   const needed = measured.transferredBytes + metadataBytes(blocks);
-  const free = await freeBytesInTime(directory, needed, job.signal);
+  const free = await freeBytesInTime(directory, needed, job);
   if (needed > free) throw noSpace(image, needed, `its file system has ${free} left`);
   return touched;
 }
@@ -74,13 +74,12 @@ export async function requireSpace(
  * Bytes that can be written to the file system of `directory`: as many as are needed, or as many as there are in the end. XFS, for
  * one, frees the blocks of a removed file in its own time, which for a scattered one takes seconds.
  */
-async function freeBytesInTime(directory: string, needed: number, signal: AbortSignal): Promise<number> {
-  let most = await freeBytes(directory);
+async function freeBytesInTime(directory: string, needed: number, job: JobContext): Promise<number> {
+  let most = await job.answer(freeBytes(directory));
   let grewAt: number | undefined;
   while (most < needed && (grewAt === undefined || performance.now() - grewAt < STANDSTILL_MS)) {
     await delay(LOOK_AGAIN_MS);
-    signal.throwIfAborted();
-    const free = await freeBytes(directory, true);
+    const free = await job.answer(freeBytes(directory, true));
     // Syncing a busy file system takes its time, and only what follows the first time tells anything.
     if (grewAt === undefined || free > most) grewAt = performance.now();
     most = Math.max(most, free);
