@@ -51,9 +51,7 @@ test('a QEMU that freezes in mid-save is told of after seconds, and saved when i
     process.kill(qemu.pid, 'SIGCONT');
   }
   expect(told).toMatch(
-    new RegExp(
-      `mapram: QEMU has not answered the QMP command \\S+ for 10 s: process ${qemu.pid} is stopped`,
-    ),
+    new RegExp(`mapram: QEMU has not answered the QMP command \\S+ for 10 s: process ${qemu.pid} is stopped`),
   );
   expect(report(await save.done)).toMatchObject({ ok: true });
 });
