@@ -319,10 +319,10 @@ describe('a save whose image is published', () => {
     expect(await stateOf(qemu)).toBe(state);
   });
 
-  it('says that the guest is gone if QEMU dies then', async () => {
+  it.each(['pause', 'quit'] as const)('says that the guest is gone if QEMU dies then: %s', async (then) => {
     const qemu = await startQemu();
     whenPublished(async () => qemu.child.kill('SIGKILL'));
-    expect(await save(guestOf(qemu))).toMatchObject({ guestState: 'gone' });
+    expect(await save({ ...guestOf(qemu), then })).toMatchObject({ guestState: 'gone' });
   });
 
   it('does not let the guest run when only the last sync of it fails', async () => {

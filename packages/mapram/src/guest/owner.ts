@@ -269,7 +269,11 @@ export class GuestOwner {
   async #quit(): Promise<void> {
     const isReached = !this.#link.isLost() || (await this.#isReconnected());
     // To give the image its name may have taken long, and what the guest has done since is in no image.
-    const sign = await this.#watch?.findSign(this.#link.monitor, PATIENT);
+    const sign = await this.#watch?.findSign(this.#link.monitor, PATIENT).catch(async (error: unknown) => {
+      // One that has ended by itself meanwhile is as it shall be.
+      if (!(await this.#process?.endsWithin(DEATH_TIMEOUT_MS))) throw error;
+      return undefined;
+    });
     if (sign !== undefined)
       throw new MapramError(
         'E_GUEST_RAN',
