@@ -26,6 +26,8 @@ export function loopDevice(cleanup: Cleanup, mebibytes: number, sectorBytes = 51
   const words = ['--find', '--show', '--sector-size', String(sectorBytes), disk];
   const device = execFileSync('losetup', words, { encoding: 'utf8' }).trim();
   cleanup.add(() => void execFileSync('losetup', ['--detach', device]));
+  // It may still be read-only from its file before.
+  execFileSync('blockdev', ['--setrw', device]);
   return device;
 }
 

@@ -43,6 +43,7 @@ async function saveGuest(settings: GuestSave, how: Transfer, job: JobContext): P
   try {
     await requireSavable(owner.link, job.commandOptions);
     const pid = await owner.find();
+    await job.answer(requireTargetApartFromGuest(settings.image, pid, job.signal));
     // A target that cannot be written is refused before the guest is stopped.
     file = await createImage(settings, how, job);
     if (!settings.force) await job.answer(requireBlankDevice(settings.image, job.signal));
@@ -70,7 +71,6 @@ async function saveTo(file: ImageFile, saving: Saving): Promise<SaveReport> {
   const { link } = owner;
   const machine = await queryMachine(link.monitor, commandOptions);
   const blocks = await queryRamBlocks(link.monitor, commandOptions);
-  await job.answer(requireTargetApartFromGuest(settings, pid, blocks));
   const memory = await openGuestMemory(link, pid, blocks, READ, job);
   const target = { image: settings.image, file, machine };
   const touched = await requireSpace(target, { blocks, memory }, how, job).finally(() => memory.close());

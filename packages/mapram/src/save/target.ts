@@ -1,8 +1,9 @@
 import { fstat } from 'node:fs';
-import { lstat, stat } from 'node:fs/promises';
+import { lstat, readdir, readlink, stat } from 'node:fs/promises';
 import { promisify } from 'node:util';
-import { asMapramError, MapramError } from '../errors.ts';
+import { MapramError } from '../errors.ts';
 import { readIfThere } from '../guest/proc.ts';
+import { within } from '../guest/within.ts';
 import type { MemorySave } from '../options.ts';
 
 /** What identifies a file. */
@@ -10,106 +11,127 @@ interface FileId {
   dev: bigint;
   ino: bigint;
   rdev: bigint;
+  isFile(): boolean;
   isBlockDevice(): boolean;
 }
 
-/** Where a range of a process's memory lies. */
-interface Range {
-  address: number;
-  usedLength: number;
-}
+/** The names that a file, and each thing that it lies in, has in this module, its own one first; none if it cannot be looked at. */
+type Lineage = readonly string[];
 
 const BIG = { bigint: true } as const;
+/** How long one file that the guest has open is waited for: it may be on a server that is gone. */
+const LOOK_TIMEOUT_MS = 2_000;
 
 /**
- * Refuses to replace, by force, a file that holds the memory to be saved, or to write to a device that does.
+ * Refuses to replace a file that holds the memory to be saved, or to write to a device that does. What cannot be looked at is
+ * reported, with its reason, by the one who opens it.
  *
  * @throws {MapramError} E_USAGE
  */
-export async function requireTargetApart({ image, force, memory }: MemorySave): Promise<void> {
-  const target = await replacedFile(image, force);
-  if (target === undefined) return;
+export async function requireTargetApart({ image, memory }: MemorySave): Promise<void> {
+  const targets = await targetsOf(image);
+  const requireApart = async (source: Promise<FileId>): Promise<void> => {
+    if (isAmong(targets, await lineage(source))) throw clash(image, 'that holds the memory to be saved');
+  };
   for (const { file, fd, pid, address, length } of memory) {
-    // A source that cannot be looked at is reported, with its reason, by the one who opens it.
-    if (file !== undefined && isSame(target, await ifThere(stat(file, BIG)))) throw clash(image);
-    if (fd !== undefined && isSame(target, await statOf(fd))) throw clash(image);
-    if (pid !== undefined && address !== undefined) {
-      await requireUnmapped(image, target, pid, [{ address, usedLength: length }]);
+    if (file !== undefined) await requireApart(stat(file, BIG));
+    if (fd !== undefined) await requireApart(promisify(fstat)(fd, BIG));
+    if (pid === undefined || address === undefined) continue;
+    for (const path of await mappedFiles(pid, address, address + length)) {
+      // Seen from the process's own root, for it may be in a container.
+      await requireApart(stat(`/proc/${pid}/root${path}`, BIG));
     }
   }
 }
 
 /**
- * The same for a guest whose RAM is in files.
+ * Refuses to replace a file that the guest has open, its disk or its memory, or to write to a device that it has. To be called
+ * before anything is done to the target.
  *
  * @throws {MapramError} E_USAGE
  */
 export async function requireTargetApartFromGuest(
-  { image, force }: { image: string; force: boolean },
+  image: string,
   pid: number,
-  blocks: readonly Range[],
+  signal: AbortSignal,
 ): Promise<void> {
-  const target = await replacedFile(image, force);
-  if (target !== undefined) await requireUnmapped(image, target, pid, blocks);
+  const targets = await targetsOf(image);
+  const directory = `/proc/${pid}/fd`;
+  const fds = await readdir(directory).catch(() => []);
+  // One after the other: each one that does not answer takes a thread of Node's.
+  for (const fd of fds) {
+    const path = `${directory}/${fd}`;
+    const name = await readlink(path).catch(() => '');
+    // No pipes and sockets.
+    if (!name.startsWith('/')) continue;
+    const found = await lookedAt(path, signal);
+    // One that hangs, an old CD on a dead server say, keeps a thread of Node's: no more are looked at, for there are few.
+    if (found === undefined) return;
+    if (isAmong(targets, found)) throw clash(image, `that the guest has open: ${name}`);
+  }
+}
+
+/** Undefined for a file that does not answer. */
+async function lookedAt(path: string, signal: AbortSignal): Promise<Lineage | undefined> {
+  const late = async (): Promise<MapramError> => new MapramError('E_IO', `${path} does not answer`);
+  const limit = { timeoutMs: LOOK_TIMEOUT_MS, late, signal };
+  return within(lineage(stat(path, BIG)), limit).catch(() => {
+    signal.throwIfAborted();
+    return undefined;
+  });
 }
 
 /**
- * The file that the image replaces, if there is one. A symbolic link is replaced itself, and what it leads to stays, unless that
- * is a block device.
+ * What a save overwrites, replaces or removes. A symbolic link is replaced itself, and what it leads to stays, unless that is a
+ * block device.
  */
-async function replacedFile(image: string, force: boolean): Promise<FileId | undefined> {
-  const found = await ifThere(stat(image, BIG));
-  if (found?.isBlockDevice()) return found;
-  return force ? ifThere(lstat(image, BIG)) : undefined;
+async function targetsOf(image: string): Promise<Lineage[]> {
+  const found = await stat(image, BIG).catch(() => undefined);
+  const replaced = found?.isBlockDevice() ? Promise.resolve(found) : lstat(image, BIG);
+  return Promise.all([lineage(replaced), lineage(lstat(`${image}.partial`, BIG))]);
 }
 
-async function requireUnmapped(
-  image: string,
-  target: FileId,
-  pid: number,
-  ranges: readonly Range[],
-): Promise<void> {
-  for (const path of await mappedFiles(pid, ranges)) {
-    // Seen from the process's own root, for it may be in a container.
-    if (isSame(target, await ifThere(stat(`/proc/${pid}/root${path}`, BIG)))) throw clash(image);
-  }
+/** Whether one of the targets is, lies in, or holds what `other` is of. Two partitions of one device are apart. */
+function isAmong(targets: readonly Lineage[], other: Lineage): boolean {
+  const lies = ([own]: Lineage, inside: Lineage): boolean => own !== undefined && inside.includes(own);
+  return targets.some((target) => lies(target, other) || lies(other, target));
 }
 
-/** Paths of the files that the process has mapped into these ranges, as /proc/PID/maps names them. */
-async function mappedFiles(pid: number, ranges: readonly Range[]): Promise<Set<string>> {
-  const maps = await readIfThere(`/proc/${pid}/maps`);
-  const paths = new Set<string>();
-  for (const match of maps.matchAll(/^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \d+ +(\/.*)$/gm)) {
-    const [start, end] = [Number.parseInt(match[1] as string, 16), Number.parseInt(match[2] as string, 16)];
-    const isInRange = ranges.some(({ address, usedLength }) => address < end && start < address + usedLength);
-    if (isInRange) paths.add(match[3] as string);
-  }
-  return paths;
-}
-
-/** What can be seen of a file; undefined if there is none, or none that we may see. Any other failure leaves it open. */
-async function ifThere<T>(look: Promise<T>): Promise<T | undefined> {
-  return look.catch((error: unknown) => {
-    const { code = '' } = error as NodeJS.ErrnoException;
-    if (['ENOENT', 'ENOTDIR', 'ELOOP', 'EACCES', 'ESRCH'].includes(code)) return undefined;
-    throw asMapramError(error);
-  });
-}
-
-async function statOf(fd: number): Promise<FileId | undefined> {
-  return promisify(fstat)(fd, BIG).catch(() => undefined);
-}
-
-function isSame(target: FileId, other: FileId | undefined): boolean {
-  if (other === undefined) return false;
+async function lineage(look: Promise<FileId>): Promise<Lineage> {
+  const file = await look.catch(() => undefined);
   // One device may have many nodes.
-  if (target.isBlockDevice()) return other.isBlockDevice() && target.rdev === other.rdev;
-  return target.dev === other.dev && target.ino === other.ino;
+  if (file?.isBlockDevice()) return deviceLineage(deviceNumber(file.rdev));
+  return file?.isFile() ? [`${file.dev}/${file.ino}`] : [];
 }
 
-function clash(image: string): MapramError {
-  return new MapramError('E_USAGE', 'The image would replace a file that holds the memory to be saved', {
-    path: image,
-    field: 'image',
-  });
+/** A partition lies in its device, and a loop device in its file. */
+async function deviceLineage(device: string): Promise<Lineage> {
+  const sysfs = `/sys/dev/block/${device}`;
+  if ((await readIfThere(`${sysfs}/partition`)) !== '') {
+    // The link leads into the directory of the whole device.
+    return [device, ...(await deviceLineage((await readIfThere(`${sysfs}/../dev`)).trim()))];
+  }
+  const file = (await readIfThere(`${sysfs}/loop/backing_file`)).replace(/\n$/, '');
+  return file === '' ? [device] : [device, ...(await lineage(stat(file, BIG)))];
+}
+
+/** A device's number as sysfs has it, from that of stat(2) (makedev(3)). */
+function deviceNumber(rdev: bigint): string {
+  const major = ((rdev >> 8n) & 0xfffn) | ((rdev >> 32n) & 0xfffff000n);
+  const minor = (rdev & 0xffn) | ((rdev >> 12n) & 0xffffff00n);
+  return `${major}:${minor}`;
+}
+
+/** Paths of the files that the process has mapped between two addresses, as /proc/PID/maps names them. */
+async function mappedFiles(pid: number, first: number, end: number): Promise<Set<string>> {
+  const maps = await readIfThere(`/proc/${pid}/maps`);
+  const lines = maps.matchAll(/^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \d+ +(\/.*)$/gm);
+  const isWithin = ([, from, to]: RegExpExecArray): boolean =>
+    Number.parseInt(from as string, 16) < end && first < Number.parseInt(to as string, 16);
+  return new Set([...lines].filter(isWithin).map((line) => line[3] as string));
+}
+
+function clash(image: string, what: string): MapramError {
+  const message = `The image would replace or overwrite a file ${what}`;
+  return new MapramError('E_USAGE', message, { path: image, field: 'image' });
 }
