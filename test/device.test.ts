@@ -15,7 +15,7 @@ import {
   writeSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { beforeEach, describe, expect, test } from 'vitest';
 import type { Cleanup } from './support/cleanup.ts';
@@ -139,6 +139,9 @@ describe('an image on a block device', () => {
   });
 });
 
+/** Options that give a guest a disk. */
+const disk = (path: string): string[] => ['-drive', `file=${path},format=raw,if=virtio`];
+
 describe('a device is refused, and what it holds is left alone', () => {
   const content = (device: string): Buffer => {
     const bytes = Buffer.alloc(1 << 20);
@@ -213,16 +216,52 @@ describe('a device is refused, and what it holds is left alone', () => {
     execFileSync('umount', [directory]);
     expect(JSON.parse(mounted.stdout)).toMatchObject({ error: { code: 'E_TARGET_BUSY' } });
 
-    const disk = [
-      '-blockdev',
-      `driver=host_device,node-name=d,filename=${device}`,
-      '-device',
-      'virtio-blk-pci,drive=d',
-    ];
-    await Qemu.start({ ...SMALL, extra: disk }, cleanup);
+    await Qemu.start({ ...SMALL, extra: disk(device) }, cleanup);
     const before = content(device);
     await failWith(1, 'E_TARGET_BUSY', save(source, '--force', device));
     expect(content(device).equals(before)).toBe(true);
+  });
+
+  test.for([
+    { name: 'the device', by: 'device', targets: ['device', 'partition', 'node'] },
+    { name: 'a partition', by: 'partition', targets: ['device', 'partition'] },
+    // Not to be seen unless it is the guest that is saved.
+    { name: 'a node elsewhere', by: 'node', targets: ['device', 'partition'], isHidden: true },
+    { name: 'the file of a loop device', by: 'file', targets: ['device', 'partition'] },
+  ] as const)('whose bytes a guest has for a disk by $name', async ({ by, targets, ...rest }) => {
+    const cleanup = testCleanup();
+    const other = await pausedGuest(cleanup);
+    const device = loopDevice(cleanup, 300);
+    execFileSync('addpart', [device, '1', '2048', String(ROOMY * 2048)]);
+    cleanup.add(() => void execFileSync('delpart', [device, '1']));
+    const node = join(diskDirectory(cleanup), 'node');
+    execFileSync('mknod', [node, 'b', '7', /\d+$/.exec(device)?.[0] as string]);
+    const file = readFileSync(`/sys/block/${basename(device)}/loop/backing_file`, 'utf8').trim();
+    const paths = { device, partition: `${device}p1`, node, file };
+    const guest = await Qemu.start({ ...SMALL, extra: disk(paths[by]) }, cleanup);
+    for (const target of targets) {
+      const before = content(device);
+      const failure = await failWith(2, 'E_USAGE', save(guest, '--force', paths[target]));
+      expect(failure).toMatchObject({ guestState: 'untouched', error: { path: paths[target] } });
+      await failWith(2, 'E_USAGE', save(guest, paths[target]));
+      if (!('isHidden' in rest)) await failWith(1, 'E_TARGET_BUSY', save(other, '--force', paths[target]));
+      expect(content(device).equals(before)).toBe(true);
+    }
+    expect(await guest.qmp.status()).toBe('running');
+  });
+
+  test('but not for another partition of the same device', async () => {
+    const cleanup = testCleanup();
+    const device = loopDevice(cleanup, 300);
+    for (const [number, start] of [
+      ['1', 2048],
+      ['2', (ROOMY + 1) * 2048],
+    ]) {
+      execFileSync('addpart', [device, String(number), String(start), String(ROOMY * 2048)]);
+      cleanup.add(() => void execFileSync('delpart', [device, String(number)]));
+    }
+    const guest = await Qemu.start({ ...SMALL, extra: disk(`${device}p1`) }, cleanup);
+    await succeed(save(guest, `${device}p2`));
   });
 
   test('that is too small, before the guest is stopped', async () => {

@@ -1,6 +1,7 @@
 import { execFileSync, spawn, spawnSync } from 'node:child_process';
 import {
   closeSync,
+  linkSync,
   openSync,
   readFileSync,
   readlinkSync,
@@ -15,10 +16,10 @@ import { afterAll, beforeAll, describe, expect, type TestContext, test } from 'v
 import { Cleanup } from './support/cleanup.ts';
 import { failWith, report, run, start, succeed } from './support/cli.ts';
 import { ext4, IS_ROOT, tmpfs } from './support/filesystem.ts';
-import { largeGuest, midSave, names, pausedGuest, SLOWLY, testCleanup } from './support/fixtures.ts';
+import { largeGuest, midSave, names, pausedGuest, SLOWLY, SMALL, testCleanup } from './support/fixtures.ts';
 import { expectSameRam } from './support/oracle.ts';
 import { CLI, diskDirectory } from './support/paths.ts';
-import type { Qemu } from './support/qemu.ts';
+import { Qemu } from './support/qemu.ts';
 import { waitFor } from './support/wait.ts';
 
 // The image file: it appears whole or not at all, and what stands in its place is not harmed.
@@ -87,6 +88,39 @@ describe('a file that exists', () => {
     symlinkSync(join(directory, 'nothing'), image);
     await failWith(1, 'E_TARGET_EXISTS', save(image));
     expect(names(directory)).toEqual(['image']);
+  });
+});
+
+describe('the disk of a guest', () => {
+  /** A running guest with a disk in a file. */
+  async function guestWithDisk(local: Cleanup): Promise<{ guest: Qemu; disk: string }> {
+    const disk = join(diskDirectory(local), 'disk');
+    writeFileSync(disk, Buffer.alloc(1 << 20, 'data'));
+    const extra = ['-drive', `file=${disk},format=raw,if=virtio`];
+    return { guest: await Qemu.start({ ...SMALL, extra }, local), disk };
+  }
+
+  test('is not replaced by its image, nor removed as a leftover, --force or not', async () => {
+    const { guest, disk } = await guestWithDisk(testCleanup());
+    linkSync(disk, `${disk}.image.partial`);
+    for (const image of [disk, `${disk}.image`]) {
+      for (const words of [[], ['--force']]) {
+        const line = ['save', '--qmp', guest.socket, '--then', 'quit', ...words, image];
+        const failure = await failWith(2, 'E_USAGE', line);
+        expect(failure).toMatchObject({ guestState: 'untouched', error: { path: image, field: 'image' } });
+        expect(failure.error?.message).toContain(disk);
+      }
+    }
+    expect(statSync(disk).nlink).toBe(2);
+    expect(readFileSync(disk, 'utf8')).toMatch(/^(data)+$/);
+    expect(await guest.qmp.status()).toBe('running');
+  });
+
+  test('is not replaced by the image of another one, for it is locked', async () => {
+    const { disk } = await guestWithDisk(testCleanup());
+    const failure = await failWith(1, 'E_TARGET_BUSY', save('--force', disk));
+    expect(failure).toMatchObject({ guestState: 'untouched', error: { path: disk } });
+    expect(readFileSync(disk, 'utf8')).toMatch(/^(data)+$/);
   });
 });
 

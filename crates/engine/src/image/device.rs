@@ -6,11 +6,12 @@
 
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use rustix::fs::FileType;
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::writer::write_all;
@@ -24,6 +25,9 @@ const MAGIC: &[u8] = b"QEVM";
 /// Bytes at the device's end that are kept for the record of the image's length (docs/format.md): a page, which no device has
 /// longer sectors than.
 const RECORD_BYTES: u64 = PAGE_BYTES;
+
+/// Why a target is in use that QEMU holds.
+const LOCKED: &str = "another program holds a lock on it, as a QEMU does whose guest has it for a disk";
 
 /// A block device that is ours alone.
 #[derive(Debug)]
@@ -64,10 +68,11 @@ impl Device {
             return Err(Error::new(ErrorKind::Permission, message).at_path(path));
         }
         if retry_on_intr(|| io.is_locked(file.as_fd())).map_err(|cause| failed("examining", cause))? {
-            return Err(in_use(
-                path,
-                "another program holds a lock on it, as a QEMU does whose guest has it for a disk",
-            ));
+            return Err(in_use(path, LOCKED));
+        }
+        // A lock is on the node that was opened, which need not be ours, and on a part of the device, or all of it.
+        if let Some(other) = other_names(file.as_fd()).iter().find(|other| holds_lock(io, other)) {
+            return Err(in_use(path, &format!("it shares its bytes with {}, and {LOCKED}", other.display())));
         }
         let bytes = retry_on_intr(|| io.length(file.as_fd())).map_err(|cause| failed("examining", cause))?;
         let mut start = [0; MAGIC.len()];
@@ -150,6 +155,51 @@ fn sync(io: &dyn Io, file: BorrowedFd<'_>) -> Result<()> {
 fn in_use(path: &Path, how: &str) -> Error {
     let message = format!("{} is in use: {how}", path.display());
     Error::new(ErrorKind::TargetBusy, message).at_path(path)
+}
+
+/// Refuses to replace a file that another program has locked.
+pub(super) fn require_unlocked(io: &dyn Io, path: &Path) -> Result<()> {
+    if holds_lock(io, path) { Err(in_use(path, LOCKED)) } else { Ok(()) }
+}
+
+/// Whether a program holds a lock on a regular file or a block device, as far as we may look; what a link leads to is not meant.
+fn holds_lock(io: &dyn Io, path: &Path) -> bool {
+    // Merely opening other kinds may do something.
+    let is_meant = |kind: fs::FileType| kind.is_file() || kind.is_block_device();
+    if !fs::symlink_metadata(path).is_ok_and(|found| is_meant(found.file_type())) {
+        return false;
+    }
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty())
+        .is_ok_and(|file| retry_on_intr(|| io.is_locked(file.as_fd())).unwrap_or(false))
+}
+
+/// Under which names a program may have a device open, or some of its bytes: the host's own nodes of the whole device and of its
+/// partitions (of one partition, the whole one's and its own), and the file behind a loop device.
+fn other_names(device: BorrowedFd<'_>) -> Vec<PathBuf> {
+    let Ok(status) = rustix::fs::fstat(device) else { return Vec::new() };
+    let number = format!("{}:{}", rustix::fs::major(status.st_rdev), rustix::fs::minor(status.st_rdev));
+    let Ok(own) = fs::canonicalize(Path::new("/sys/dev/block").join(number)) else { return Vec::new() };
+    let is_partition = |directory: &PathBuf| directory.join("partition").exists();
+    let mut directories = vec![own.clone()];
+    if is_partition(&own) {
+        directories.extend(own.parent().map(Path::to_owned));
+    } else {
+        let entries = fs::read_dir(&own).into_iter().flatten().flatten();
+        directories.extend(entries.map(|entry| entry.path()).filter(is_partition));
+    }
+    directories.iter().flat_map(|directory| [node(directory), backing_file(directory)]).flatten().collect()
+}
+
+/// The node of the device that a directory of sysfs is about.
+fn node(directory: &Path) -> Option<PathBuf> {
+    let facts = fs::read_to_string(directory.join("uevent")).ok()?;
+    facts.lines().find_map(|line| line.strip_prefix("DEVNAME=")).map(|name| Path::new("/dev").join(name))
+}
+
+fn backing_file(directory: &Path) -> Option<PathBuf> {
+    let path = fs::read_to_string(directory.join("loop/backing_file")).ok()?;
+    path.strip_suffix('\n').map(PathBuf::from)
 }
 
 /// Refuses a directory of device nodes: a name there that leads to no device is a misspelt one, and what is created there

@@ -187,6 +187,25 @@ fn a_leftover_is_replaced_and_a_locked_one_is_busy() {
 }
 
 #[test]
+fn a_file_that_another_program_has_locked_is_not_replaced() {
+    let directory = directory();
+    let path = directory.path().join("image");
+    fs::write(&path, "a disk").unwrap();
+    // As QEMU does with the disks of a guest: a shared lock of an open file, on a byte behind the data.
+    let disk = fs::File::open(&path).unwrap();
+    // SAFETY: all zeros is a valid flock, and F_OFD_SETLK reads one.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = libc::c_short::try_from(libc::F_RDLCK).unwrap();
+    (lock.l_start, lock.l_len) = (100, 1);
+    // SAFETY: as above.
+    assert_eq!(unsafe { libc::fcntl(disk.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) }, 0);
+    assert_eq!(refusal(create(&directory, true)).kind, ErrorKind::TargetBusy);
+    assert_eq!(names(&directory), ["image"]);
+    drop(disk);
+    drop(create(&directory, true).unwrap());
+}
+
+#[test]
 fn a_partial_name_that_is_no_regular_file_is_never_followed() {
     let directory = directory();
     let partial = directory.path().join("image.partial");

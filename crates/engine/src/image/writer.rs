@@ -11,8 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::io::{Errno, retry_on_intr};
 
-use super::device::Device;
-
+use super::device::{Device, require_unlocked};
 use super::new_file::NewFile;
 use super::{no_direct, require_direct};
 use crate::io::Io;
@@ -66,13 +65,16 @@ impl ImageWriter {
     ///
     /// # Errors
     /// `TargetExists` if `path` exists, or the device holds an image, and `force` is not set, or if it cannot be
-    /// replaced; `TargetBusy` if another process is writing it or the device is in use; `HostUnsupported` if `direct` is
-    /// set and there is no direct I/O on pages; `Usage` for a path that names no file, or one among the devices that is
-    /// none; or the errno of a call. Nothing is left behind.
+    /// replaced; `TargetBusy` if another process is writing it or has locked what it replaces, or the device is in use;
+    /// `HostUnsupported` if `direct` is set and there is no direct I/O on pages; `Usage` for a path that names no file, or
+    /// one among the devices that is none; or the errno of a call. Nothing is left behind.
     pub fn create(io: Arc<dyn Io>, path: &Path, force: bool, direct: bool) -> Result<Self> {
         let (file, target) = match Device::open(io.as_ref(), path, force)? {
             Some((file, device)) => (file, Target::Device(device)),
             None => {
+                if force {
+                    require_unlocked(io.as_ref(), path)?;
+                }
                 let (file, new_file) = NewFile::create(io.as_ref(), path, force)?;
                 (file, Target::NewFile(new_file))
             }
