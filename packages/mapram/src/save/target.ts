@@ -1,7 +1,7 @@
 import { fstat } from 'node:fs';
 import { lstat, readdir, readlink, stat } from 'node:fs/promises';
 import { promisify } from 'node:util';
-import { MapramError } from '../errors.ts';
+import { asMapramError, MapramError } from '../errors.ts';
 import { readIfThere } from '../guest/proc.ts';
 import { within } from '../guest/within.ts';
 import type { MemorySave } from '../options.ts';
@@ -20,7 +20,7 @@ type Lineage = readonly string[];
 
 const BIG = { bigint: true } as const;
 /** How long one file that the guest has open is waited for: it may be on a server that is gone. */
-const LOOK_TIMEOUT_MS = 2_000;
+const LOOK_TIMEOUT_MS = 10_000;
 
 /**
  * Refuses to replace a file that holds the memory to be saved, or to write to a device that does. What cannot be looked at is
@@ -56,29 +56,21 @@ export async function requireTargetApartFromGuest(
   signal: AbortSignal,
 ): Promise<void> {
   const targets = await targetsOf(image);
+  // Where nothing is replaced, no file of the guest's that hangs is in the way.
+  if (targets.length === 0) return;
   const directory = `/proc/${pid}/fd`;
-  const fds = await readdir(directory).catch(() => []);
+  const fds = (await ifThere(readdir(directory))) ?? [];
   // One after the other: each one that does not answer takes a thread of Node's.
   for (const fd of fds) {
     const path = `${directory}/${fd}`;
-    const name = await readlink(path).catch(() => '');
+    const name = (await ifThere(readlink(path))) ?? '';
     // No pipes and sockets.
     if (!name.startsWith('/')) continue;
-    const found = await lookedAt(path, signal);
-    // One that hangs, an old CD on a dead server say, keeps a thread of Node's: no more are looked at, for there are few.
-    if (found === undefined) return;
+    const late = async (): Promise<MapramError> =>
+      new MapramError('E_IO', `${name}, which the guest has open, does not answer`, { path: name });
+    const found = await within(lineage(stat(path, BIG)), { timeoutMs: LOOK_TIMEOUT_MS, late, signal });
     if (isAmong(targets, found)) throw clash(image, `that the guest has open: ${name}`);
   }
-}
-
-/** Undefined for a file that does not answer. */
-async function lookedAt(path: string, signal: AbortSignal): Promise<Lineage | undefined> {
-  const late = async (): Promise<MapramError> => new MapramError('E_IO', `${path} does not answer`);
-  const limit = { timeoutMs: LOOK_TIMEOUT_MS, late, signal };
-  return within(lineage(stat(path, BIG)), limit).catch(() => {
-    signal.throwIfAborted();
-    return undefined;
-  });
 }
 
 /**
@@ -86,9 +78,10 @@ async function lookedAt(path: string, signal: AbortSignal): Promise<Lineage | un
  * block device.
  */
 async function targetsOf(image: string): Promise<Lineage[]> {
-  const found = await stat(image, BIG).catch(() => undefined);
+  const found = await ifThere(stat(image, BIG));
   const replaced = found?.isBlockDevice() ? Promise.resolve(found) : lstat(image, BIG);
-  return Promise.all([lineage(replaced), lineage(lstat(`${image}.partial`, BIG))]);
+  const targets = [await lineage(replaced), await lineage(lstat(`${image}.partial`, BIG))];
+  return targets.filter((target) => target.length > 0);
 }
 
 /** Whether one of the targets is, lies in, or holds what `other` is of. Two partitions of one device are apart. */
@@ -97,8 +90,18 @@ function isAmong(targets: readonly Lineage[], other: Lineage): boolean {
   return targets.some((target) => lies(target, other) || lies(other, target));
 }
 
+/** What can be seen of a file; undefined if there is none, or none that we may see. Any other failure leaves it open. */
+async function ifThere<T>(look: Promise<T>): Promise<T | undefined> {
+  return look.catch((error: unknown) => {
+    const { code = '' } = error as NodeJS.ErrnoException;
+    if (['ENOENT', 'ENOTDIR', 'ELOOP', 'EACCES', 'EPERM', 'ENAMETOOLONG', 'ESRCH'].includes(code))
+      return undefined;
+    throw asMapramError(error);
+  });
+}
+
 async function lineage(look: Promise<FileId>): Promise<Lineage> {
-  const file = await look.catch(() => undefined);
+  const file = await ifThere(look);
   // One device may have many nodes.
   if (file?.isBlockDevice()) return deviceLineage(deviceNumber(file.rdev));
   return file?.isFile() ? [`${file.dev}/${file.ino}`] : [];
