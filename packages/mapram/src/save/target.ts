@@ -30,6 +30,7 @@ const LOOK_TIMEOUT_MS = 10_000;
  */
 export async function requireTargetApart({ image, memory }: MemorySave): Promise<void> {
   const targets = await targetsOf(image);
+  if (targets.length === 0) return;
   const requireApart = async (source: Promise<FileId>): Promise<void> => {
     if (isAmong(targets, await lineage(source))) throw clash(image, 'that holds the memory to be saved');
   };
