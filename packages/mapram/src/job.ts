@@ -2,6 +2,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { asMapramError, type GuestState } from './errors.ts';
 import type { ExecuteOptions } from './guest/monitor.ts';
 import type { OwningJob } from './guest/owner.ts';
+import { within } from './guest/within.ts';
 import type { JobResult, Job as NativeJob } from './native.ts';
 
 /** What a job is doing: getting ready, moving pages, or bringing it to an end. */
@@ -114,23 +115,16 @@ export class JobContext implements OwningJob {
    */
   async answer<T>(question: Promise<T>, undo: (late: T) => unknown = () => {}): Promise<T> {
     const before = this.notice;
-    let cancel = (): void => {};
-    const cancelled = new Promise<never>((_, reject) => {
-      cancel = () => reject(this.signal.reason);
-    });
-    if (this.signal.aborted) cancel();
-    this.signal.addEventListener('abort', cancel);
     const timer = setTimeout(() => {
       this.notice = storageIsSilent(this.holdsGuest);
     }, SILENCE_MS);
     try {
-      return await Promise.race([cancelled, question]);
+      return await within(question, { signal: this.signal });
     } catch (error) {
       question.then(undo).catch(() => {});
       throw error;
     } finally {
       clearTimeout(timer);
-      this.signal.removeEventListener('abort', cancel);
       this.notice = before;
     }
   }

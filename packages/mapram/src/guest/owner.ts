@@ -69,8 +69,8 @@ export class GuestOwner {
   #peer: ProcessHandle | undefined;
   #stage: Stage = 'untouched';
   #watch: RunWatch | undefined;
+  /** The state that the guest was found in, once it is held. */
   #found: string | undefined;
-  #wasLive = false;
   /** Set once a lost connection could not be had again. */
   #isUnreachable = false;
   #isRunning = false;
@@ -110,7 +110,7 @@ export class GuestOwner {
 
   /** Whether the guest ran when it was found. */
   get wasLive(): boolean {
-    return this.#wasLive;
+    return this.#found !== undefined && isLive(this.#found);
   }
 
   /** Milliseconds since the guest was stopped, or first written to. */
@@ -120,7 +120,7 @@ export class GuestOwner {
 
   /** Milliseconds for which a guest that ran has stood still. */
   get pauseMs(): number {
-    if (!this.#wasLive || this.#since === undefined) return 0;
+    if (!this.wasLive || this.#since === undefined) return 0;
     return (this.#resumedAt ?? performance.now()) - this.#since;
   }
 
@@ -142,7 +142,6 @@ export class GuestOwner {
     const take = (found: string): void => {
       this.#stage = 'stopped';
       this.#found = found;
-      this.#wasLive = isLive(found);
     };
     const stopped = await stopGuest(this.#link.monitor, { signal: this.#job.signal }, { take });
     this.#watch = stopped.watch;
@@ -235,7 +234,7 @@ export class GuestOwner {
   }
 
   get #mustPutBack(): boolean {
-    return this.#stage === 'stopped' && this.#wasLive;
+    return this.#stage === 'stopped' && this.wasLive;
   }
 
   /** Nothing needs the guest while what has failed or was cancelled comes to its end. */

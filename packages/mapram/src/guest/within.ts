@@ -1,20 +1,22 @@
 import type { MapramError } from '../errors.ts';
 
-/** `work`, unless the time is over or the signal comes first. */
+/** `work`, unless the time is over (there is no limit without `timeoutMs`) or the signal comes first. */
 export async function within<T>(
   work: Promise<T>,
-  limit: { timeoutMs: number; late: () => Promise<MapramError>; signal: AbortSignal | undefined },
+  limit: { timeoutMs?: number; late?: () => Promise<MapramError>; signal: AbortSignal | undefined },
 ): Promise<T> {
-  const { timeoutMs, late, signal } = limit;
+  const { timeoutMs = 0, late, signal } = limit;
   let timer: NodeJS.Timeout | undefined;
   let onAbort = (): void => {};
   const ended = new Promise<never>((_, reject) => {
-    if (timeoutMs > 0) timer = setTimeout(() => void late().then(reject, reject), timeoutMs);
+    if (timeoutMs > 0 && late !== undefined)
+      timer = setTimeout(() => void late().then(reject, reject), timeoutMs);
     onAbort = () => reject(signal?.reason);
+    if (signal?.aborted) onAbort();
     signal?.addEventListener('abort', onAbort, { once: true });
   });
   try {
-    return await Promise.race([work, ended]);
+    return await Promise.race([ended, work]);
   } finally {
     clearTimeout(timer);
     signal?.removeEventListener('abort', onAbort);

@@ -1,2 +1,1 @@
-export { bytesIn } from './extents.ts';
-export { MAX_CHANNELS, planTransfer, type TransferPlan } from './plan.ts';
+export { bytesIn, MAX_CHANNELS, planTransfer, type TransferPlan } from './plan.ts';

@@ -1,5 +1,3 @@
-import { bytesIn } from './extents.ts';
-
 /** Most channels of a transfer. */
 export const MAX_CHANNELS = 128;
 
@@ -79,4 +77,12 @@ function splitBlock(
   closeCell();
   Object.assign(progress, { channel, done });
   return splits;
+}
+
+/** Bytes in all extents, which are what memory was scanned for. */
+export function bytesIn(extents: readonly Float64Array[]): number {
+  let bytes = 0;
+  for (const list of extents)
+    for (let index = 1; index < list.length; index += 3) bytes += list[index] as number;
+  return bytes;
 }
