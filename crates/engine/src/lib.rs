@@ -8,13 +8,11 @@ pub mod error;
 pub mod image;
 pub mod io;
 pub mod memory;
-mod page_size;
 pub mod pool;
 pub mod scan;
 pub mod transfer;
 
 pub use error::{Error, ErrorKind, Result};
-pub use page_size::check_page_size;
 
 /// Bytes in a page, the guest's and the host's ([`check_page_size`]); the image format stores one bitmap bit for each.
 pub const PAGE_BYTES: u64 = PAGE as u64;
@@ -25,4 +23,19 @@ pub(crate) const PAGE: usize = 4096;
 /// Lengths in memory that the kernel or a check has shown to be possible always fit.
 pub(crate) fn to_usize(value: u64) -> usize {
     usize::try_from(value).unwrap_or(usize::MAX)
+}
+
+/// Refuses a host whose pages are not of [`PAGE_BYTES`]: /proc/PID/pagemap has an entry for each of the host's pages, so larger ones would
+/// be looked for in the wrong places, and silently lost.
+///
+/// # Errors
+/// `HostUnsupported`.
+pub fn check_page_size() -> Result<()> {
+    let page_bytes = rustix::param::page_size();
+    if page_bytes == PAGE {
+        return Ok(());
+    }
+    let message =
+        format!("this host's pages are of {page_bytes} bytes, and mapram works with pages of {PAGE} only");
+    Err(Error::new(ErrorKind::HostUnsupported, message))
 }
