@@ -1,37 +1,32 @@
 //! Memory that is a file: which parts hold data, and reading and writing it.
 
 use std::fs::File;
-use std::io;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 
 use rustix::fs::{SeekFrom, seek};
-use rustix::io::{Errno, pread, pwrite, retry_on_intr};
+use rustix::io::Errno;
 
-use super::{FileSystem, Segment, spans};
+use super::segment::verb;
+use super::{FileRange, FileSystem, Segment, spans};
+use crate::io::Direction;
 use crate::{Error, ErrorKind, PAGE_BYTES, Result};
 
 /// The pages of `span` (page-aligned file offsets) that touch data; all others are holes or lie behind the end of
 /// the file. Nothing is allocated by asking.
 pub(super) fn data_spans(file: &File, span: Range<u64>) -> Result<Vec<Range<u64>>> {
-    if FileSystem::of(file)? == FileSystem::Fuse {
-        // Its server finds the holes, and knows nothing of pages written through a mapping that are still here.
-        return spans_to_end(file, span);
-    }
+    // The server of FUSE finds the holes, and knows nothing of pages written through a mapping that are still here.
     // The guest stands still while tmpfs looks at every page; a file that has all its blocks is spared that. One with
     // blocks behind its end may have holes all the same, which then are read as the zeros that they are.
-    if allocated_bytes(file)? >= length(file)? {
+    if FileSystem::of(file)? == FileSystem::Fuse || allocated_bytes(file)? >= length(file)? {
         return spans_to_end(file, span);
     }
     let mut found = Vec::new();
     let mut at = span.start;
-    while at < span.end {
-        let Some(data) = seek_to(file, SeekFrom::Data(at))?.filter(|data| *data < span.end) else {
-            break;
-        };
-        let Some(hole) = seek_to(file, SeekFrom::Hole(data))? else {
-            break;
-        };
+    while at < span.end
+        && let Some(data) = seek_to(file, SeekFrom::Data(at))?.filter(|data| *data < span.end)
+        && let Some(hole) = seek_to(file, SeekFrom::Hole(data))?
+    {
         // A file system's blocks may be smaller than a page.
         let first = data - data % PAGE_BYTES;
         at = hole.next_multiple_of(PAGE_BYTES).min(span.end);
@@ -80,64 +75,41 @@ fn metadata(file: &File) -> Result<std::fs::Metadata> {
     file.metadata().map_err(|cause| Error::os("asking for the size of a memory file failed", cause))
 }
 
-/// Reads every segment from the file; what lies behind the end of the file, on its last page, reads zero.
+/// Copies every segment from the file or to it; what lies behind the end of the file, on its last page, reads zero.
 ///
 /// # Errors
 /// `Io` where the file has become too short to hold a page that was found in it.
 ///
 /// # Safety
-/// Every segment's buffer must be valid for writes of its length, and nobody else may access it meanwhile.
-pub(super) unsafe fn read(file: &File, segments: Vec<Segment>) -> Result<()> {
+/// As for [`Segment::transfer`], of every segment.
+pub(super) unsafe fn transfer(file: &FileRange, direction: Direction, segments: Vec<Segment>) -> Result<()> {
     for mut segment in segments {
-        while segment.length > 0 {
-            // SAFETY: the caller lets these bytes be written and keeps everybody else away.
-            let bytes = unsafe { segment.uninit() };
-            match retry_on_intr(|| pread(file, &mut *bytes, segment.at).map(|(read, _)| read.len())) {
-                Ok(0) => {
-                    if segment.at.next_multiple_of(PAGE_BYTES) < segment.at + segment.length as u64 {
-                        return Err(taken_away("read").at_offset(segment.at));
-                    }
-                    bytes.fill(std::mem::MaybeUninit::new(0));
-                    break;
-                }
-                Ok(moved) => segment.advance(moved),
-                Err(errno) => return Err(failure("reading", segment.at, errno.into())),
+        // SAFETY: the caller's promise.
+        let moved = unsafe { segment.transfer(direction, &file.file) };
+        let Segment { at, buffer, length } = segment;
+        moved.map_err(|errno| file.name(failure(direction, at, errno)))?;
+        if length > 0 {
+            if direction == Direction::Write || at.next_multiple_of(PAGE_BYTES) < at + length as u64 {
+                return Err(file.name(taken_away(direction).at_offset(at)));
             }
+            // SAFETY: the rest of a buffer that the caller lets be written.
+            unsafe { std::ptr::write_bytes(buffer, 0, length) };
         }
     }
     Ok(())
 }
 
-/// Writes every segment to the file.
-///
-/// # Safety
-/// Every segment's buffer must be valid for reads of its length, and nobody may write to it meanwhile.
-pub(super) unsafe fn write(file: &File, segments: Vec<Segment>) -> Result<()> {
-    for mut segment in segments {
-        while segment.length > 0 {
-            // SAFETY: the caller lets these bytes be read and lets nobody write to them.
-            let bytes = unsafe { segment.bytes() };
-            match retry_on_intr(|| pwrite(file, bytes, segment.at)) {
-                Ok(0) => return Err(failure("writing", segment.at, io::ErrorKind::WriteZero.into())),
-                Ok(moved) => segment.advance(moved),
-                Err(errno) => return Err(failure("writing", segment.at, errno.into())),
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The error where a file has become too short while it was `done`.
-pub(super) fn taken_away(done: &str) -> Error {
-    let message = format!("a page of the guest's memory was taken away while it was {done}");
+/// The error where a file has become too short meanwhile.
+pub(super) fn taken_away(direction: Direction) -> Error {
+    let message = format!("a page of the guest's memory was taken away while {} it", verb(direction));
     Error::new(ErrorKind::Io, message)
 }
 
-fn failure(verb: &str, at: u64, cause: io::Error) -> Error {
-    let error = Error::os(format!("{verb} a memory file at offset {at} failed"), cause);
-    // EBADF is how the kernel says that a file was opened for reading only.
-    match error.cause.as_ref().and_then(io::Error::raw_os_error) {
-        Some(libc::EBADF) => error.with_kind(ErrorKind::Usage),
+fn failure(direction: Direction, at: u64, errno: Errno) -> Error {
+    let error = Error::os(format!("{} a memory file at offset {at} failed", verb(direction)), errno);
+    match errno {
+        // How the kernel says that a file was opened for reading only.
+        Errno::BADF => error.with_kind(ErrorKind::Usage),
         _ => error,
     }
 }

@@ -6,15 +6,8 @@ use rustix::io::{Errno, retry_on_intr};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
 use super::{FileRange, Region, Segment, bus_error, file, hugetlb, spans};
+use crate::io::Direction;
 use crate::{Error, Result, to_usize};
-
-/// What a mapping is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Access {
-    Read,
-    /// Of hugetlbfs only: pages of all other files are charged to whoever first touches them, which must not be us.
-    Write,
-}
 
 /// A shared mapping of a region's bytes, rounded out to whole pages. All numbers are counted from the start of the region.
 #[derive(Debug)]
@@ -26,7 +19,8 @@ pub(super) struct Mapping {
     before: u64,
     page_bytes: u64,
     file: FileRange,
-    access: Access,
+    /// What it is for: to write, of hugetlbfs only, as pages of all other files are charged to whoever first touches them.
+    direction: Direction,
 }
 
 // SAFETY: the mapping is plain memory that belongs to no thread; it is only reached through `write`, `watched` and by addresses,
@@ -37,20 +31,20 @@ unsafe impl Sync for Mapping {}
 
 impl Mapping {
     /// Maps the bytes of `region`, which are in `file`. Nothing is allocated or reserved by that.
-    pub fn new(region: &Region, file: &FileRange, access: Access) -> Result<Self> {
+    pub fn new(region: &Region, file: &FileRange, direction: Direction) -> Result<Self> {
         let page_bytes = region.page_bytes;
         let before = file.offset % page_bytes;
         let length = (before + region.length).next_multiple_of(page_bytes);
-        let protection = match access {
-            Access::Read => ProtFlags::READ,
-            Access::Write => ProtFlags::READ | ProtFlags::WRITE,
+        let protection = match direction {
+            Direction::Read => ProtFlags::READ,
+            Direction::Write => ProtFlags::READ | ProtFlags::WRITE,
         };
         let flags = MapFlags::SHARED | MapFlags::NORESERVE;
         let (bytes, offset) = (to_usize(length), file.offset - before);
         // SAFETY: the kernel chooses the address, so that no memory in use is replaced.
         let base = unsafe { mmap(std::ptr::null_mut(), bytes, protection, flags, &file.file, offset) };
         let base = base.map_err(|errno| file.name(Error::os("mapping the guest's memory failed", errno)))?;
-        let mapping = Self { base: base.cast(), length, before, page_bytes, file: file.clone(), access };
+        let mapping = Self { base: base.cast(), length, before, page_bytes, file: file.clone(), direction };
         // A child that the embedder forks has no use for it.
         // SAFETY: the range is the mapping that was just made, and the advice changes no bytes.
         let _ = unsafe { madvise(base, bytes, Advice::LinuxDontFork) };
@@ -106,9 +100,9 @@ impl Mapping {
 
     fn populate_pages(&self, pages: &Range<u64>) -> Result<()> {
         let first = self.base.wrapping_add(to_usize(pages.start));
-        let advice = match self.access {
-            Access::Read => Advice::LinuxPopulateRead,
-            Access::Write => Advice::LinuxPopulateWrite,
+        let advice = match self.direction {
+            Direction::Read => Advice::LinuxPopulateRead,
+            Direction::Write => Advice::LinuxPopulateWrite,
         };
         // SAFETY: the pages lie within the mapping, and making them present changes no bytes.
         let call = || unsafe { madvise(first.cast(), to_usize(pages.end - pages.start), advice) };
@@ -123,14 +117,14 @@ impl Mapping {
             Errno::HWPOISON => {
                 Error::os(format!("the guest's memory has a hardware error behind offset {at}"), errno)
             }
-            Errno::FAULT if self.access == Access::Read || is_cut() => self.taken_away(),
-            Errno::FAULT | Errno::NOMEM if self.access == Access::Write => hugetlb::no_free_page(errno),
+            Errno::FAULT if self.direction == Direction::Read || is_cut() => self.taken_away(),
+            Errno::FAULT | Errno::NOMEM if self.direction == Direction::Write => hugetlb::no_free_page(errno),
             _ => Error::os(format!("mapping the pages of the guest's memory at offset {at} failed"), errno),
         }
     }
 
     fn taken_away(&self) -> Error {
-        self.file.name(file::taken_away(if self.access == Access::Read { "read" } else { "written" }))
+        self.file.name(file::taken_away(self.direction))
     }
 }
 

@@ -22,10 +22,11 @@ mod tests;
 use std::ops::Range;
 use std::sync::OnceLock;
 
+use crate::io::Direction;
 use crate::{Error, ErrorKind, Result};
 pub use file_system::FileSystem;
 pub(crate) use hugetlb::obtainable_bytes;
-use mapping::{Access, Mapping};
+use mapping::Mapping;
 pub use own_pages::{Copying, OwnPages, PagesAt};
 pub use pidfd::Pidfd;
 pub use process::Process;
@@ -216,12 +217,12 @@ impl Memory {
             let ProcessRange { process, address } = region.backing.process().ok_or_else(unknown)?;
             let segments = region.segments(*address, pieces, buffer)?;
             // SAFETY: the segments are the pieces, for which the caller promises what is asked here.
-            unsafe { process.read(segments) }
+            unsafe { process.transfer(Direction::Read, segments) }
         } else {
             let at = region.backing.file().ok_or_else(unknown)?;
             let segments = region.segments(at.offset, pieces, buffer)?;
             // SAFETY: the segments are the pieces, for which the caller promises what is asked here.
-            unsafe { file::read(&at.file, segments) }.map_err(|error| at.name(error))
+            unsafe { file::transfer(at, Direction::Read, segments) }
         }
     }
 
@@ -238,20 +239,21 @@ impl Memory {
             let region = &self.regions[index];
             region.check_writable()?;
             let segments = |base| region.segments(base, &pieces, buffer.cast_mut());
+            let by_process = |mapped: &ProcessRange| {
+                let segments = segments(mapped.address)?;
+                // SAFETY: the segments are the pieces, for which the caller promises what is asked here.
+                unsafe { mapped.process.transfer(Direction::Write, segments) }
+            };
             match &region.backing {
                 Backing::SharedFile { file, process } => {
                     // Writing would make a file that was cut longer again, and nobody could tell.
                     self.check_file_not_cut(index)?;
-                    let by_process = process.as_ref().map(|mapped| {
-                        // SAFETY: the segments are the pieces, for which the caller promises what is asked here.
-                        unsafe { mapped.process.write(segments(mapped.address)?) }
-                    });
                     let by_file = |count| {
                         let first = segments(file.offset)?.into_iter().take(count).collect();
                         // SAFETY: as above.
-                        unsafe { file::write(&file.file, first) }.map_err(|error| file.name(error))
+                        unsafe { file::transfer(file, Direction::Write, first) }
                     };
-                    match by_process {
+                    match process.as_ref().map(by_process) {
                         None => by_file(usize::MAX),
                         // Where no page could be had, the file itself may say why. It is no way around: what it takes is
                         // charged to us.
@@ -265,14 +267,10 @@ impl Memory {
                     unsafe { mapping.write(segments(0)?) }
                 }
                 Backing::Anonymous(mapped) | Backing::PrivateFile { process: mapped, .. } => {
-                    // SAFETY: as above.
-                    unsafe { mapped.process.write(segments(mapped.address)?) }
+                    by_process(mapped)
                 }
-                Backing::PrivateHugetlb { process: mapped, .. } => {
-                    // SAFETY: as above.
-                    let written = unsafe { mapped.process.write(segments(mapped.address)?) };
-                    written.map_err(|error| hugetlb::private_write_failure(error, region.page_bytes))
-                }
+                Backing::PrivateHugetlb { process: mapped, .. } => by_process(mapped)
+                    .map_err(|error| hugetlb::private_write_failure(error, region.page_bytes)),
             }?;
         }
         Ok(())
@@ -334,7 +332,7 @@ impl Memory {
         if let Some(mapping) = self.mappings[index].get() {
             return Ok(mapping);
         }
-        let mapping = Mapping::new(region, file, Access::Write)?;
+        let mapping = Mapping::new(region, file, Direction::Write)?;
         // Of two threads that come here at once, one drops its own again.
         Ok(self.mappings[index].get_or_init(|| mapping))
     }

@@ -4,8 +4,9 @@ use std::ops::Range;
 
 use rustix::mm::{Advice, madvise};
 
-use super::mapping::{Access, Mapping};
+use super::mapping::Mapping;
 use super::{Backing, Extent, Memory, Process, Region, hugetlb, pagemap};
+use crate::io::Direction;
 use crate::{PAGE_BYTES, Result};
 
 /// Whether a transfer copies guest memory through its buffers.
@@ -58,7 +59,7 @@ impl<'a> OwnPages<'a> {
                 // Nobody but its process can map private memory.
                 return Ok(None);
             };
-            let mapping = Mapping::new(region, file, Access::Read)?;
+            let mapping = Mapping::new(region, file, Direction::Read)?;
             let is_wanted = copying == Copying::Never
                 || takes_small_pages
                 || region.page_bytes > PAGE_BYTES

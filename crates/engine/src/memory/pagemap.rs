@@ -108,7 +108,7 @@ fn scan(process: &Process, span: Range<u64>, wanted: Wanted) -> io::Result<Vec<R
             category_anyof_mask: wanted.any_of,
             ..ScanArguments::default()
         };
-        let fd = process.pagemap().as_raw_fd();
+        let fd = process.pagemap.as_raw_fd();
         let count = retry_on_intr(|| {
             // SAFETY: the arguments have the layout that the ioctl expects and name a buffer of `vec_len` regions,
             // which lives until after the call.
@@ -140,7 +140,7 @@ fn read(process: &Process, span: Range<u64>) -> io::Result<Vec<Range<u64>>> {
     while page < end {
         let count = (end - page).min(ENTRIES_AT_ONCE);
         buffer.resize(usize::try_from(count).unwrap_or(0) * ENTRY_BYTES, 0);
-        process.pagemap().read_exact_at(&mut buffer, page * ENTRY_BYTES as u64)?;
+        process.pagemap.read_exact_at(&mut buffer, page * ENTRY_BYTES as u64)?;
         let (entries, _) = buffer.as_chunks::<ENTRY_BYTES>();
         for entry in entries {
             if u64::from_ne_bytes(*entry) & (ENTRY_PRESENT | ENTRY_SWAPPED) != 0 {

@@ -1,6 +1,7 @@
 //! A process that stays known by a descriptor, whatever becomes of its number.
 
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
@@ -20,11 +21,11 @@ impl Pidfd {
     /// # Errors
     /// `GuestGone` if there is none, `HostUnsupported` without a free descriptor or on a kernel without pidfds.
     pub fn open(pid: i32) -> Result<Self> {
-        let gone = || Error::new(ErrorKind::GuestGone, format!("there is no process {pid}"));
-        let number = Some(pid).filter(|pid| *pid > 0).and_then(Pid::from_raw).ok_or_else(gone)?;
+        let number = Some(pid).filter(|pid| *pid > 0).and_then(Pid::from_raw);
+        let number = number.ok_or_else(|| no_process(pid))?;
         let pidfd = pidfd_open(number, PidfdFlags::empty()).map_err(|errno| match errno {
             // A thread's number is EINVAL or, since Linux 6.9, ENOENT.
-            Errno::SRCH | Errno::INVAL | Errno::NOENT => gone(),
+            Errno::SRCH | Errno::INVAL | Errno::NOENT => no_process(pid),
             errno => Error::os(format!("opening a pidfd of process {pid} failed"), errno),
         })?;
         Ok(Self(pidfd))
@@ -39,10 +40,30 @@ impl Pidfd {
             && fds[0].revents().contains(PollFlags::IN)
     }
 
-    /// The descriptor's number, for as long as this lives.
-    pub(super) fn number(&self) -> RawFd {
-        self.0.as_raw_fd()
+    /// Checks that the process has the number `pid` in the pid namespace of /proc as well: /proc was perhaps mounted in
+    /// another one than ours, and then the same number leads to another process there.
+    pub(super) fn check_number_in_proc(&self, pid: i32) -> Result<()> {
+        let number = match std::fs::read_to_string(format!("/proc/self/fdinfo/{}", self.0.as_raw_fd())) {
+            Ok(text) => text.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok()),
+            // We are none of its processes.
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => None,
+            Err(cause) => return Err(Error::os("asking /proc for the number of a process failed", cause)),
+        };
+        match number {
+            Some(number) if number == pid => Ok(()),
+            // So the kernel says that it has ended.
+            Some(-1) => Err(no_process(pid)),
+            _ => {
+                let message = "/proc is of another pid namespace than mapram, so that no process can be told by it: \
+                               mount one here";
+                Err(Error::new(ErrorKind::HostUnsupported, message).at_path("/proc"))
+            }
+        }
     }
+}
+
+pub(super) fn no_process(pid: i32) -> Error {
+    Error::new(ErrorKind::GuestGone, format!("there is no process {pid}"))
 }
 
 #[cfg(test)]

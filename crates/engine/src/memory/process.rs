@@ -1,15 +1,17 @@
 //! Another process's memory: read and written by its addresses.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::sync::OnceLock;
 
-use rustix::io::{Errno, pread, pwrite, retry_on_intr};
+use rustix::io::{Errno, pread, retry_on_intr};
 use rustix::thread::{CapabilitySet, capabilities};
 
+use super::pidfd::no_process;
+use super::segment::verb;
 use super::{Pidfd, Segment};
 use crate::io::Direction;
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, to_usize};
 
 /// Most pieces that one process_vm_readv or process_vm_writev takes (UIO_MAXIOV).
 const MAX_PIECES: usize = 1024;
@@ -31,7 +33,7 @@ pub struct Process {
     pid: i32,
     pidfd: Pidfd,
     /// Reads as empty once the memory that the process had when it was opened is gone.
-    pagemap: File,
+    pub(super) pagemap: File,
     /// /proc/PID/mem, opened when it is first needed: that takes more rights than the rest.
     memory: OnceLock<File>,
 }
@@ -43,15 +45,15 @@ impl Process {
     /// `GuestGone` if there is none, `Permission` if its memory map is closed to us, `HostUnsupported` if the kernel
     /// lacks pidfds or /proc/PID/pagemap.
     pub fn open(pid: i32) -> Result<Self> {
-        let gone = || Error::new(ErrorKind::GuestGone, format!("there is no process {pid}"));
         let pidfd = Pidfd::open(pid)?;
-        match number_in_proc(&pidfd)? {
-            Some(found) if found == pid => {}
-            // So the kernel says that it has ended.
-            Some(-1) => return Err(gone()),
-            _ => return Err(foreign_proc()),
-        }
-        let pagemap = open_pagemap(pid).map_err(|error| if pidfd.has_ended() { gone() } else { error })?;
+        pidfd.check_number_in_proc(pid)?;
+        let pagemap = File::open(format!("/proc/{pid}/pagemap")).map_err(|cause| match cause.kind() {
+            _ if pidfd.has_ended() => no_process(pid),
+            io::ErrorKind::NotFound => {
+                Error::os("the kernel has no /proc/PID/pagemap", cause).with_kind(ErrorKind::HostUnsupported)
+            }
+            _ => failure(format!("reading the memory map of process {pid} failed"), cause),
+        })?;
         let process = Self { pid, pidfd, pagemap, memory: OnceLock::new() };
         // If it lives now, the number was its own when the files were opened.
         process.check_alive()?;
@@ -73,24 +75,19 @@ impl Process {
         if self.pidfd.has_ended() {
             return Err(self.gone());
         }
-        let mut entry = [0; 8];
         // Any address has an entry, used or not.
-        match retry_on_intr(|| pread(&self.pagemap, &mut entry, 0)) {
+        match retry_on_intr(|| pread(&self.pagemap, &mut [0; 8], 0)) {
             Ok(0) | Err(Errno::SRCH) => Err(self.gone()),
             Ok(_) => Ok(()),
             Err(errno) => {
-                Err(Error::os(format!("reading the page map of process {} failed", self.pid()), errno))
+                Err(Error::os(format!("reading the page map of process {} failed", self.pid), errno))
             }
         }
     }
 
     fn gone(&self) -> Error {
-        let pid = self.pid();
-        Error::new(ErrorKind::GuestGone, format!("process {pid} has ended or executed another program"))
-    }
-
-    pub(super) fn pagemap(&self) -> &File {
-        &self.pagemap
+        let message = format!("process {} has ended or executed another program", self.pid);
+        Error::new(ErrorKind::GuestGone, message)
     }
 
     /// Learns whether the process's memory may be read and written, without touching any of it.
@@ -109,34 +106,18 @@ impl Process {
         }
     }
 
-    /// Copies from the process's memory; all of it or an error.
+    /// Copies from the process's memory or to it; all of it or an error.
     ///
     /// # Safety
-    /// Every segment's buffer must be valid for writes of its length, and nobody else may access it meanwhile.
-    pub(super) unsafe fn read(&self, segments: Vec<Segment>) -> Result<()> {
-        // SAFETY: the caller's promise is the one that is asked for.
-        unsafe { self.transfer(Direction::Read, segments) }
-    }
-
-    /// Copies into the process's memory; all of it or an error.
-    ///
-    /// # Safety
-    /// Every segment's buffer must be valid for reads of its length, and nobody may write to it meanwhile.
-    pub(super) unsafe fn write(&self, segments: Vec<Segment>) -> Result<()> {
-        // SAFETY: the caller's promise is the one that is asked for.
-        unsafe { self.transfer(Direction::Write, segments) }
-    }
-
-    /// # Safety
-    /// As for [`Self::read`] or [`Self::write`], as `direction` says.
-    unsafe fn transfer(&self, direction: Direction, mut segments: Vec<Segment>) -> Result<()> {
+    /// As for [`Segment::transfer`], of every segment.
+    pub(super) unsafe fn transfer(&self, direction: Direction, mut segments: Vec<Segment>) -> Result<()> {
         self.check_alive()?;
         let mut next = 0;
         while next < segments.len() {
             let batch = &segments[next..segments.len().min(next + MAX_PIECES)];
             // SAFETY: the batch's buffers are the caller's, cut only at the front by what has been moved.
             match unsafe { self.vm_transfer(direction, batch) } {
-                Ok(0) | Err(Errno::FAULT) if matches!(direction, Direction::Read) => {
+                Ok(0) | Err(Errno::FAULT) if direction == Direction::Read => {
                     // SAFETY: as above, for one of them.
                     unsafe { self.mem_transfer(direction, segments[next]) }?;
                     next += 1;
@@ -146,7 +127,7 @@ impl Process {
                         // SAFETY: as above.
                         unsafe { self.mem_transfer(direction, segment) }?;
                     }
-                    return self.check_alive();
+                    next = segments.len();
                 }
                 Ok(moved) => next = advance(&mut segments, next, moved),
                 // Not left to retry_on_intr, as every call needs a check right before it.
@@ -167,19 +148,15 @@ impl Process {
         let local: Vec<_> = batch.iter().map(|segment| iovec(segment.buffer, segment.length)).collect();
         let remote: Vec<_> = batch
             .iter()
-            .map(|segment| iovec(std::ptr::without_provenance_mut(address(segment.at)), segment.length))
+            .map(|segment| iovec(std::ptr::without_provenance_mut(to_usize(segment.at)), segment.length))
             .collect();
-        let (count, pid) = (batch.len() as libc::c_ulong, self.pid());
-        let moved = match direction {
-            // SAFETY: both arrays have `count` elements, and the local ones name buffers the caller lets be written.
-            Direction::Read => unsafe {
-                libc::process_vm_readv(pid, local.as_ptr(), count, remote.as_ptr(), count, 0)
-            },
-            // SAFETY: both arrays have `count` elements, and the local ones name buffers the caller lets be read.
-            Direction::Write => unsafe {
-                libc::process_vm_writev(pid, local.as_ptr(), count, remote.as_ptr(), count, 0)
-            },
+        let count = batch.len() as libc::c_ulong;
+        let call = match direction {
+            Direction::Read => libc::process_vm_readv,
+            Direction::Write => libc::process_vm_writev,
         };
+        // SAFETY: both arrays have `count` elements, and the local ones name buffers of which the caller promises what is asked.
+        let moved = unsafe { call(self.pid, local.as_ptr(), count, remote.as_ptr(), count, 0) };
         usize::try_from(moved).map_err(|_| last_errno())
     }
 
@@ -190,37 +167,21 @@ impl Process {
     /// As for [`Self::transfer`].
     unsafe fn mem_transfer(&self, direction: Direction, mut segment: Segment) -> Result<()> {
         let memory = self.memory()?;
-        while segment.length > 0 {
-            let moved = match direction {
-                Direction::Read => {
-                    // SAFETY: the caller lets these bytes be written and keeps everybody else away.
-                    let bytes = unsafe { segment.uninit() };
-                    retry_on_intr(|| pread(memory, &mut *bytes, segment.at).map(|(read, _)| read.len()))
-                }
-                Direction::Write => {
-                    // SAFETY: the caller lets these bytes be read and lets nobody write to them.
-                    let bytes = unsafe { segment.bytes() };
-                    retry_on_intr(|| pwrite(memory, bytes, segment.at))
-                }
-            };
-            match moved {
-                Ok(0) => return Err(self.gone()),
-                Ok(moved) => segment.advance(moved),
-                Err(errno) => return Err(self.failure(direction, segment.at, errno)),
-            }
+        // SAFETY: the caller's promise.
+        match unsafe { segment.transfer(direction, memory) } {
+            Ok(()) if segment.length > 0 => Err(self.gone()),
+            moved => moved.map_err(|errno| self.failure(direction, segment.at, errno)),
         }
-        Ok(())
     }
 
     fn memory(&self) -> Result<&File> {
         if let Some(memory) = self.memory.get() {
             return Ok(memory);
         }
-        let pid = self.pid();
+        let pid = self.pid;
+        let opened = File::options().read(true).write(true).open(format!("/proc/{pid}/mem"));
         let memory =
-            OpenOptions::new().read(true).write(true).open(format!("/proc/{pid}/mem")).map_err(|cause| {
-                Error::os(format!("opening the memory of process {pid} failed; {}", access_hint()), cause)
-            })?;
+            opened.map_err(|cause| failure(format!("opening the memory of process {pid} failed"), cause))?;
         // The file belongs to the memory that the process has now: the guest's, if that is still there.
         self.check_alive()?;
         Ok(self.memory.get_or_init(|| memory))
@@ -228,32 +189,25 @@ impl Process {
 
     fn failure(&self, direction: Direction, at: u64, errno: Errno) -> Error {
         // Another program in the guest's place may fail in any way.
-        if let Err(gone) = self.check_alive() {
-            return gone;
-        }
-        let verb = match direction {
-            Direction::Read => "reading",
-            Direction::Write => "writing",
-        };
-        let error =
-            Error::os(format!("{verb} the memory of process {} at {at:#x} failed", self.pid()), errno);
-        match error.kind {
-            ErrorKind::Permission => {
-                Error { message: format!("{}; {}", error.message, access_hint()), ..error }
+        match self.check_alive() {
+            Err(gone) => gone,
+            Ok(()) if errno == Errno::SRCH => self.gone(),
+            Ok(()) => {
+                let what =
+                    format!("{} the memory of process {} at {at:#x} failed", verb(direction), self.pid);
+                failure(what, errno)
             }
-            ErrorKind::GuestGone => self.gone(),
-            _ => error,
         }
     }
 }
 
-fn open_pagemap(pid: i32) -> Result<File> {
-    File::open(format!("/proc/{pid}/pagemap")).map_err(|cause| match cause.kind() {
-        io::ErrorKind::NotFound => {
-            Error::os("the kernel has no /proc/PID/pagemap", cause).with_kind(ErrorKind::HostUnsupported)
-        }
-        _ => Error::os(format!("reading the memory map of process {pid} failed; {}", access_hint()), cause),
-    })
+/// The error for a system call that concerns another process's memory; where it was refused, it says what that takes.
+fn failure(message: String, cause: impl Into<io::Error>) -> Error {
+    let error = Error::os(message, cause);
+    match error.kind {
+        ErrorKind::Permission => Error { message: format!("{}; {}", error.message, access_hint()), ..error },
+        _ => error,
+    }
 }
 
 /// Whether process_vm_readv or process_vm_writev itself is refused: by the kernel, where we may not touch that process at all, or by a
@@ -263,24 +217,21 @@ fn is_forbidden(errno: Errno) -> bool {
 }
 
 /// What it takes to reach another process's memory, or what else is in the way of one who has that.
-fn access_hint() -> &'static str {
+fn access_hint() -> String {
     let may_trace = capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_PTRACE));
     let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     let is_filtered = status.lines().any(|line| line.starts_with("Seccomp:") && line.ends_with('2'));
-    match (may_trace, is_filtered) {
-        (true, true) => {
-            "this process has CAP_SYS_PTRACE, but a seccomp filter (a container's profile, say) forbids it"
-        }
-        (true, false) => {
-            "this process has CAP_SYS_PTRACE, but a security module or a user namespace forbids it"
-        }
-        (false, true) => {
-            "this takes the same user and a kernel.yama.ptrace_scope that allows it, or CAP_SYS_PTRACE, and a seccomp filter \
-             that does not forbid it"
-        }
-        (false, false) => {
-            "this takes the same user and a kernel.yama.ptrace_scope that allows it, or CAP_SYS_PTRACE"
-        }
+    if may_trace {
+        let in_the_way = match is_filtered {
+            true => "a seccomp filter (a container's profile, say)",
+            false => "a security module or a user namespace",
+        };
+        format!("this process has CAP_SYS_PTRACE, but {in_the_way} forbids it")
+    } else {
+        let also = if is_filtered { ", and a seccomp filter that does not forbid it" } else { "" };
+        format!(
+            "this takes the same user and a kernel.yama.ptrace_scope that allows it, or CAP_SYS_PTRACE{also}"
+        )
     }
 }
 
@@ -302,35 +253,9 @@ fn advance(segments: &mut [Segment], mut next: usize, mut moved: usize) -> usize
     next
 }
 
-/// The number that the process has in the pid namespace of /proc: /proc was perhaps mounted in another one than ours, and
-/// then the same number leads to another process there. `None` if nothing of that namespace is told here.
-fn number_in_proc(pidfd: &Pidfd) -> Result<Option<i32>> {
-    let failure = |cause| Error::os("asking /proc for the number of a process failed", cause);
-    match std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.number())) {
-        Ok(text) => {
-            let number = text.lines().find_map(|line| line.strip_prefix("Pid:"));
-            Ok(number.and_then(|number| number.trim().parse().ok()))
-        }
-        // We are none of its processes.
-        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(cause) => Err(failure(cause)),
-    }
-}
-
-fn foreign_proc() -> Error {
-    let message =
-        "/proc is of another pid namespace than mapram, so that no process can be told by it: mount one here";
-    Error::new(ErrorKind::HostUnsupported, message).at_path("/proc")
-}
-
 /// The error of the libc call that has just failed.
 pub(super) fn last_errno() -> Errno {
     Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)
-}
-
-/// Addresses of a 64-bit process fit a pointer of ours; one that does not is refused by the kernel as this one is.
-fn address(at: u64) -> usize {
-    usize::try_from(at).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]
@@ -382,14 +307,14 @@ mod tests {
         let mut page = [0; 4096];
         let segment = Segment { at, buffer: page.as_mut_ptr(), length: page.len() };
         // SAFETY: the segment is the whole of a local variable.
-        unsafe { process.read(vec![segment]) }?;
+        unsafe { process.transfer(Direction::Read, vec![segment]) }?;
         Ok(page)
     }
 
     fn write(process: &Process, at: u64, mut page: [u8; 4096]) -> Result<()> {
         let segment = Segment { at, buffer: page.as_mut_ptr(), length: page.len() };
         // SAFETY: as above.
-        unsafe { process.write(vec![segment]) }
+        unsafe { process.transfer(Direction::Write, vec![segment]) }
     }
 
     /// The process keeps its number and its pidfd; only its memory is another's.
