@@ -27,36 +27,30 @@ thread_local! {
 /// What handled the signal before.
 static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
 
-/// Calls `access`, which may read and write the mapped `addresses`, whose memory is in pages of `page_bytes`; `Err` if one was
-/// missing: what `access` returned is wrong then, and what it wrote is lost.
-pub(super) fn watched<T>(
-    addresses: Range<usize>,
-    page_bytes: usize,
-    access: impl FnOnce() -> T,
-) -> Result<T, ()> {
+type Handler = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
+
+/// Calls `touch`, which may read and write the mapped `addresses`, whose memory is in pages of `page_bytes`; `None` if one was
+/// missing: what `touch` returned is wrong then, and what it wrote is lost.
+pub(super) fn watched<T>(addresses: Range<usize>, page_bytes: usize, touch: impl FnOnce() -> T) -> Option<T> {
     BEFORE.get_or_init(install);
     let watch = Watch { start: addresses.start, end: addresses.end, page_bytes, was_missing: false };
     WATCH.set(Some(watch));
     // Everything is read, or written, while the watch is on, also in the eyes of the compiler.
     compiler_fence(Ordering::SeqCst);
-    let result = access();
+    let result = touch();
     compiler_fence(Ordering::SeqCst);
-    match WATCH.take() {
-        Some(Watch { was_missing: true, .. }) => Err(()),
-        _ => Ok(result),
-    }
+    WATCH.take().filter(|watch| !watch.was_missing).map(|_| result)
 }
 
 /// Installs the handler and returns the one that was there. It stays: to take it away again could take away one that another
 /// part of the process has put over it.
 fn install() -> libc::sigaction {
-    let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) = handle;
+    let handler: Handler = handle;
     // SAFETY: a sigaction of zeros is a valid one: no flags, an empty mask, the default action.
     let mut action: libc::sigaction = unsafe { mem::zeroed() };
     action.sa_sigaction = handler as *const () as usize;
     action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-    // SAFETY: as above.
-    let mut before: libc::sigaction = unsafe { mem::zeroed() };
+    let mut before = action;
     // SAFETY: both are valid sigactions, and the handler does only what a signal handler may.
     unsafe { libc::sigaction(libc::SIGBUS, &raw const action, &raw mut before) };
     before
@@ -67,7 +61,7 @@ extern "C" fn handle(signal: libc::c_int, info: *mut libc::siginfo_t, context: *
     let told = unsafe { *info };
     // SAFETY: SIGBUS's siginfo has an address; what another process sends has some number there, which is compared only.
     let address = unsafe { told.si_addr() }.addr();
-    let Ok(watch) = WATCH.try_with(Cell::get) else { return pass_on(signal, info, context) };
+    let watch = WATCH.try_with(Cell::get).ok().flatten();
     let Some(mut watch) = watch.filter(|watch| (watch.start..watch.end).contains(&address)) else {
         return pass_on(signal, info, context);
     };
@@ -86,8 +80,7 @@ extern "C" fn handle(signal: libc::c_int, info: *mut libc::siginfo_t, context: *
 
 /// Hands the signal to whoever handled it before us; where nobody did, it ends the process as it would have.
 fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    let before = BEFORE.get();
-    match before.map_or(libc::SIG_DFL, |action| action.sa_sigaction) {
+    match BEFORE.get().map_or(libc::SIG_DFL, |action| action.sa_sigaction) {
         // Sent by somebody rather than met by an access, which cannot be ignored.
         // SAFETY: the kernel passes a valid siginfo.
         libc::SIG_IGN if unsafe { (*info).si_code } <= 0 => {}
@@ -97,16 +90,11 @@ fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::
             // SAFETY: raise(3) may be called in a handler; the signal is delivered when this one returns.
             unsafe { libc::raise(signal) };
         }
-        handler if before.is_some_and(|action| action.sa_flags & libc::SA_SIGINFO != 0) => {
-            type Handler = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
-            // SAFETY: whoever installed it with SA_SIGINFO gave a function of this type.
+        handler => {
+            // SAFETY: whoever installed it gave a function of this type, or one of the first argument alone: that is called as
+            // the kernel calls it, which passes all three to either.
             let handler: Handler = unsafe { mem::transmute(handler) };
             handler(signal, info, context);
-        }
-        handler => {
-            // SAFETY: whoever installed it without SA_SIGINFO gave a function of this type.
-            let handler: extern "C" fn(libc::c_int) = unsafe { mem::transmute(handler) };
-            handler(signal);
         }
     }
 }
@@ -151,7 +139,7 @@ mod tests {
         action.sa_flags = libc::SA_SIGINFO;
         // SAFETY: the action is valid, and its handler only counts.
         unsafe { libc::sigaction(libc::SIGBUS, &raw const action, ptr::null_mut()) };
-        assert_eq!(watched(0..4096, 4096, || 5), Ok(5));
+        assert_eq!(watched(0..4096, 4096, || 5), Some(5));
         for _ in 0..2 {
             // SAFETY: the signal is handled.
             unsafe { libc::raise(libc::SIGBUS) };
@@ -162,7 +150,7 @@ mod tests {
     fn by_default() {
         // SAFETY: the default action is one that every process has.
         unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
-        assert_eq!(watched(0..4096, 4096, || 5), Ok(5));
+        assert_eq!(watched(0..4096, 4096, || 5), Some(5));
         // SAFETY: ends the process, which is what is tested.
         unsafe { libc::raise(libc::SIGBUS) };
     }

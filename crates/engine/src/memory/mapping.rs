@@ -66,7 +66,7 @@ impl Mapping {
     /// what was read is wrong then, and what was written is lost.
     pub fn watched<T>(&self, span: Range<u64>, touch: impl FnOnce() -> T) -> Result<T> {
         let addresses = self.address(span.start).addr()..self.address(span.end).addr();
-        bus_error::watched(addresses, to_usize(self.page_bytes), touch).map_err(|()| self.taken_away())
+        bus_error::watched(addresses, to_usize(self.page_bytes), touch).ok_or_else(|| self.taken_away())
     }
 
     /// Copies every segment to its place.
