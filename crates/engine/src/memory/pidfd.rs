@@ -9,8 +9,6 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::{Error, ErrorKind, Result};
 
-const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
-
 /// A pidfd: it tells of the end of one process for good, and asking it takes no descriptor.
 #[derive(Debug)]
 pub struct Pidfd(OwnedFd);
@@ -36,7 +34,7 @@ impl Pidfd {
     pub fn has_ended(&self) -> bool {
         // A pidfd is readable once its process has ended.
         let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
-        retry_on_intr(|| poll(&mut fds, Some(&AT_ONCE))).is_ok_and(|ready| ready > 0)
+        retry_on_intr(|| poll(&mut fds, Some(&Timespec::default()))).is_ok_and(|ready| ready > 0)
             && fds[0].revents().contains(PollFlags::IN)
     }
 

@@ -75,13 +75,12 @@ impl Process {
         if self.pidfd.has_ended() {
             return Err(self.gone());
         }
+        let pid = self.pid;
         // Any address has an entry, used or not.
         match retry_on_intr(|| pread(&self.pagemap, &mut [0; 8], 0)) {
             Ok(0) | Err(Errno::SRCH) => Err(self.gone()),
             Ok(_) => Ok(()),
-            Err(errno) => {
-                Err(Error::os(format!("reading the page map of process {} failed", self.pid), errno))
-            }
+            Err(errno) => Err(Error::os(format!("reading the page map of process {pid} failed"), errno)),
         }
     }
 
@@ -129,7 +128,14 @@ impl Process {
                     }
                     next = segments.len();
                 }
-                Ok(moved) => next = advance(&mut segments, next, moved),
+                Ok(mut moved) => {
+                    while moved > 0 {
+                        let step = moved.min(segments[next].length);
+                        segments[next].advance(step);
+                        moved -= step;
+                        next += usize::from(segments[next].length == 0);
+                    }
+                }
                 // Not left to retry_on_intr, as every call needs a check right before it.
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(self.failure(direction, segments[next].at, errno)),
@@ -238,19 +244,6 @@ fn access_hint() -> String {
 /// Whether the process could not have some page of its own memory.
 pub(super) fn is_fault(error: &Error) -> bool {
     error.cause.as_ref().and_then(io::Error::raw_os_error) == Some(libc::EFAULT)
-}
-
-/// Drops `moved` bytes from the front of `segments[next..]`; returns the first segment that is left.
-fn advance(segments: &mut [Segment], mut next: usize, mut moved: usize) -> usize {
-    while let Some(segment) = segments.get_mut(next).filter(|_| moved > 0) {
-        let step = moved.min(segment.length);
-        segment.advance(step);
-        moved -= step;
-        if segment.length == 0 {
-            next += 1;
-        }
-    }
-    next
 }
 
 /// The error of the libc call that has just failed.
