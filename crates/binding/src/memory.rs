@@ -137,7 +137,7 @@ impl GuestMemory {
             block: u32::try_from(region.block).unwrap_or(u32::MAX),
             offset: number(region.offset),
             length: number(region.length),
-            kind: region.backing.kind().to_owned(),
+            kind: region.kind().to_owned(),
             page_bytes: number(region.page_bytes),
             writable: region.writable,
             path: path(region),

@@ -66,7 +66,7 @@ fn plan(criterion: &mut Criterion) {
     let Ok(file) = File::open("/dev/null").map(Arc::new) else {
         return eprintln!("left out: there is no /dev/null");
     };
-    let backing = Backing::SharedFile { file: FileRange { file, path: None, offset: 0 }, process: None };
+    let backing = Backing::Shared { file: FileRange { file, path: None, offset: 0 }, process: None };
     let region = Region { block: 0, offset: 0, length: GIB, backing, page_bytes: PAGE_BYTES, writable: true };
     for (name, length) in [("64 KiB extents", 64 << 10), ("16 MiB extents", 16 << 20)] {
         let memory = Memory::new(vec![GIB], vec![region.clone()]);
@@ -176,7 +176,7 @@ impl FreshMemory {
             block: 0,
             offset: 0,
             length: FRESH_BYTES as u64,
-            backing: Backing::SharedFile { file, process },
+            backing: Backing::Shared { file, process },
             page_bytes: PAGE_BYTES,
             writable: true,
         };

@@ -25,7 +25,7 @@ fn memory(guest: &Guest) -> Memory {
         block,
         offset,
         length,
-        backing: Backing::SharedFile {
+        backing: Backing::Shared {
             file: FileRange { file: Arc::clone(&guest.files[block]), path: None, offset },
             process: None,
         },

@@ -239,7 +239,7 @@ fn only_set_pages_reach_memory_in_huge_pages() {
             block: 0,
             offset,
             length,
-            backing: Backing::SharedHugetlb {
+            backing: Backing::Shared {
                 file: FileRange { file: Arc::clone(&file), path: None, offset },
                 process: None,
             },

@@ -44,13 +44,8 @@ fn seek_to(file: &File, position: SeekFrom) -> Result<Option<u64>> {
     }
 }
 
-/// The same for hugetlbfs, which knows no holes: everything up to the end of the file, unless the file is empty.
-pub(super) fn hugetlb_spans(file: &File, span: Range<u64>) -> Result<Vec<Range<u64>>> {
-    if allocated_bytes(file)? == 0 { Ok(Vec::new()) } else { spans_to_end(file, span) }
-}
-
 /// All pages of `span` up to the end of the file.
-fn spans_to_end(file: &File, span: Range<u64>) -> Result<Vec<Range<u64>>> {
+pub(super) fn spans_to_end(file: &File, span: Range<u64>) -> Result<Vec<Range<u64>>> {
     let data = span.start..span.end.min(length(file)?.next_multiple_of(PAGE_BYTES));
     Ok(if data.is_empty() { Vec::new() } else { vec![data] })
 }

@@ -3,25 +3,13 @@
 use std::fs::File;
 use std::ops::Range;
 
-use rustix::mm::{Advice, madvise};
-
-use super::{Backing, Memory, file, pagemap, spans};
+use super::pagemap::{self, ZeroPage};
+use super::{Backing, Memory, file, spans};
 use crate::{Error, ErrorKind, Result};
 
 /// The error where a huge page was wanted and could not be had.
 pub(super) fn no_free_page(cause: impl Into<std::io::Error>) -> Error {
     Error::os("the host has no free huge page for the guest's memory", cause).with_kind(ErrorKind::NoSpace)
-}
-
-/// Learns whether this kernel can write to shared hugetlbfs memory as [`Mapping`](super::mapping::Mapping) does.
-pub(super) fn check_writable() -> Result<()> {
-    // An unknown advice is refused before the range is looked at.
-    // SAFETY: the range is empty.
-    let known = unsafe { madvise(std::ptr::null_mut(), 0, Advice::LinuxPopulateWrite) };
-    known.map_err(|errno| {
-        Error::os("writing to hugetlbfs needs MADV_POPULATE_WRITE, which came with Linux 5.14", errno)
-            .with_kind(ErrorKind::HostUnsupported)
-    })
 }
 
 /// Why a write to private hugetlbfs memory failed: writing to another process's memory says the same of any page that
@@ -53,45 +41,30 @@ fn counter(page_bytes: u64, name: &str) -> Option<u64> {
     std::fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
-/// The pages of `span` (file offsets) of a shared hugetlbfs file that hold data.
-///
-/// If the pages that the process has mapped are as many as the file has allocated, they are all there are. Else
-/// someone else put pages there, and every page of the file may be one of them.
+/// The pages of `span` (file offsets) of a file that may hold data: every page of the file where they are not known.
 pub(super) fn data_spans(memory: &Memory, file: &File, span: Range<u64>) -> Result<Vec<Range<u64>>> {
-    let present = present_spans(memory, file)?;
-    let bytes: u64 = present.iter().map(|span| span.end - span.start).sum();
-    if bytes != file::allocated_bytes(file)? {
-        return file::hugetlb_spans(file, span);
-    }
-    let inside = |present: &Range<u64>| present.start.max(span.start)..present.end.min(span.end);
-    Ok(present.iter().map(inside).filter(|span| !span.is_empty()).collect())
+    let Some(pages) = mapped_pages(memory, file)? else { return file::spans_to_end(file, span) };
+    let inside = |pages: Range<u64>| pages.start.max(span.start)..pages.end.min(span.end);
+    Ok(pages.into_iter().map(inside).filter(|pages| !pages.is_empty()).collect())
 }
 
-/// Whether what [`data_spans`] says of the file is exact: all of its pages are there, or the process has mapped all that are.
+/// Whether what [`data_spans`] says of the file is exact: all of its pages are there, or processes have mapped all that are.
 pub(super) fn knows_its_pages(memory: &Memory, file: &File) -> Result<bool> {
-    let allocated = file::allocated_bytes(file)?;
-    let present = || Ok(present_spans(memory, file)?.iter().map(|span| span.end - span.start).sum::<u64>());
-    Ok(allocated >= file::length(file)? || present()? == allocated)
+    Ok(file::allocated_bytes(file)? >= file::length(file)? || mapped_pages(memory, file)?.is_some())
 }
 
-/// The file offsets that processes have mapped and present, over all regions of the file.
-fn present_spans(memory: &Memory, file: &File) -> Result<Vec<Range<u64>>> {
+/// The file offsets that processes have mapped and present, over all regions of the file. If they are as many as the file has
+/// allocated, they are all there are; else someone else put pages there, and this is `None`.
+fn mapped_pages(memory: &Memory, file: &File) -> Result<Option<Vec<Range<u64>>>> {
     let identity = file::identity(file)?;
-    let mut present = Vec::new();
+    let mut mapped = Vec::new();
     for region in memory.regions() {
-        let Backing::SharedHugetlb { file: at, process: Some(mapped) } = &region.backing else {
-            continue;
-        };
-        if file::identity(&at.file)? != identity {
-            continue;
-        }
-        let span = mapped.address..mapped.address + region.length;
-        for span in pagemap::populated(&mapped.process, span, pagemap::ZeroPage::Present)? {
-            present.push(span.start - mapped.address + at.offset..span.end - mapped.address + at.offset);
+        let Backing::Shared { file: at, process: Some(process) } = &region.backing else { continue };
+        if file::identity(&at.file)? == identity {
+            let pages = pagemap::populated(process, region.length, ZeroPage::Present)?;
+            mapped.extend(pages.into_iter().map(|pages| at.offset + pages.start..at.offset + pages.end));
         }
     }
-    present.sort_by_key(|span| span.start);
-    let mut joined = Vec::new();
-    present.into_iter().for_each(|span| spans::push(&mut joined, span));
-    Ok(joined)
+    let mapped = spans::union(mapped);
+    Ok((spans::bytes(&mapped) == file::allocated_bytes(file)?).then_some(mapped))
 }

@@ -23,14 +23,15 @@ use std::ops::Range;
 use std::sync::OnceLock;
 
 use crate::io::Direction;
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, to_usize};
 pub use file_system::FileSystem;
 pub(crate) use hugetlb::obtainable_bytes;
 use mapping::Mapping;
-pub use own_pages::{Copying, OwnPages, PagesAt};
+pub use own_pages::Copying;
+pub(crate) use own_pages::OwnPages;
 pub use pidfd::Pidfd;
 pub use process::Process;
-use region::Way;
+use region::{BY_FILE, WAYS, Way};
 pub use region::{Backing, FileRange, ProcessRange, Region};
 use segment::Segment;
 
@@ -79,36 +80,25 @@ impl Memory {
     pub fn new(block_lengths: Vec<u64>, mut regions: Vec<Region>) -> Result<Self> {
         crate::check_page_size()?;
         regions.sort_by_key(|region| (region.block, region.offset));
+        let mut ends = vec![0; block_lengths.len()];
         for region in &regions {
             region.validate()?;
+            let block = region.block;
+            let missing = || usage(format!("a region belongs to block {block}, which does not exist"));
+            let end = ends.get_mut(block).ok_or_else(missing)?;
+            if region.offset != *end {
+                return Err(usage(format!("block {block} is not covered exactly at offset {end}")));
+            }
+            *end += region.length;
+        }
+        for (block, (length, end)) in block_lengths.iter().zip(ends).enumerate() {
+            if end != *length {
+                return Err(usage(format!("block {block} has {length} bytes, its regions {end}")));
+            }
         }
         let mappings = regions.iter().map(|_| OnceLock::new()).collect();
         let file_lengths = regions.iter().map(Region::file_length).collect::<Result<_>>()?;
-        let memory = Self { blocks: block_lengths, regions, file_lengths, mappings };
-        for (block, &length) in memory.blocks.iter().enumerate() {
-            memory.check_cover(block, length)?;
-        }
-        match memory.regions.last() {
-            Some(last) if last.block >= memory.blocks.len() => {
-                Err(usage(format!("a region belongs to block {}, which does not exist", last.block)))
-            }
-            _ => Ok(memory),
-        }
-    }
-
-    fn check_cover(&self, block: usize, length: u64) -> Result<()> {
-        let mut end = 0;
-        for region in &self.regions[self.regions_of(block)] {
-            if region.offset != end {
-                return Err(usage(format!("block {block} is not covered exactly at offset {end}")));
-            }
-            end += region.length;
-        }
-        if end == length {
-            Ok(())
-        } else {
-            Err(usage(format!("block {block} has {length} bytes, its regions {end}")))
-        }
+        Ok(Self { blocks: block_lengths, regions, file_lengths, mappings })
     }
 
     /// The blocks' lengths in bytes.
@@ -129,17 +119,22 @@ impl Memory {
     /// # Errors
     /// `HostUnsupported` if not.
     pub fn check_writable(&self) -> Result<()> {
-        let by_mapping =
-            |region: &Region| region.writable && matches!(region.backing, Backing::SharedHugetlb { .. });
-        if self.regions.iter().any(by_mapping) { hugetlb::check_writable() } else { Ok(()) }
+        let by_mapping = |region: &Region| {
+            region.writable && region.is_hugetlb() && matches!(region.backing, Backing::Shared { .. })
+        };
+        match mapping::check_populate() {
+            Err(errno) if self.regions.iter().any(by_mapping) => {
+                let message = "writing to hugetlbfs needs MADV_POPULATE_WRITE, which came with Linux 5.14";
+                Err(Error::os(message, errno).with_kind(ErrorKind::HostUnsupported))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The parts of a block's bytes that may be written, ascending: all of them but what is mapped for reading only.
     pub fn writable_parts(&self, block: usize, bytes: Range<u64>) -> impl Iterator<Item = Range<u64>> + '_ {
         let writable = self.regions[self.regions_of(block)].iter().filter(|region| region.writable);
-        let part = move |region: &Region| {
-            region.offset.max(bytes.start)..(region.offset + region.length).min(bytes.end)
-        };
+        let part = move |region: &Region| region.offset.max(bytes.start)..region.end().min(bytes.end);
         writable.map(part).filter(|part| !part.is_empty())
     }
 
@@ -148,12 +143,7 @@ impl Memory {
     /// # Errors
     /// The errno of mmap(2).
     pub fn prepare_to_write(&self) -> Result<()> {
-        for (index, region) in self.regions.iter().enumerate().filter(|(_, region)| region.writable) {
-            if let Backing::SharedHugetlb { file, .. } = &region.backing {
-                self.mapping(index, file)?;
-            }
-        }
-        Ok(())
+        self.writable_regions().try_for_each(|index| self.mapping(index).map(drop))
     }
 
     /// Asks whether all that was written can still be there: what a file loses that is cut does not come back with its length.
@@ -161,8 +151,11 @@ impl Memory {
     /// # Errors
     /// `Io`, naming the file that has become shorter since this memory was made.
     pub fn check_not_cut(&self) -> Result<()> {
-        let mut writable = (0..self.regions.len()).filter(|index| self.regions[*index].writable);
-        writable.try_for_each(|index| self.check_file_not_cut(index))
+        self.writable_regions().try_for_each(|index| self.check_file_not_cut(index))
+    }
+
+    fn writable_regions(&self) -> impl Iterator<Item = usize> {
+        (0..self.regions.len()).filter(|index| self.regions[*index].writable)
     }
 
     fn check_file_not_cut(&self, index: usize) -> Result<()> {
@@ -177,11 +170,18 @@ impl Memory {
     /// The block that a source belongs to; `None` if [`scan`](Self::scan) can never name that source.
     #[must_use]
     pub fn source_block(&self, source: u32) -> Option<usize> {
-        let region = self.region_of(source)?;
-        let by_process = source % 2 == Way::Process as u32;
-        let exists =
-            if by_process { region.backing.process().is_some() } else { region.backing.file().is_some() };
-        exists.then_some(region.block)
+        self.source(source).map(|(region, _)| region.block)
+    }
+
+    /// The region that a source belongs to, and the way to its bytes.
+    fn source(&self, source: u32) -> Option<(&Region, Way<'_>)> {
+        let region = self.regions.get(usize::try_from(source / WAYS).ok()?)?;
+        let way = match &region.backing {
+            backing if source % WAYS == BY_FILE => Way::File(backing.file()?),
+            Backing::Private { process, .. } => Way::Process(process),
+            Backing::Shared { .. } => return None,
+        };
+        Some((region, way))
     }
 
     /// The extents of a block that may hold data, ascending and disjoint; everything else reads zero.
@@ -191,13 +191,11 @@ impl Memory {
     /// # Errors
     /// `GuestGone`, or whatever the kernel said.
     pub fn scan(&self, block: usize) -> Result<Vec<Extent>> {
-        let mut extents: Vec<Extent> = Vec::new();
+        let mut extents = Vec::new();
         for index in self.regions_of(block) {
-            let region = &self.regions[index];
-            for (span, way) in region.data_spans(self)? {
-                let (offset, length) = (region.offset + span.start, span.end - span.start);
-                extents.push(Extent { offset, length, source: source_number(index, way)? });
-            }
+            let number = u32::try_from(index).ok().and_then(|index| index.checked_mul(WAYS));
+            let first = number.ok_or_else(|| usage(format!("{index} regions are too many")))?;
+            extents.extend(self.regions[index].extents(self, first)?);
         }
         Ok(extents)
     }
@@ -212,17 +210,13 @@ impl Memory {
     /// Every piece's part of `buffer` must be valid for writes, and nobody else may access it meanwhile.
     pub unsafe fn read(&self, source: u32, pieces: &[Piece], buffer: *mut u8) -> Result<()> {
         let unknown = || usage(format!("there is no source {source}"));
-        let region = self.region_of(source).ok_or_else(unknown)?;
-        if source % 2 == Way::Process as u32 {
-            let ProcessRange { process, address } = region.backing.process().ok_or_else(unknown)?;
-            let segments = region.segments(*address, pieces, buffer)?;
+        let (region, way) = self.source(source).ok_or_else(unknown)?;
+        let segments = |base| region.segments(base, pieces, buffer);
+        match way {
             // SAFETY: the segments are the pieces, for which the caller promises what is asked here.
-            unsafe { process.transfer(Direction::Read, segments) }
-        } else {
-            let at = region.backing.file().ok_or_else(unknown)?;
-            let segments = region.segments(at.offset, pieces, buffer)?;
-            // SAFETY: the segments are the pieces, for which the caller promises what is asked here.
-            unsafe { file::transfer(at, Direction::Read, segments) }
+            Way::Process(at) => unsafe { at.process.transfer(Direction::Read, segments(at.address)?) },
+            // SAFETY: as above.
+            Way::File(file) => unsafe { file::transfer(file, Direction::Read, segments(file.offset)?) },
         }
     }
 
@@ -239,13 +233,19 @@ impl Memory {
             let region = &self.regions[index];
             region.check_writable()?;
             let segments = |base| region.segments(base, &pieces, buffer.cast_mut());
-            let by_process = |mapped: &ProcessRange| {
-                let segments = segments(mapped.address)?;
+            if let Some(mapping) = self.mapping(index)? {
                 // SAFETY: the segments are the pieces, for which the caller promises what is asked here.
-                unsafe { mapped.process.transfer(Direction::Write, segments) }
+                unsafe { mapping.write(segments(region.offset)?) }?;
+                continue;
+            }
+            let by_process = |mapped: &ProcessRange| {
+                // SAFETY: as above.
+                unsafe { mapped.process.transfer(Direction::Write, segments(mapped.address)?) }
             };
             match &region.backing {
-                Backing::SharedFile { file, process } => {
+                Backing::Private { process, .. } => by_process(process)
+                    .map_err(|error| hugetlb::private_write_failure(error, region.page_bytes)),
+                Backing::Shared { file, process } => {
                     // Writing would make a file that was cut longer again, and nobody could tell.
                     self.check_file_not_cut(index)?;
                     let by_file = |count| {
@@ -261,16 +261,6 @@ impl Memory {
                         Some(written) => written,
                     }
                 }
-                Backing::SharedHugetlb { file, .. } => {
-                    let mapping = self.mapping(index, file)?;
-                    // SAFETY: as above.
-                    unsafe { mapping.write(segments(0)?) }
-                }
-                Backing::Anonymous(mapped) | Backing::PrivateFile { process: mapped, .. } => {
-                    by_process(mapped)
-                }
-                Backing::PrivateHugetlb { process: mapped, .. } => by_process(mapped)
-                    .map_err(|error| hugetlb::private_write_failure(error, region.page_bytes)),
             }?;
         }
         Ok(())
@@ -287,20 +277,14 @@ impl Memory {
     /// `Usage` for memory that is mapped for reading only, `NoSpace` where the host's huge pages run out, or whatever the
     /// kernel said.
     pub fn direct_address(&self, block: usize, offset: u64, length: u64) -> Result<Option<*mut u8>> {
-        let Some(index) = self.region_at(block, offset) else {
-            return Ok(None);
-        };
+        let Some(index) = self.region_at(block, offset) else { return Ok(None) };
         let region = &self.regions[index];
         region.check_writable()?;
-        match &region.backing {
-            Backing::SharedHugetlb { file, .. } if length <= region.offset + region.length - offset => {
-                let start = offset - region.offset;
-                let mapping = self.mapping(index, file)?;
-                mapping.populate(start..start + length)?;
-                Ok(Some(mapping.address(start)))
-            }
-            _ => Ok(None),
-        }
+        let Some(mapping) = self.mapping(index)?.filter(|_| length <= region.end() - offset) else {
+            return Ok(None);
+        };
+        mapping.populate(offset..offset + length)?;
+        Ok(Some(mapping.address(offset)))
     }
 
     /// The pieces by region, cut where they cross from one into the next.
@@ -311,9 +295,7 @@ impl Memory {
                 let index = self.region_at(block, piece.offset).ok_or_else(|| {
                     usage(format!("block {block} has no {} bytes at offset {}", piece.length, piece.offset))
                 })?;
-                let region = &self.regions[index];
-                let room = region.offset + region.length - piece.offset;
-                let length = piece.length.min(usize::try_from(room).unwrap_or(usize::MAX));
+                let length = piece.length.min(to_usize(self.regions[index].end() - piece.offset));
                 match groups.last_mut() {
                     Some((last, group)) if *last == index => group.push(Piece { length, ..piece }),
                     _ => groups.push((index, vec![Piece { length, ..piece }])),
@@ -326,23 +308,24 @@ impl Memory {
         Ok(groups)
     }
 
-    /// The region's own mapping of a hugetlbfs file, made when it is first asked for.
-    fn mapping(&self, index: usize, file: &FileRange) -> Result<&Mapping> {
-        let region = &self.regions[index];
-        if let Some(mapping) = self.mappings[index].get() {
-            return Ok(mapping);
+    /// Our own mapping of a region of shared hugetlbfs memory, made when it is first asked for; `None` for other memory.
+    fn mapping(&self, index: usize) -> Result<Option<&Mapping>> {
+        let (region, made) = (&self.regions[index], &self.mappings[index]);
+        if let Backing::Shared { file, .. } = &region.backing
+            && region.is_hugetlb()
+            && made.get().is_none()
+        {
+            // Of two threads that come here at once, one drops its own again.
+            let _ = made.set(Mapping::new(region, file, Direction::Write)?);
         }
-        let mapping = Mapping::new(region, file, Direction::Write)?;
-        // Of two threads that come here at once, one drops its own again.
-        Ok(self.mappings[index].get_or_init(|| mapping))
+        Ok(made.get())
     }
 
     /// The region that holds a block's byte at `offset`.
     fn region_at(&self, block: usize, offset: u64) -> Option<usize> {
-        let regions = self.regions_of(block);
-        let is_before = |region: &Region| region.offset + region.length <= offset;
-        let index = regions.start + self.regions[regions.clone()].partition_point(is_before);
-        (index < regions.end).then_some(index)
+        let is_before = |region: &Region| (region.block, region.end()) <= (block, offset);
+        let index = self.regions.partition_point(is_before);
+        (self.regions.get(index)?.block == block).then_some(index)
     }
 
     fn regions_of(&self, block: usize) -> Range<usize> {
@@ -350,16 +333,6 @@ impl Memory {
         let end = self.regions.partition_point(|region| region.block <= block);
         start..end
     }
-
-    /// The region that a source belongs to.
-    fn region_of(&self, source: u32) -> Option<&Region> {
-        self.regions.get(usize::try_from(source / 2).ok()?)
-    }
-}
-
-/// Each region has two numbers, whether it has both ways or not.
-fn source_number(region: usize, way: Way) -> Result<u32> {
-    u32::try_from(region * 2 + way as usize).map_err(|_| usage(format!("{region} regions are too many")))
 }
 
 fn usage(message: String) -> Error {

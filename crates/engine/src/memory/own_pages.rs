@@ -2,12 +2,10 @@
 
 use std::ops::Range;
 
-use rustix::mm::{Advice, madvise};
-
-use super::mapping::Mapping;
-use super::{Backing, Extent, Memory, Process, Region, hugetlb, pagemap};
+use super::mapping::{self, Mapping};
+use super::{Backing, Extent, Memory, Process, Region, hugetlb, pagemap, spans};
 use crate::io::Direction;
-use crate::{PAGE_BYTES, Result};
+use crate::{Result, to_usize};
 
 /// Whether a transfer copies guest memory through its buffers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -46,23 +44,20 @@ impl<'a> OwnPages<'a> {
         takes_small_pages: bool,
         data: impl Fn(usize) -> &'d [Extent],
     ) -> Result<Self> {
-        let none = Self { memory, mappings: Vec::new() };
-        if copying == Copying::Always || !can_populate() {
-            return Ok(none);
+        if copying == Copying::Always || mapping::check_populate().is_err() {
+            return Ok(Self { memory, mappings: Vec::new() });
         }
         let map = |region: &Region| {
-            if !is_known(memory, region)? {
+            // Nobody but its process can map private memory.
+            let Backing::Shared { file, .. } = &region.backing else { return Ok(None) };
+            // To look at a hole of hugetlbfs through a mapping would allocate it.
+            if region.is_hugetlb() && !hugetlb::knows_its_pages(memory, &file.file)? {
                 return Ok(None);
             }
-            let (Backing::SharedFile { file, .. } | Backing::SharedHugetlb { file, .. }) = &region.backing
-            else {
-                // Nobody but its process can map private memory.
-                return Ok(None);
-            };
             let mapping = Mapping::new(region, file, Direction::Read)?;
             let is_wanted = copying == Copying::Never
                 || takes_small_pages
-                || region.page_bytes > PAGE_BYTES
+                || region.is_hugetlb()
                 || is_in_huge_pages(&mapping, &samples(region, data(region.block)))?;
             Ok(is_wanted.then_some(mapping))
         };
@@ -72,111 +67,46 @@ impl<'a> OwnPages<'a> {
             outcome => outcome,
         };
         let mappings = memory.regions().iter().map(map).collect::<Result<_>>()?;
-        Ok(Self { mappings, ..none })
+        Ok(Self { memory, mappings })
     }
 
-    /// Where the bytes from `span.start` to `span.end` of a block are mapped; `None` if they are to be copied.
-    pub fn find(&self, block: usize, span: Range<u64>) -> Option<PagesAt<'_>> {
+    /// Where all bytes of `span` of a block are mapped; `None` if they are to be copied.
+    pub fn find(&self, block: usize, span: &Range<u64>) -> Option<&Mapping> {
         let index = self.memory.region_at(block, span.start)?;
-        let mapping = self.mappings.get(index)?.as_ref()?;
-        let region = &self.memory.regions()[index];
-        (span.end <= region.offset + region.length).then_some(PagesAt {
-            mapping,
-            start: span.start,
-            within: span.start - region.offset,
-        })
-    }
-}
-
-/// A run of a block's bytes in one of our mappings.
-#[derive(Debug, Clone, Copy)]
-pub struct PagesAt<'a> {
-    mapping: &'a Mapping,
-    /// First byte, from the start of the block.
-    start: u64,
-    /// The same from the start of the region.
-    within: u64,
-}
-
-impl PagesAt<'_> {
-    /// The address of the first byte, valid as long as the mapping is there.
-    pub fn address(&self) -> *mut u8 {
-        self.mapping.address(self.within)
-    }
-
-    /// Makes the pages of `extents`, which are known to be there, present in our mapping, and calls `look`, which may read
-    /// their bytes. Holes between them are left alone: to touch one would allocate it.
-    ///
-    /// # Errors
-    /// `Io` for a page that is damaged or was taken away; whatever `look` has found is wrong then.
-    pub fn look<T>(&self, extents: &[Extent], look: impl FnOnce() -> T) -> Result<T> {
-        for extent in extents {
-            let start = self.within + (extent.offset - self.start);
-            self.mapping.populate(start..start + extent.length)?;
-        }
-        let last = extents.last().map_or(self.start, |extent| extent.offset + extent.length);
-        self.mapping.watched(self.within..self.within + (last - self.start), look)
+        let mapping = self.mappings.get(index)?.as_ref();
+        mapping.filter(|_| span.end <= self.memory.regions()[index].end())
     }
 }
 
 /// Whether at least half of the samples, which hold data, are mapped in huge pages.
 fn is_in_huge_pages(mapping: &Mapping, samples: &[Range<u64>]) -> Result<bool> {
     let own = Process::open(std::process::id().cast_signed())?;
-    let (mut huge, mut all) = (0, 0);
+    let mut huge = 0;
     for sample in samples {
         mapping.populate(sample.clone())?;
         let start = mapping.address(sample.start).addr() as u64;
-        huge += pagemap::huge_bytes(&own, start..start + (sample.end - sample.start));
-        all += sample.end - sample.start;
+        huge += pagemap::huge_bytes(&own, start..start + SAMPLE_BYTES);
     }
-    Ok(all > 0 && huge >= all / 2)
+    Ok(!samples.is_empty() && huge >= spans::bytes(samples) / 2)
 }
 
-/// Places of a region that hold data, from its start: evenly spread over the extents that are large enough for a huge page.
+/// Places of a region that hold data: evenly spread over the extents that are large enough for a huge page.
 fn samples(region: &Region, data: &[Extent]) -> Vec<Range<u64>> {
-    let end = region.offset + region.length;
-    let large = data.iter().filter_map(|extent| {
+    let places_in = |extent: &Extent| {
         let start = extent.offset.max(region.offset).next_multiple_of(SAMPLE_BYTES);
-        let last = (extent.offset + extent.length).min(end).checked_sub(SAMPLE_BYTES)?;
-        (start <= last).then(|| (start, (last - start) / SAMPLE_BYTES + 1))
-    });
-    let large: Vec<(u64, u64)> = large.collect();
-    let count: u64 = large.iter().map(|(_, count)| count).sum();
-    let step = (count / SAMPLES as u64).max(1);
-    let mut found = Vec::new();
-    let mut passed = 0_u64;
-    for (start, count) in large {
-        // The first place of this extent that is a multiple of `step` in the line of all.
-        let mut place = passed.next_multiple_of(step) - passed;
-        while place < count && found.len() < SAMPLES {
-            let offset = start + place * SAMPLE_BYTES - region.offset;
-            found.push(offset..offset + SAMPLE_BYTES);
-            place += step;
-        }
-        passed += count;
-    }
-    found
-}
-
-/// Whether the data of the region is known exactly: to look at a hole of hugetlbfs through a mapping would allocate it.
-fn is_known(memory: &Memory, region: &Region) -> Result<bool> {
-    match &region.backing {
-        Backing::SharedHugetlb { file, .. } => hugetlb::knows_its_pages(memory, &file.file),
-        _ => Ok(true),
-    }
-}
-
-/// Whether this kernel (5.14) can say what is wrong with a page before it is touched.
-fn can_populate() -> bool {
-    // SAFETY: the range is empty, and an unknown advice is refused before it is looked at.
-    unsafe { madvise(std::ptr::null_mut(), 0, Advice::LinuxPopulateRead) }.is_ok()
+        let end = (extent.offset + extent.length).min(region.end());
+        (start..(end + 1).saturating_sub(SAMPLE_BYTES)).step_by(to_usize(SAMPLE_BYTES))
+    };
+    let places = || data.iter().flat_map(places_in);
+    let step = (places().count() / SAMPLES).max(1);
+    places().step_by(step).take(SAMPLES).map(|start| start..start + SAMPLE_BYTES).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ErrorKind;
     use crate::memory::FileRange;
+    use crate::{ErrorKind, PAGE_BYTES};
     use std::fs::File;
     use std::os::unix::fs::{FileExt, MetadataExt};
     use std::sync::Arc;
@@ -192,15 +122,17 @@ mod tests {
             file.write_all_at(&[7; 8 * 4096], page * PAGE_BYTES).unwrap();
         }
         let range = FileRange { file: Arc::clone(&file), path: None, offset: 0 };
-        let backing = Backing::SharedFile { file: range, process: None };
+        let backing = Backing::Shared { file: range, process: None };
         let region =
             Region { block: 0, offset: 0, length: LENGTH, backing, page_bytes: PAGE_BYTES, writable: false };
         (file, Memory::new(vec![LENGTH], vec![region]).unwrap())
     }
 
-    fn first_byte(pages: PagesAt<'_>, extents: &[Extent], before: impl FnOnce()) -> Result<u8> {
-        let address = pages.address();
-        pages.look(extents, || {
+    fn first_byte(own: &OwnPages<'_>, extents: &[Extent], before: impl FnOnce()) -> Result<u8> {
+        let span = extents[0].offset..LENGTH;
+        let mapping = own.find(0, &span).unwrap();
+        let address = mapping.address(span.start);
+        mapping.look(span, extents, || {
             before();
             // SAFETY: the address is mapped; if its page is gone, that is what is tested.
             unsafe { address.read_volatile() }
@@ -212,14 +144,13 @@ mod tests {
         let (file, memory) = memory();
         let extents = memory.scan(0).unwrap();
         let own = OwnPages::new(&memory, Copying::Never, false, |_| &extents).unwrap();
-        let find = |extents: &[Extent]| own.find(0, extents[0].offset..LENGTH).unwrap();
         let second = &extents[1..];
-        assert_eq!(first_byte(find(second), second, || ()).unwrap(), 7);
-        let cut = first_byte(find(second), second, || file.set_len(8 * PAGE_BYTES).unwrap());
+        assert_eq!(first_byte(&own, second, || ()).unwrap(), 7);
+        let cut = first_byte(&own, second, || file.set_len(8 * PAGE_BYTES).unwrap());
         assert_eq!(cut.unwrap_err().kind, ErrorKind::Io);
-        let before_it_is_looked_at = first_byte(find(second), second, || unreachable!("it is not there"));
+        let before_it_is_looked_at = first_byte(&own, second, || unreachable!("it is not there"));
         assert!(before_it_is_looked_at.unwrap_err().message.contains("taken away"));
-        assert_eq!(first_byte(find(&extents), &extents[..1], || ()).unwrap(), 7);
+        assert_eq!(first_byte(&own, &extents[..1], || ()).unwrap(), 7);
     }
 
     #[test]
@@ -228,7 +159,7 @@ mod tests {
         let blocks = file.metadata().unwrap().blocks();
         let extents = memory.scan(0).unwrap();
         let own = OwnPages::new(&memory, Copying::Never, false, |_| &extents).unwrap();
-        assert_eq!(first_byte(own.find(0, 0..LENGTH).unwrap(), &extents, || ()).unwrap(), 7);
+        assert_eq!(first_byte(&own, &extents, || ()).unwrap(), 7);
         drop(own);
         assert_eq!(file.metadata().unwrap().blocks(), blocks);
     }
@@ -239,7 +170,7 @@ mod tests {
         let extents = memory.scan(0).unwrap();
         let is_mapped = |copying, glad| {
             let own = OwnPages::new(&memory, copying, glad, |_| &extents).unwrap();
-            own.find(0, 0..LENGTH).is_some()
+            own.find(0, &(0..LENGTH)).is_some()
         };
         assert!(!is_mapped(Copying::Auto, false) && !is_mapped(Copying::Always, true));
         assert!(is_mapped(Copying::Auto, true) && is_mapped(Copying::Never, false));

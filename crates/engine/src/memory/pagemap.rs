@@ -5,11 +5,14 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
+use linux_raw_sys::general::{
+    PAGE_IS_HUGE, PAGE_IS_PFNZERO, PAGE_IS_PRESENT, PAGE_IS_SWAPPED, page_region, pm_scan_arg,
+};
 use rustix::io::retry_on_intr;
 
 use super::process::last_errno;
-use super::{Process, spans};
-use crate::{Error, PAGE_BYTES, Result};
+use super::{Process, ProcessRange, spans};
+use crate::{Error, PAGE, PAGE_BYTES, Result, to_usize};
 
 /// What to do with pages that show the kernel's shared page of zeros.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,94 +23,56 @@ pub(super) enum ZeroPage {
     Present,
 }
 
-/// The bytes of `span` (page-aligned addresses) that the process holds.
+/// The bytes of a process's `mapped` range that it holds, from its start.
 ///
 /// # Errors
 /// `GuestGone` if the process ended or executed another program meanwhile, or whatever the kernel said.
-pub(super) fn populated(process: &Process, span: Range<u64>, zero: ZeroPage) -> Result<Vec<Range<u64>>> {
-    let failure = |cause| {
-        Error::os(
-            format!("finding the pages of process {} at {:#x} failed", process.pid(), span.start),
-            cause,
-        )
-    };
-    let held = PAGE_IS_PRESENT | PAGE_IS_SWAPPED;
+pub(super) fn populated(mapped: &ProcessRange, length: u64, zero: ZeroPage) -> Result<Vec<Range<u64>>> {
+    let ProcessRange { process, address } = mapped;
+    let span = *address..address + length;
     let none_of = if zero == ZeroPage::Absent { PAGE_IS_PFNZERO } else { 0 };
-    let found = match scan(process, span.clone(), Wanted { any_of: held, none_of }) {
-        Err(cause) if cause.raw_os_error() == Some(libc::ENOTTY) => read(process, span.clone()),
+    let found = match scan(process, span.clone(), HELD, none_of) {
+        Err(cause) if cause.raw_os_error() == Some(libc::ENOTTY) => read(process, span),
         result => result,
     };
     // The page map of memory that is gone looks empty. If it is still there now, it was whole until here.
     process.check_alive()?;
-    found.map_err(failure)
+    let found = found.map_err(|cause| {
+        Error::os(format!("finding the pages of process {} at {address:#x} failed", process.pid()), cause)
+    })?;
+    Ok(spans::from(*address, found))
 }
 
 /// Bytes of `span` that the process has mapped by huge pages; 0 where the kernel cannot tell (before Linux 6.7).
 pub(super) fn huge_bytes(process: &Process, span: Range<u64>) -> u64 {
-    let huge = Wanted { any_of: PAGE_IS_HUGE, none_of: 0 };
-    scan(process, span, huge).map_or(0, |found| found.iter().map(|span| span.end - span.start).sum())
+    scan(process, span, PAGE_IS_HUGE, 0).map_or(0, |found| spans::bytes(&found))
 }
 
-/// `struct pm_scan_arg` of include/uapi/linux/fs.h (Linux 6.7).
-#[repr(C)]
-#[derive(Debug, Default)]
-struct ScanArguments {
-    size: u64,
-    flags: u64,
-    start: u64,
-    end: u64,
-    walk_end: u64,
-    vec: u64,
-    vec_len: u64,
-    max_pages: u64,
-    category_inverted: u64,
-    category_mask: u64,
-    category_anyof_mask: u64,
-    return_mask: u64,
-}
-
-/// `struct page_region` of the same file.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Default)]
-struct PageRegion {
-    start: u64,
-    end: u64,
-    categories: u64,
-}
-
+/// `PAGEMAP_SCAN` of include/uapi/linux/fs.h (Linux 6.7).
 const PAGEMAP_SCAN: u32 = 0xC060_6610;
-const PAGE_IS_PRESENT: u64 = 1 << 3;
-const PAGE_IS_SWAPPED: u64 = 1 << 4;
-const PAGE_IS_PFNZERO: u64 = 1 << 5;
-const PAGE_IS_HUGE: u64 = 1 << 6;
+const HELD: u32 = PAGE_IS_PRESENT | PAGE_IS_SWAPPED;
 const REGIONS_AT_ONCE: usize = 1024;
 
-/// Categories of pages.
-#[derive(Debug, Clone, Copy)]
-struct Wanted {
-    /// A page is in one of these,
-    any_of: u64,
-    /// and in none of these.
-    none_of: u64,
-}
-
-/// By the PAGEMAP_SCAN ioctl; ENOTTY before Linux 6.7.
-fn scan(process: &Process, span: Range<u64>, wanted: Wanted) -> io::Result<Vec<Range<u64>>> {
-    let mut regions = vec![PageRegion::default(); REGIONS_AT_ONCE];
+/// By the PAGEMAP_SCAN ioctl, the pages that are in one of the categories `any_of` and in none of `none_of`; ENOTTY before
+/// Linux 6.7.
+fn scan(process: &Process, span: Range<u64>, any_of: u32, none_of: u32) -> io::Result<Vec<Range<u64>>> {
+    let mut regions = vec![page_region { start: 0, end: 0, categories: 0 }; REGIONS_AT_ONCE];
     let mut found = Vec::new();
-    let mut start = span.start;
-    while start < span.end {
-        let mut arguments = ScanArguments {
-            size: size_of::<ScanArguments>() as u64,
-            start,
-            end: span.end,
-            vec: regions.as_mut_ptr().expose_provenance() as u64,
-            vec_len: REGIONS_AT_ONCE as u64,
-            category_inverted: wanted.none_of,
-            category_mask: wanted.none_of,
-            category_anyof_mask: wanted.any_of,
-            ..ScanArguments::default()
-        };
+    let mut arguments = pm_scan_arg {
+        size: size_of::<pm_scan_arg>() as u64,
+        flags: 0,
+        start: span.start,
+        end: span.end,
+        walk_end: 0,
+        vec: regions.as_mut_ptr().expose_provenance() as u64,
+        vec_len: REGIONS_AT_ONCE as u64,
+        max_pages: 0,
+        category_inverted: none_of.into(),
+        category_mask: none_of.into(),
+        category_anyof_mask: any_of.into(),
+        return_mask: 0,
+    };
+    while arguments.start < span.end {
         let fd = process.pagemap.as_raw_fd();
         let count = retry_on_intr(|| {
             // SAFETY: the arguments have the layout that the ioctl expects and name a buffer of `vec_len` regions,
@@ -118,10 +83,10 @@ fn scan(process: &Process, span: Range<u64>, wanted: Wanted) -> io::Result<Vec<R
         for region in regions.iter().take(count) {
             spans::push(&mut found, region.start..region.end);
         }
-        if arguments.walk_end <= start {
+        if arguments.walk_end <= arguments.start {
             return Err(io::Error::other("PAGEMAP_SCAN did not advance"));
         }
-        start = arguments.walk_end;
+        arguments.start = arguments.walk_end;
     }
     Ok(found)
 }
@@ -129,24 +94,21 @@ fn scan(process: &Process, span: Range<u64>, wanted: Wanted) -> io::Result<Vec<R
 const ENTRY_BYTES: usize = 8;
 const ENTRY_PRESENT: u64 = 1 << 63;
 const ENTRY_SWAPPED: u64 = 1 << 62;
-const ENTRIES_AT_ONCE: u64 = 16 << 10;
+const ENTRIES_AT_ONCE: usize = 16 << 10;
 
 /// By /proc/PID/pagemap (Documentation/admin-guide/mm/pagemap.rst), which cannot tell the shared page of zeros.
 fn read(process: &Process, span: Range<u64>) -> io::Result<Vec<Range<u64>>> {
-    let mut buffer = Vec::new();
+    let mut buffer = vec![[0; ENTRY_BYTES]; ENTRIES_AT_ONCE];
     let mut found = Vec::new();
-    let mut page = span.start / PAGE_BYTES;
-    let end = span.end / PAGE_BYTES;
-    while page < end {
-        let count = (end - page).min(ENTRIES_AT_ONCE);
-        buffer.resize(usize::try_from(count).unwrap_or(0) * ENTRY_BYTES, 0);
-        process.pagemap.read_exact_at(&mut buffer, page * ENTRY_BYTES as u64)?;
-        let (entries, _) = buffer.as_chunks::<ENTRY_BYTES>();
-        for entry in entries {
+    for start in span.clone().step_by(ENTRIES_AT_ONCE * PAGE) {
+        let count = to_usize((span.end - start) / PAGE_BYTES).min(ENTRIES_AT_ONCE);
+        let entries = &mut buffer[..count];
+        let place = start / PAGE_BYTES * ENTRY_BYTES as u64;
+        process.pagemap.read_exact_at(entries.as_flattened_mut(), place)?;
+        for (entry, at) in entries.iter().zip((start..).step_by(PAGE)) {
             if u64::from_ne_bytes(*entry) & (ENTRY_PRESENT | ENTRY_SWAPPED) != 0 {
-                spans::push(&mut found, page * PAGE_BYTES..(page + 1) * PAGE_BYTES);
+                spans::push(&mut found, at..at + PAGE_BYTES);
             }
-            page += 1;
         }
     }
     Ok(found)
@@ -155,6 +117,8 @@ fn read(process: &Process, span: Range<u64>) -> io::Result<Vec<Range<u64>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
+
     use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
     /// More regions than one ioctl returns; pages that were only read show the shared page of zeros.
@@ -186,16 +150,16 @@ mod tests {
         let process = Process::open(std::process::id().cast_signed()).unwrap();
         let span = start..start + length;
         assert_eq!(read(&process, span.clone()).unwrap(), touched);
-        let held = Wanted { any_of: PAGE_IS_PRESENT | PAGE_IS_SWAPPED, none_of: 0 };
-        match scan(&process, span.clone(), held) {
+        match scan(&process, span.clone(), HELD, 0) {
             Ok(found) => assert_eq!(found, touched),
             Err(cause) => eprintln!("SKIPPED: this kernel has no PAGEMAP_SCAN: {cause}"),
         }
-        if let Ok(found) = scan(&process, span.clone(), Wanted { none_of: PAGE_IS_PFNZERO, ..held }) {
+        if let Ok(found) = scan(&process, span.clone(), HELD, PAGE_IS_PFNZERO) {
             assert_eq!(found, written);
         }
-        let found = populated(&process, span, ZeroPage::Absent).unwrap();
-        assert!(found == written || found == touched);
+        let mapped = ProcessRange { process: Arc::new(process), address: start };
+        let found = populated(&mapped, length, ZeroPage::Absent).unwrap();
+        assert!(found == spans::from(start, written) || found == spans::from(start, touched));
         // SAFETY: the mapping is ours, and nobody refers to it any more.
         unsafe { munmap(base, bytes) }.unwrap();
     }

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::pagemap::{ZeroPage, populated};
-use super::{Memory, Piece, Process, Segment, file, hugetlb, spans, usage};
-use crate::{Error, ErrorKind, PAGE_BYTES, Result};
+use super::{Extent, Memory, Piece, Process, Segment, file, hugetlb, spans, usage};
+use crate::{Error, PAGE_BYTES, Result};
 
 /// Part of a block whose bytes are all kept in the same way.
 #[derive(Debug, Clone)]
@@ -20,7 +20,7 @@ pub struct Region {
     pub length: u64,
     /// Where the bytes are.
     pub backing: Backing,
-    /// Bytes in a page of the memory itself: 4096, or more for hugetlbfs.
+    /// Bytes in a page of the memory itself: 4096, or more if the file is on hugetlbfs.
     pub page_bytes: u64,
     /// Whether the bytes may be written; if not, whoever uses the memory has mapped it for reading only.
     pub writable: bool,
@@ -29,36 +29,20 @@ pub struct Region {
 /// Where a region's bytes are.
 #[derive(Debug, Clone)]
 pub enum Backing {
-    /// Private memory without a file.
-    Anonymous(ProcessRange),
-    /// A private mapping of a file: the pages that the process has touched are its own, all others the file's.
-    PrivateFile {
+    /// Memory of a process's own: the pages that it has touched. All others are those of the file that it has mapped, or zero.
+    Private {
         /// Where the process has mapped it.
         process: ProcessRange,
-        /// What it has mapped.
-        file: FileRange,
-    },
-    /// The same for a file on hugetlbfs.
-    PrivateHugetlb {
-        /// Where the process has mapped it.
-        process: ProcessRange,
-        /// What it has mapped.
-        file: FileRange,
+        /// What it has mapped, if that is a file.
+        file: Option<FileRange>,
     },
     /// A file or memfd that whoever uses the memory has mapped shared.
-    SharedFile {
+    Shared {
         /// What is mapped.
         file: FileRange,
-        /// Where a process has mapped it, if that is how it is to be written: pages of a tmpfs that are not there yet are then
-        /// charged to that process's memory cgroup rather than to ours.
-        process: Option<ProcessRange>,
-    },
-    /// The same for a file on hugetlbfs.
-    SharedHugetlb {
-        /// What is mapped.
-        file: FileRange,
-        /// Where a process has mapped it, if one has: its page tables tell which huge pages are in use, the file
-        /// does not.
+        /// Where a process has mapped it, if that matters: huge pages that are in use are told by its page tables, not by the
+        /// file; all other memory is then written by it, as pages of a tmpfs that are not there yet are charged to that
+        /// process's memory cgroup rather than to ours.
         process: Option<ProcessRange>,
     },
 }
@@ -83,45 +67,24 @@ pub struct FileRange {
     pub offset: u64,
 }
 
-/// Which of a region's two ways some of its bytes are read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Way {
-    Process,
-    File,
+/// A region's two ways to its bytes, each with a number, whether it has both or not.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Way<'a> {
+    Process(&'a ProcessRange),
+    File(&'a FileRange),
 }
 
+pub(super) const WAYS: u32 = 2;
+pub(super) const BY_PROCESS: u32 = 0;
+pub(super) const BY_FILE: u32 = 1;
+
 impl Backing {
-    /// The name of the kind of memory that users see.
-    #[must_use]
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::Anonymous(_) => "anonymous",
-            Self::PrivateFile { .. } => "private-file",
-            Self::PrivateHugetlb { .. } => "private-hugetlb",
-            Self::SharedFile { .. } => "shared-file",
-            Self::SharedHugetlb { .. } => "shared-hugetlb",
-        }
-    }
-
-    /// The process that the bytes are read from, for private memory.
-    pub(super) fn process(&self) -> Option<&ProcessRange> {
-        match self {
-            Self::Anonymous(process)
-            | Self::PrivateFile { process, .. }
-            | Self::PrivateHugetlb { process, .. } => Some(process),
-            Self::SharedFile { .. } | Self::SharedHugetlb { .. } => None,
-        }
-    }
-
     /// The file that the bytes, or those that no process holds, are read from.
     #[must_use]
     pub fn file(&self) -> Option<&FileRange> {
         match self {
-            Self::Anonymous(_) => None,
-            Self::SharedFile { file, .. }
-            | Self::PrivateFile { file, .. }
-            | Self::PrivateHugetlb { file, .. }
-            | Self::SharedHugetlb { file, .. } => Some(file),
+            Self::Private { file, .. } => file.as_ref(),
+            Self::Shared { file, .. } => Some(file),
         }
     }
 }
@@ -137,17 +100,35 @@ impl FileRange {
 }
 
 impl Region {
+    /// The name of the kind of memory that users see.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match (&self.backing, self.is_hugetlb()) {
+            (Backing::Private { file: None, .. }, _) => "anonymous",
+            (Backing::Private { .. }, false) => "private-file",
+            (Backing::Private { .. }, true) => "private-hugetlb",
+            (Backing::Shared { .. }, false) => "shared-file",
+            (Backing::Shared { .. }, true) => "shared-hugetlb",
+        }
+    }
+
+    /// The first byte behind it, from the start of the block.
+    pub(super) fn end(&self) -> u64 {
+        self.offset + self.length
+    }
+
+    pub(super) fn is_hugetlb(&self) -> bool {
+        self.page_bytes > PAGE_BYTES
+    }
+
     /// Checks that all numbers are page-aligned and that no sum of them overflows.
     pub(super) fn validate(&self) -> Result<()> {
-        let process = match &self.backing {
-            Backing::SharedFile { process, .. } | Backing::SharedHugetlb { process, .. } => process.as_ref(),
-            backing => backing.process(),
+        let (process, file) = match &self.backing {
+            Backing::Private { process, file } => (Some(process), file.as_ref()),
+            Backing::Shared { file, process } => (process.as_ref(), Some(file)),
         };
-        let starts = [
-            Some(self.offset),
-            process.map(|process| process.address),
-            self.backing.file().map(|file| file.offset),
-        ];
+        let starts =
+            [Some(self.offset), process.map(|process| process.address), file.map(|file| file.offset)];
         let fits = |start: u64| {
             start.is_multiple_of(PAGE_BYTES)
                 && start.checked_add(self.length).is_some_and(|end| end <= i64::MAX.cast_unsigned())
@@ -158,10 +139,9 @@ impl Region {
             && self.page_bytes >= PAGE_BYTES
             && starts.into_iter().flatten().all(fits);
         if valid {
-            Ok(())
-        } else {
-            Err(usage(format!("a region of block {} is not page-aligned", self.block)))
+            return Ok(());
         }
+        Err(usage(format!("a region of block {} is not page-aligned", self.block)))
     }
 
     /// How much of its file the region has within reach, from the start of the file.
@@ -178,39 +158,39 @@ impl Region {
         Err(usage(format!("block {} is mapped for reading only at offset {}", self.block, self.offset)))
     }
 
-    /// The pages that may hold data, from the start of the region, ascending and disjoint, and how to read them.
-    pub(super) fn data_spans(&self, memory: &Memory) -> Result<Vec<(Range<u64>, Way)>> {
-        let mut found = Vec::new();
+    /// The runs of pages that may hold data, ascending and disjoint; the two ways to them are numbered from `first_source` on.
+    pub(super) fn extents(&self, memory: &Memory, first_source: u32) -> Result<Vec<Extent>> {
         let held = self.held_spans()?;
         let rest = spans::subtract(&self.file_spans(memory)?, &held);
-        found.extend(held.into_iter().map(|span| (span, Way::Process)));
-        found.extend(rest.into_iter().map(|span| (span, Way::File)));
-        found.sort_by_key(|(span, _)| span.start);
-        Ok(found)
+        let held = held.into_iter().map(|span| (span, BY_PROCESS));
+        let rest = rest.into_iter().map(|span| (span, BY_FILE));
+        let extent = |(span, way): (Range<u64>, u32)| Extent {
+            offset: self.offset + span.start,
+            length: span.end - span.start,
+            source: first_source + way,
+        };
+        let mut extents: Vec<_> = held.chain(rest).map(extent).collect();
+        extents.sort_by_key(|extent| extent.offset);
+        Ok(extents)
     }
 
     /// The pages that the process holds itself, from the start of the region.
     fn held_spans(&self) -> Result<Vec<Range<u64>>> {
-        let Some(ProcessRange { process, address }) = self.backing.process() else {
-            return Ok(Vec::new());
-        };
-        let zero = if self.backing.file().is_some() { ZeroPage::Present } else { ZeroPage::Absent };
-        let held = populated(process, *address..address + self.length, zero)?;
-        Ok(relative(held, *address))
+        let Backing::Private { process, file } = &self.backing else { return Ok(Vec::new()) };
+        let zero = if file.is_some() { ZeroPage::Present } else { ZeroPage::Absent };
+        populated(process, self.length, zero)
     }
 
     /// The pages for which the file holds data, from the start of the region.
     fn file_spans(&self, memory: &Memory) -> Result<Vec<Range<u64>>> {
-        let Some(FileRange { file, offset, .. }) = self.backing.file() else {
-            return Ok(Vec::new());
-        };
+        let Some(FileRange { file, offset, .. }) = self.backing.file() else { return Ok(Vec::new()) };
         let span = *offset..offset + self.length;
-        let data = match self.backing {
-            Backing::PrivateHugetlb { .. } => file::hugetlb_spans(file, span),
-            Backing::SharedHugetlb { .. } => hugetlb::data_spans(memory, file, span),
-            _ => file::data_spans(file, span),
+        let data = if self.is_hugetlb() {
+            hugetlb::data_spans(memory, file, span)?
+        } else {
+            file::data_spans(file, span)?
         };
-        Ok(relative(data?, *offset))
+        Ok(spans::from(*offset, data))
     }
 
     /// What to copy for each of `pieces` of the block, where the region's first byte is `base`.
@@ -222,10 +202,6 @@ impl Region {
             (end <= self.length).then_some(Segment { at: base + offset, buffer, length: piece.length })
         };
         let segments: Option<Vec<_>> = pieces.iter().map(segment).collect();
-        segments.ok_or_else(|| Error::new(ErrorKind::Usage, "a piece lies outside of its region"))
+        segments.ok_or_else(|| usage("a piece lies outside of its region".to_owned()))
     }
-}
-
-fn relative(spans: Vec<Range<u64>>, base: u64) -> Vec<Range<u64>> {
-    spans.into_iter().map(|span| span.start - base..span.end - base).collect()
 }

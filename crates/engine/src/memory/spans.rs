@@ -10,6 +10,24 @@ pub(super) fn push(spans: &mut Vec<Range<u64>>, span: Range<u64>) {
     }
 }
 
+/// The bytes of `spans`, which are in any order.
+pub(super) fn union(mut spans: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    spans.sort_by_key(|span| span.start);
+    let mut joined = Vec::new();
+    spans.into_iter().for_each(|span| push(&mut joined, span));
+    joined
+}
+
+/// The same counted from `start`, which is not behind any of them.
+pub(super) fn from(start: u64, spans: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    spans.into_iter().map(|span| span.start - start..span.end - start).collect()
+}
+
+/// How many bytes there are.
+pub(super) fn bytes(spans: &[Range<u64>]) -> u64 {
+    spans.iter().map(|span| span.end - span.start).sum()
+}
+
 /// The bytes of `spans` that are not in `taken`.
 pub(super) fn subtract(spans: &[Range<u64>], taken: &[Range<u64>]) -> Vec<Range<u64>> {
     let mut rest = Vec::new();
@@ -17,17 +35,14 @@ pub(super) fn subtract(spans: &[Range<u64>], taken: &[Range<u64>]) -> Vec<Range<
     for span in spans {
         let mut start = span.start;
         while let Some(next) = taken.next_if(|next| next.end <= span.end) {
-            if next.start > start {
-                rest.push(start..next.start);
-            }
+            rest.push(start..next.start);
             start = start.max(next.end);
         }
         // A range that reaches beyond this span may take from the next one as well, so it stays in line.
         let end = taken.peek().map_or(span.end, |next| next.start.clamp(start, span.end));
-        if end > start {
-            rest.push(start..end);
-        }
+        rest.push(start..end);
     }
+    rest.retain(|span| !span.is_empty());
     rest
 }
 

@@ -11,6 +11,7 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mpr
 #[path = "../../tests/support/huge_pages.rs"]
 mod huge_pages;
 
+use super::region::BY_PROCESS;
 use super::*;
 use crate::PAGE_BYTES;
 use crate::bitmap::{PageBitmap, PageRun};
@@ -80,15 +81,14 @@ impl Guest {
     fn backing(&self) -> Backing {
         let process = ProcessRange { process: me(), address: self.base as u64 };
         let Some(file) = &self.file else {
-            return Backing::Anonymous(process);
+            return Backing::Private { process, file: None };
         };
         let file = FileRange { file: Arc::new(file.try_clone().unwrap()), path: None, offset: 0 };
-        match (self.private, self.page_bytes > PAGE_BYTES) {
-            (true, false) => Backing::PrivateFile { process, file },
-            (true, true) => Backing::PrivateHugetlb { process, file },
-            (false, false) => Backing::SharedFile { file, process: self.by_process.then_some(process) },
-            (false, true) => Backing::SharedHugetlb { file, process: Some(process) },
+        if self.private {
+            return Backing::Private { process, file: Some(file) };
         }
+        let process = (self.by_process || self.page_bytes > PAGE_BYTES).then_some(process);
+        Backing::Shared { file, process }
     }
 
     fn region(&self, length: u64) -> Region {
@@ -108,14 +108,15 @@ impl Guest {
     }
 
     fn allocated(&self) -> u64 {
-        let span = self.base as u64..self.base as u64 + self.model.len() as u64;
-        let held = pagemap::populated(&me(), span, pagemap::ZeroPage::Present).unwrap();
+        let mapped = ProcessRange { process: me(), address: self.base as u64 };
+        let length = self.model.len() as u64;
+        let held = pagemap::populated(&mapped, length, pagemap::ZeroPage::Present).unwrap();
         let file = self.file.as_ref().map_or(0, |file| {
             // A file system on disk may allocate what is behind a dirty page whenever it writes it back.
             file.sync_all().unwrap();
             file::allocated_bytes(file).unwrap()
         });
-        file + held.iter().map(|span| span.end - span.start).sum::<u64>()
+        file + spans::bytes(&held)
     }
 }
 
@@ -432,7 +433,7 @@ fn a_file_that_is_cut_after_the_scan_is_no_zeros() {
             let mut content = vec![0; 3 * PAGE];
             let piece = Piece { offset: 0, length: content.len(), buffer_offset: 0 };
             // SAFETY: the buffer is as long as the piece.
-            let read = unsafe { memory.read(Way::File as u32, &[piece], content.as_mut_ptr()) };
+            let read = unsafe { memory.read(BY_FILE, &[piece], content.as_mut_ptr()) };
             let error = read.unwrap_err();
             assert_eq!((error.kind, error.offset), (ErrorKind::Io, Some(left)));
             assert!(error.message.contains("taken away"), "{error}");
@@ -508,7 +509,7 @@ fn thousands_of_pieces_are_read_and_written() {
     assert!(guest.bytes() == guest.model);
     let mut content = vec![0; guest.model.len()];
     // SAFETY: as above, for a buffer of the same length.
-    unsafe { memory.read(Way::Process as u32, &pieces, content.as_mut_ptr()) }.unwrap();
+    unsafe { memory.read(BY_PROCESS, &pieces, content.as_mut_ptr()) }.unwrap();
     assert!(content == guest.model);
 }
 
@@ -521,13 +522,13 @@ fn pieces_and_bitmaps_that_do_not_fit_are_refused() {
     {
         let piece = Piece { offset, length, buffer_offset: 0 };
         // SAFETY: nothing is copied, as the piece is refused.
-        let read = unsafe { memory.read(Way::Process as u32, &[piece], &raw mut byte) };
+        let read = unsafe { memory.read(BY_PROCESS, &[piece], &raw mut byte) };
         assert_eq!(read.unwrap_err().kind, ErrorKind::Usage);
         // SAFETY: as above.
         let written = unsafe { memory.write(0, &[piece], &raw const byte) };
         assert_eq!(written.unwrap_err().kind, ErrorKind::Usage);
     }
-    assert_eq!(memory.source_block(Way::Process as u32), Some(0));
+    assert_eq!(memory.source_block(BY_PROCESS), Some(0));
     for source in [1, 2, 3, u32::MAX] {
         assert_eq!(memory.source_block(source), None);
         // SAFETY: there are no pieces.
@@ -576,7 +577,8 @@ fn a_process_that_has_ended_is_gone() {
     let (start, end) = stack.split(' ').next().unwrap().split_once('-').unwrap();
     let number = |text| u64::from_str_radix(text, 16).unwrap();
     let (address, length) = (number(start), number(end) - number(start));
-    let backing = Backing::Anonymous(ProcessRange { process: Arc::clone(&process), address });
+    let backing =
+        Backing::Private { process: ProcessRange { process: Arc::clone(&process), address }, file: None };
     let region = Region { block: 0, offset: 0, length, backing, page_bytes: PAGE_BYTES, writable: true };
     let memory = Memory::new(vec![length], vec![region]).unwrap();
     let (content, total) = scan_and_read(&memory, 0);
@@ -594,7 +596,7 @@ fn a_process_that_has_ended_is_gone() {
         let mut bytes = vec![0; PAGE];
         let piece = Piece { offset: length - PAGE_BYTES, length: PAGE, buffer_offset: 0 };
         // SAFETY: the piece is as long as the buffer.
-        gone(unsafe { memory.read(Way::Process as u32, &[piece], bytes.as_mut_ptr()) });
+        gone(unsafe { memory.read(BY_PROCESS, &[piece], bytes.as_mut_ptr()) });
         // SAFETY: as above.
         gone(unsafe { memory.write(0, &[piece], bytes.as_ptr()) });
     };
@@ -648,7 +650,7 @@ fn pages_that_were_swapped_out_are_data() {
         // SAFETY: the range is the guest's mapping; its bytes do not change by this.
         unsafe { madvise(guest.base.cast(), guest.model.len(), Advice::LinuxPageOut) }.unwrap();
         if swap_used() <= used {
-            eprintln!("SKIPPED: {} memory was not swapped out", guest.backing().kind());
+            eprintln!("SKIPPED: {} memory was not swapped out", guest.region(PAGE_BYTES).kind());
         }
         assert!(scan_and_read(&guest.memory(), 0).0 == guest.model);
     }

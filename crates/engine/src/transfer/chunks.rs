@@ -145,7 +145,7 @@ mod tests {
             block,
             offset: 0,
             length: BLOCK,
-            backing: Backing::SharedFile {
+            backing: Backing::Shared {
                 file: FileRange { file: Arc::clone(&file), path: None, offset: 0 },
                 process: None,
             },

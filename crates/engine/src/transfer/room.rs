@@ -27,15 +27,10 @@ pub fn require_room(memory: &Memory, bitmaps: &[PageBitmap]) -> Result<()> {
     check_bitmaps(memory, bitmaps)?;
     let mut rooms = BTreeMap::new();
     for region in memory.regions().iter().filter(|region| region.writable) {
-        let (name, file, limit) = match &region.backing {
-            Backing::SharedFile { file, .. } => {
-                ("the tmpfs of the guest's memory has", file, limited_tmpfs(file)?)
-            }
-            Backing::SharedHugetlb { file, .. } => {
-                let free = obtainable_bytes(region.page_bytes).map(|bytes| (0, bytes));
-                ("the host's huge pages have", file, free)
-            }
-            _ => continue,
+        let Backing::Shared { file, .. } = &region.backing else { continue };
+        let (name, limit) = match region.page_bytes {
+            PAGE_BYTES => ("the tmpfs of the guest's memory has", limited_tmpfs(file)?),
+            bytes => ("the host's huge pages have", obtainable_bytes(bytes).map(|free| (0, free))),
         };
         let Some((device, free_bytes)) = limit else { continue };
         let key = (region.page_bytes, device);

@@ -88,13 +88,14 @@ impl Save<'_> {
     /// What the chunk holds, and the address of its first byte: in guest memory, or in `buffer`.
     fn look(&self, chunk: &Chunk, buffer: *mut u8) -> Result<(Data, *mut u8)> {
         let end = chunk.extents.last().map_or(chunk.offset, |extent| extent.offset + extent.length);
-        if let Some(pages) = self.own_pages.find(chunk.block, chunk.offset..end) {
-            let address = pages.address();
+        let span = chunk.offset..end;
+        if let Some(mapping) = self.own_pages.find(chunk.block, &span) {
+            let address = mapping.address(chunk.offset);
             // Gaps are holes, which must not be touched: the guest's memory would grow.
             // SAFETY: the extents' pages are mapped and present, and the guest stands still; one that goes missing all the
             // same is replaced by zeros and becomes an error.
             let look = || unsafe { find_data(chunk, Gaps::Unknown, address) };
-            return Ok((pages.look(&chunk.extents, look)?, address));
+            return Ok((mapping.look(span, &chunk.extents, look)?, address));
         }
         self.copied.fetch_add(chunk.data_bytes(), Ordering::Relaxed);
         // SAFETY: the buffer holds a whole chunk, and nothing is in flight on it.

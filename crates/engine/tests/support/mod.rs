@@ -94,7 +94,7 @@ impl Guest {
             block,
             offset: 0,
             length: self.lengths[block],
-            backing: Backing::SharedFile {
+            backing: Backing::Shared {
                 file: FileRange { file: Arc::clone(file), path: None, offset: 0 },
                 process: None,
             },

@@ -109,7 +109,7 @@ impl ProcessOpener {
     fn backing(&mut self, vma: &Vma, address: u64) -> Result<(Backing, u64)> {
         let process = ProcessRange { process: Arc::clone(&self.process), address };
         if vma.inode == 0 {
-            return Ok((Backing::Anonymous(process), PAGE_BYTES));
+            return Ok((Backing::Private { process, file: None }, PAGE_BYTES));
         }
         let file = FileRange {
             file: self.file(vma)?,
@@ -117,18 +117,18 @@ impl ProcessOpener {
             offset: vma.offset + (address - vma.start),
         };
         let file_system = FileSystem::of(&file.file)?;
-        let page_bytes = page_bytes(file_system);
-        let backing = match (vma.shared, file_system) {
-            (false, FileSystem::Hugetlbfs { .. }) => Backing::PrivateHugetlb { process, file },
-            (false, _) => Backing::PrivateFile { process, file },
-            (true, FileSystem::Hugetlbfs { .. }) => Backing::SharedHugetlb { file, process: Some(process) },
-            (true, _) => {
+        let backing = if vma.shared {
+            let matters = match file_system {
+                FileSystem::Hugetlbfs { .. } => true,
+                FileSystem::Tmpfs => self.is_charged_apart,
                 // The kernel charges pages of other file systems, and huge ones, to whoever asks for them, in whatever way.
-                let by_process = self.is_charged_apart && file_system == FileSystem::Tmpfs;
-                Backing::SharedFile { file, process: by_process.then_some(process) }
-            }
+                _ => false,
+            };
+            Backing::Shared { file, process: matters.then_some(process) }
+        } else {
+            Backing::Private { process, file: Some(file) }
         };
-        Ok((backing, page_bytes))
+        Ok((backing, page_bytes(file_system)))
     }
 
     fn file(&mut self, vma: &Vma) -> Result<Arc<File>> {
@@ -145,9 +145,7 @@ impl ProcessOpener {
 
     /// Refuses before anything is transferred if a region needs the process's memory and the kernel forbids that.
     pub fn check_access(&self, regions: &[Region]) -> Result<()> {
-        let by_file = |region: &Region| {
-            matches!(region.backing, Backing::SharedFile { .. } | Backing::SharedHugetlb { .. })
-        };
+        let by_file = |region: &Region| matches!(region.backing, Backing::Shared { .. });
         if regions.iter().all(by_file) { Ok(()) } else { self.process.check_access() }
     }
 }

@@ -91,10 +91,7 @@ fn file_region(index: usize, block: &NamedMemory, file: File) -> Result<Region> 
     let file_system = FileSystem::of(&file)?;
     let path = block.file.as_deref().map(Into::into);
     let file = FileRange { file: Arc::new(file), path, offset: *offset };
-    let backing = match file_system {
-        FileSystem::Hugetlbfs { .. } => Backing::SharedHugetlb { file, process: None },
-        _ => Backing::SharedFile { file, process: None },
-    };
+    let backing = Backing::Shared { file, process: None };
     let page_bytes = page_bytes(file_system);
     Ok(Region { block: index, offset: 0, length: block.length, backing, page_bytes, writable: true })
 }

@@ -94,9 +94,7 @@ fn write_page(memory: &Memory, block: usize, page: u64, value: u8) -> Result<()>
 fn kinds(memory: &Memory) -> Vec<(usize, u64, u64, &'static str)> {
     let pages = |bytes| bytes / PAGE_BYTES;
     let regions = memory.regions().iter();
-    regions
-        .map(|region| (region.block, pages(region.offset), pages(region.length), region.backing.kind()))
-        .collect()
+    regions.map(|region| (region.block, pages(region.offset), pages(region.length), region.kind())).collect()
 }
 
 /// Runs `test` in a thread without capabilities: what an ordinary user may do with a process of the same user.
