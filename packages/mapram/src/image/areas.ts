@@ -1,15 +1,14 @@
 import { highestSetPage, lowestSetPage } from './bitmap.ts';
 import { PAGE_BYTES } from './format.ts';
 import { invalid } from './invalid.ts';
-import type { PlacedBlock } from './read-block.ts';
+import { bitmapField, type PlacedBlock, pagesField } from './read-block.ts';
 
 /** A range of the file, what stands in it, and the field that put it there. */
 interface Area {
   start: number;
   end: number;
   what: string;
-  field: string;
-  fieldOffset: number;
+  by: [offset: number, field: string];
 }
 
 /**
@@ -17,7 +16,8 @@ interface Area {
  * believed where it may be pages itself.
  */
 function checkMovedBitmaps(blocks: readonly PlacedBlock[]): void {
-  for (const { name, headerEnd, bitmapOffset, bitmap } of blocks) {
+  for (const block of blocks) {
+    const { name, headerEnd, bitmapOffset, bitmap } = block;
     if (bitmapOffset === headerEnd) continue;
     const end = bitmapOffset + bitmap.length;
     const around = blocks.find(
@@ -25,7 +25,7 @@ function checkMovedBitmaps(blocks: readonly PlacedBlock[]): void {
     );
     if (around === undefined) continue;
     const message = `The bitmap of block ${name} at ${bitmapOffset} lies in the pages area of block ${around.name}`;
-    throw invalid(message, headerEnd - 16, 'bitmap_offset');
+    throw invalid(message, ...bitmapField(block));
   }
 }
 
@@ -49,30 +49,29 @@ export function checkAreas(
   for (const [index, area] of areas.entries()) {
     const next = areas[index + 1];
     if (next === undefined || next.start >= area.end) continue;
-    const culprit = area.fieldOffset > next.fieldOffset ? area : next;
+    const culprit = area.by[0] > next.by[0] ? area : next;
     const range = `from ${next.start} to ${Math.min(area.end, next.end)}`;
-    throw invalid(`${area.what} and ${next.what} overlap ${range}`, culprit.fieldOffset, culprit.field);
+    throw invalid(`${area.what} and ${next.what} overlap ${range}`, ...culprit.by);
   }
 }
 
 /** All non-empty areas. What the position in the stream places is blamed on the pages offset that led there. */
 function areasOf(base: number, blocks: readonly PlacedBlock[], tail: { start: number; end: number }): Area[] {
-  let led = { field: 'pages_offset', fieldOffset: base };
-  const firstRecord = blocks[0]?.headerOffset ?? tail.start;
-  const areas: Area[] = [{ start: base, end: firstRecord, what: 'the head of the stream', ...led }];
+  let led: Area['by'] = [base, 'pages_offset'];
+  const areas: Area[] = [];
+  const add = (start: number, end: number, what: string, by: Area['by']): void => {
+    areas.push({ start, end, what, by });
+  };
+  add(base, blocks[0]?.headerOffset ?? tail.start, 'the head of the stream', led);
   for (const block of blocks) {
     const { name, headerOffset, headerEnd, bitmapOffset, pagesOffset, bitmap } = block;
-    const placedBitmap = { field: 'bitmap_offset', fieldOffset: headerEnd - 16 };
-    const placedPages = { field: 'pages_offset', fieldOffset: headerEnd - 8 };
-    const bitmapEnd = bitmapOffset + bitmap.length;
     const pagesStart = pagesOffset + lowestSetPage(bitmap) * PAGE_BYTES;
     const pagesEnd = pagesOffset + (highestSetPage(bitmap) + 1) * PAGE_BYTES;
-    areas.push({ start: headerOffset, end: headerEnd, what: `the record of block ${name}`, ...led });
-    areas.push({ start: bitmapOffset, end: bitmapEnd, what: `the bitmap of block ${name}`, ...placedBitmap });
-    if (block.setPages > 0)
-      areas.push({ start: pagesStart, end: pagesEnd, what: `the pages of block ${name}`, ...placedPages });
-    led = placedPages;
+    add(headerOffset, headerEnd, `the record of block ${name}`, led);
+    add(bitmapOffset, bitmapOffset + bitmap.length, `the bitmap of block ${name}`, bitmapField(block));
+    if (block.setPages > 0) add(pagesStart, pagesEnd, `the pages of block ${name}`, pagesField(block));
+    led = pagesField(block);
   }
-  areas.push({ ...tail, what: 'the tail of the stream', ...led });
+  add(tail.start, tail.end, 'the tail of the stream', led);
   return areas;
 }

@@ -1,5 +1,4 @@
 import type { Cursor, Reading } from './cursor.ts';
-import { invalid } from './invalid.ts';
 
 // Save images of libvirt's QEMU driver: a header, the domain's XML, and behind it QEMU's stream. Facts of libvirt 11.3,
 // src/qemu/qemu_saveimage.h; format 6, "sparse", is mapped-ram and came with 11.2.
@@ -24,22 +23,18 @@ const SPARSE = 6;
 export function* refuseLibvirt(cursor: Cursor): Reading<void> {
   const start = cursor.position;
   if (cursor.fileLength - start < HEADER_BYTES) return;
-  const header = yield* cursor.take(HEADER_BYTES, 'libvirt header');
+  const header = yield* cursor.take(HEADER_BYTES, 'magic');
   cursor.position = start;
-  const magic = String.fromCharCode(...header.subarray(0, MAGIC_BYTES));
-  if (magic === BEING_WRITTEN) {
-    throw invalid('This is a libvirt save image that was not finished', start, 'magic');
-  }
+  const magic = header.toString('latin1', 0, MAGIC_BYTES);
+  if (magic === BEING_WRITTEN) throw cursor.wrong('This is a libvirt save image that was not finished');
   if (magic !== COMPLETE) return;
   const view = new DataView(header.buffer, header.byteOffset + MAGIC_BYTES);
   const isLittle = view.getUint32(0, true) <= VERSION;
   const stream = start + HEADER_BYTES + view.getUint32(4, isLittle);
   const format = view.getUint32(12, isLittle);
   const name = FORMATS[format] ?? `number ${format}`;
-  const what = `This is a libvirt save image (format ${name})`;
-  const way = `its QEMU stream begins at offset ${stream}`;
-  if (format === SPARSE) throw invalid(`${what}: ${way}; name that as the image's offset`, start, 'magic');
+  const what = `This is a libvirt save image (format ${name}): its QEMU stream begins at offset ${stream}`;
+  if (format === SPARSE) throw cursor.wrong(`${what}; name that as the image's offset`);
   const why = format === RAW ? 'is no mapped-ram image' : 'is compressed';
-  const advice = 'have libvirt save with the format sparse (libvirt 11.2)';
-  throw invalid(`${what}: ${way}, and ${why}; ${advice}`, start, 'magic');
+  throw cursor.wrong(`${what}, and ${why}; have libvirt save with the format sparse (libvirt 11.2)`);
 }

@@ -14,7 +14,6 @@ import {
 } from './format.ts';
 import { invalid } from './invalid.ts';
 import { refuseLibvirt } from './libvirt.ts';
-import { decodePrintable } from './text.ts';
 import type { Image } from './types.ts';
 
 /** What the file header and the configuration section say. */
@@ -22,30 +21,21 @@ export type Configuration = Pick<Image, 'machine' | 'capabilities' | 'targetPage
 
 /** Reads the file header and the configuration section, up to the type byte of the first section. */
 export function* readHead(cursor: Cursor): Reading<Configuration> {
-  const start = cursor.position;
   yield* refuseLibvirt(cursor);
   if ((yield* cursor.be32('magic')) !== STREAM_MAGIC) {
-    throw invalid('This is no migration stream of QEMU: it does not begin with QEVM', start, 'magic');
+    throw cursor.wrong('This is no migration stream of QEMU: it does not begin with QEVM');
   }
   const version = yield* cursor.be32('version');
-  if (version !== STREAM_VERSION)
-    throw invalid(`Stream version ${version} is not ${STREAM_VERSION}`, start + 4, 'version');
-  const marker = yield* cursor.u8('configuration');
-  if (marker !== SECTION.CONFIGURATION) {
-    throw invalid(
-      'The configuration section is missing, so this is no mapped-ram image',
-      start + 8,
-      'configuration',
-    );
+  if (version !== STREAM_VERSION) throw cursor.wrong(`Stream version ${version} is not ${STREAM_VERSION}`);
+  if ((yield* cursor.u8('configuration')) !== SECTION.CONFIGURATION) {
+    throw cursor.wrong('The configuration section is missing, so this is no mapped-ram image');
   }
-  const machine = yield* readMachine(cursor);
-  const configuration: Configuration = {
-    machine,
-    capabilities: [],
-    targetPageBits: undefined,
-    uuid: undefined,
-  };
-  yield* readSubsections(cursor, configuration);
+  const length = yield* cursor.be32('machine name length');
+  if (length === 0 || length > MAX_MACHINE_NAME_BYTES) {
+    throw cursor.wrong(`A machine name of ${length} bytes is not possible`);
+  }
+  const machine = yield* cursor.text(length, 'machine name');
+  const configuration = yield* readSubsections(cursor, machine);
   if (!configuration.capabilities.includes(CAPABILITY_MAPPED_RAM)) {
     const message =
       'This is a migration stream, but not a mapped-ram image: capability mapped-ram is not listed';
@@ -54,75 +44,48 @@ export function* readHead(cursor: Cursor): Reading<Configuration> {
   return configuration;
 }
 
-/** A name behind its length byte; refuses one that is empty or unprintable. */
-export function* readShortName(cursor: Cursor, field: string): Reading<string> {
-  const offset = cursor.position;
-  const length = yield* cursor.u8(`${field} length`);
-  if (length === 0) throw invalid(`The ${field} is empty`, offset, `${field} length`);
-  const name = decodePrintable(yield* cursor.take(length, field));
-  if (name === undefined) throw invalid(`The ${field} is not printable text`, offset + 1, field);
-  return name;
-}
-
-function* readMachine(cursor: Cursor): Reading<string> {
-  const offset = cursor.position;
-  const length = yield* cursor.be32('machine name length');
-  if (length === 0 || length > MAX_MACHINE_NAME_BYTES) {
-    throw invalid(`A machine name of ${length} bytes is not possible`, offset, 'machine name length');
-  }
-  const machine = decodePrintable(yield* cursor.take(length, 'machine name'));
-  if (machine === undefined)
-    throw invalid('The machine name is not printable text', offset + 4, 'machine name');
-  return machine;
-}
-
-function* readSubsections(cursor: Cursor, configuration: Configuration): Reading<void> {
+function* readSubsections(cursor: Cursor, machine: string): Reading<Configuration> {
+  const found: Configuration = { machine, capabilities: [], targetPageBits: undefined, uuid: undefined };
   const seen = new Set<string>();
   while ((yield* cursor.u8('section type')) === SECTION.SUBSECTION) {
     const offset = cursor.position;
-    const name = yield* readShortName(cursor, 'subsection name');
-    if (seen.has(name)) throw invalid(`Subsection ${name} is there twice`, offset, 'subsection name');
+    const name = yield* cursor.shortText('subsection name');
+    if (seen.has(name)) throw cursor.wrong(`Subsection ${name} is there twice`);
     seen.add(name);
-    const versionOffset = cursor.position;
     const version = yield* cursor.be32('subsection version');
-    if (version !== 1)
-      throw invalid(`Subsection ${name} has version ${version}, not 1`, versionOffset, 'subsection version');
-    if (name === SUBSECTION_CAPABILITIES) configuration.capabilities = yield* readCapabilities(cursor);
-    else if (name === SUBSECTION_TARGET_PAGE_BITS) configuration.targetPageBits = yield* readPageBits(cursor);
-    else if (name === SUBSECTION_UUID) configuration.uuid = formatUuid(yield* cursor.take(16, 'uuid'));
+    if (version !== 1) throw cursor.wrong(`Subsection ${name} has version ${version}, not 1`);
+    if (name === SUBSECTION_CAPABILITIES) found.capabilities = yield* readCapabilities(cursor);
+    else if (name === SUBSECTION_TARGET_PAGE_BITS) found.targetPageBits = yield* readPageBits(cursor);
+    else if (name === SUBSECTION_UUID) found.uuid = formatUuid(yield* cursor.take(16, 'uuid'));
     else throw invalid(`The configuration has an unknown subsection ${name}`, offset, 'subsection name');
   }
   cursor.position -= 1;
+  return found;
 }
 
 function* readCapabilities(cursor: Cursor): Reading<string[]> {
-  const offset = cursor.position;
   const count = yield* cursor.be32('capability count');
   if (count === 0 || count > MAX_CAPABILITIES) {
-    throw invalid(`A list of ${count} capabilities is not possible`, offset, 'capability count');
+    throw cursor.wrong(`A list of ${count} capabilities is not possible`);
   }
   const names: string[] = [];
-  for (let index = 0; index < count; index += 1) {
-    const nameOffset = cursor.position;
-    const name = yield* readShortName(cursor, 'capability');
+  while (names.length < count) {
+    const name = yield* cursor.shortText('capability');
     if (name !== CAPABILITY_MAPPED_RAM && name !== CAPABILITY_IGNORE_SHARED) {
-      throw invalid(`The image needs capability ${name}, which is unknown`, nameOffset, 'capability');
+      throw cursor.wrong(`The image needs capability ${name}, which is unknown`);
     }
-    if (names.includes(name)) throw invalid(`Capability ${name} is listed twice`, nameOffset, 'capability');
+    if (names.includes(name)) throw cursor.wrong(`Capability ${name} is listed twice`);
     names.push(name);
   }
   return names;
 }
 
 function* readPageBits(cursor: Cursor): Reading<number> {
-  const offset = cursor.position;
   const bits = yield* cursor.be32('target-page-bits');
-  if (bits !== PAGE_BITS)
-    throw invalid(`Pages of 2^${bits} bytes are not supported, only 2^12`, offset, 'target-page-bits');
+  if (bits !== PAGE_BITS) throw cursor.wrong(`Pages of 2^${bits} bytes are not supported, only 2^12`);
   return bits;
 }
 
-function formatUuid(bytes: Uint8Array): string {
-  const hex = Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join('');
-  return hex.replace(/^(.{8})(.{4})(.{4})(.{4})/, '$1-$2-$3-$4-');
+function formatUuid(bytes: Buffer): string {
+  return bytes.toString('hex').replace(/^(.{8})(.{4})(.{4})(.{4})/, '$1-$2-$3-$4-');
 }

@@ -3,11 +3,10 @@ import { checkAreas } from './areas.ts';
 import { Cursor, type Reading } from './cursor.ts';
 import { findRunState } from './device-state.ts';
 import { invalid } from './invalid.ts';
-import type { PlacedBlock } from './read-block.ts';
 import { readHead } from './read-head.ts';
 import { type RamSection, readRam } from './read-ram.ts';
 import { readDeviceState, readRamSections, type Tail } from './read-tail.ts';
-import type { Image, ImageBlock, ReadRequest } from './types.ts';
+import type { Image } from './types.ts';
 
 /**
  * Reads and checks a mapped-ram image, except for the pages themselves.
@@ -21,17 +20,13 @@ import type { Image, ImageBlock, ReadRequest } from './types.ts';
  * @param isDevice whether the file is a block device, whose end says nothing about the image's.
  * @throws MapramError E_IMAGE_INVALID with the offset and the name of the field that is wrong.
  */
-export function* readImage(
-  fileLength: number,
-  base = 0,
-  isDevice = false,
-): Generator<ReadRequest, Image, Uint8Array> {
+export function* readImage(fileLength: number, base = 0, isDevice = false): Reading<Image> {
   if (!Number.isSafeInteger(base) || base < 0 || base >= fileLength) {
     throw invalid(`There is no image at ${base}: the file has ${fileLength} bytes`, base, 'base');
   }
   const cursor = new Cursor(fileLength, base);
   const configuration = yield* readHead(cursor);
-  const ram = yield* readRam(cursor, base, configuration);
+  const ram = yield* readRam(cursor, configuration);
   const { deviceState, vmdesc } = yield* readRest(cursor, ram, isDevice);
   const end = cursor.position;
   checkAreas(base, ram.blocks, { start: ram.tailOffset, end });
@@ -40,7 +35,7 @@ export function* readImage(
     ...configuration,
     ramSectionId: ram.id,
     totalLength: ram.totalLength,
-    blocks: ram.blocks.map(withoutHeaderEnd),
+    blocks: ram.blocks.map(({ headerEnd: _, ...block }) => block),
     deviceState,
     vmdesc,
     runState: findRunState(deviceState)?.state,
@@ -57,14 +52,8 @@ function* readRest(cursor: Cursor, ram: RamSection, isDevice: boolean): Reading<
   } catch (error) {
     const nothingSaved = ram.blocks.every(({ setPages }) => setPages === 0);
     if (!(error instanceof MapramError && nothingSaved)) throw error;
-    const { code, message, offset, field } = error;
-    throw new MapramError(code, `${message}; no page is marked as saved: was the save interrupted?`, {
-      offset,
-      field,
-    });
+    const { code, offset, field } = error;
+    const message = `${error.message}; no page is marked as saved: was the save interrupted?`;
+    throw new MapramError(code, message, { offset, field });
   }
-}
-
-function withoutHeaderEnd({ headerEnd: _, ...block }: PlacedBlock): ImageBlock {
-  return block;
 }

@@ -20,3 +20,8 @@ export function isPrintable(text: string): boolean {
 export function encodeText(text: string): Uint8Array {
   return encoder.encode(text);
 }
+
+/** The same bytes with Node's ways to read them. */
+export function bufferOf(bytes: Uint8Array): Buffer {
+  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+}
