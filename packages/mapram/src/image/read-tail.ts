@@ -3,7 +3,7 @@ import { endOfFirstRunState, isWholeDeviceState } from './device-state.ts';
 import { COMMAND_SWITCHOVER_START, MAX_DEVICE_STATE_BYTES, SECTION } from './format.ts';
 import { invalid } from './invalid.ts';
 import { expectRamId, readEndOfRam } from './read-ram.ts';
-import { decodePrintable } from './text.ts';
+import { bufferOf, decodePrintable } from './text.ts';
 
 /** What stands behind the ram section. */
 export interface Tail {
@@ -12,6 +12,9 @@ export interface Tail {
   /** The JSON text describing them, where there is one. */
   vmdesc: Uint8Array | undefined;
 }
+
+/** One whose end its description tells. */
+type DescribedTail = Tail & { vmdesc: Uint8Array };
 
 /** The device state of an ordinary guest fits in the first read. */
 const FIRST_READ_BYTES = 1024 * 1024;
@@ -28,19 +31,20 @@ export function* readRamSections(cursor: Cursor, ramId: number): Reading<void> {
       throw invalid('The stream ends before the device state', offset, 'section type');
     }
     const type = yield* cursor.u8('section type');
-    if (type === SECTION.PART || type === SECTION.END) {
-      yield* expectRamId(cursor, ramId, 'section id');
-      yield* readEndOfRam(cursor, ramId);
-    } else if (type === SECTION.COMMAND) {
-      yield* readCommand(cursor);
-    } else if (type === SECTION.FULL || type === SECTION.EOF) {
+    if (type === SECTION.FULL || type === SECTION.EOF) {
       cursor.position = offset;
       return;
-    } else if (type === SECTION.START) {
-      const message = 'A device has RAM-like state of its own (as vfio has), which is not supported';
-      throw invalid(message, offset, 'section type');
+    }
+    if (type === SECTION.START) {
+      throw cursor.wrong('A device has RAM-like state of its own (as vfio has), which is not supported');
+    }
+    if (type === SECTION.COMMAND) {
+      yield* readCommand(cursor);
+    } else if (type === SECTION.PART || type === SECTION.END) {
+      yield* expectRamId(cursor, ramId, 'section id');
+      yield* readEndOfRam(cursor, ramId);
     } else {
-      throw invalid(`Section type 0x${type.toString(16)} is not possible here`, offset, 'section type');
+      throw cursor.wrong(`Section type 0x${type.toString(16)} is not possible here`);
     }
   }
 }
@@ -59,12 +63,13 @@ export function* readRamSections(cursor: Cursor, ramId: number): Reading<void> {
 export function* readDeviceState(cursor: Cursor, isDevice: boolean): Reading<Tail> {
   const start = cursor.position;
   yield* checkFirstSection(cursor);
-  const tail = isDevice
+  const { deviceState, vmdesc } = isDevice
     ? yield* readToOnlyEnd(cursor, start)
     : ((yield* readToEndOfFile(cursor, start)) ?? (yield* readToFirstEnd(cursor, start)));
-  cursor.position = start + tail.deviceState.length;
-  if (tail.vmdesc !== undefined) cursor.position += VMDESC_HEADER_BYTES - 1 + tail.vmdesc.length;
-  return tail;
+  cursor.position = start + deviceState.length;
+  if (vmdesc !== undefined) cursor.position += VMDESC_HEADER_BYTES - 1 + vmdesc.length;
+  // Copies, for these are views of what was read.
+  return { deviceState: new Uint8Array(deviceState), vmdesc: vmdesc && new Uint8Array(vmdesc) };
 }
 
 /** The device state whose description ends where the file does, if there is one. */
@@ -76,33 +81,41 @@ function* readToEndOfFile(cursor: Cursor, start: number): Reading<Tail | undefin
   // JSON holds no NUL, and EOF is one: the last NUL is EOF, or in the description's length behind it.
   const lastNul = bytes.lastIndexOf(SECTION.EOF);
   for (let eof = lastNul; eof >= 0 && eof > lastNul - VMDESC_HEADER_BYTES; eof -= 1) {
-    if (endOfVmdesc(bytes, eof) === length) return tailAt(bytes, eof);
+    const tail = tailAt(bytes, eof);
+    if (tail !== undefined && eof + VMDESC_HEADER_BYTES + tail.vmdesc.length === length) return tail;
   }
   return undefined;
 }
 
-/** The device state up to its first end, or up to the end of the file. */
+/** The device state up to its first end behind section `globalstate`, else to the end of the file, else to its first end. */
 function* readToFirstEnd(cursor: Cursor, start: number): Reading<Tail> {
-  const available = cursor.fileLength - start;
-  let bytes: Uint8Array = new Uint8Array(0);
+  const most = Math.min(cursor.fileLength - start, MAX_DEVICE_STATE_BYTES);
+  const isToEndOfFile = start + most === cursor.fileLength;
   for (let wanted = FIRST_READ_BYTES; ; wanted *= 4) {
-    const length = Math.min(wanted, available, MAX_DEVICE_STATE_BYTES);
-    bytes = yield* grow(cursor, start, bytes, length);
-    const { proper, other } = firstEnds(bytes);
-    if (proper !== undefined) return tailAt(bytes, proper);
-    if (length === available && isWholeDeviceState(bytes)) return { deviceState: bytes, vmdesc: undefined };
-    const isAll = length === available || length === MAX_DEVICE_STATE_BYTES;
-    if (isAll && other !== undefined) return tailAt(bytes, other);
-    if (length === available) throw noEnd(cursor.fileLength);
-    if (isAll) throw invalid('No end of the device state within 1 GiB', start, 'device state');
+    const bytes = yield* cursor.readAt(start, Math.min(wanted, most));
+    const stateEnd = endOfFirstRunState(bytes) ?? Number.POSITIVE_INFINITY;
+    let first: Tail | undefined;
+    for (const tail of findTails(bytes)) {
+      // A device state of EOF alone has no section.
+      if (tail.deviceState.length === 1 || tail.deviceState.length > stateEnd) return tail;
+      first ??= tail;
+    }
+    if (bytes.length < most) continue;
+    if (isToEndOfFile && isWholeDeviceState(bytes)) return { deviceState: bytes, vmdesc: undefined };
+    if (first !== undefined) return first;
+    if (!isToEndOfFile) throw invalid('No end of the device state within 1 GiB', start, 'device state');
+    const message =
+      'The file is truncated or damaged: its device state has no end, neither EOF and a whole description ' +
+      'nor, at the end of the file, a section footer and EOF';
+    throw invalid(message, cursor.fileLength, 'device state');
   }
 }
 
 /** The device state up to its only end. */
 function* readToOnlyEnd(cursor: Cursor, start: number): Reading<Tail> {
   const bytes = yield* cursor.readAt(start, Math.min(cursor.fileLength - start, MAX_DEVICE_STATE_BYTES));
-  const [eof, another] = findEnds(bytes);
-  if (eof === undefined) {
+  const [tail, another] = findTails(bytes);
+  if (tail === undefined) {
     const message =
       'The image on this device has no end that can be found: its device state is not followed by EOF and a whole ' +
       'description (VMDESC), and there is no record of its length in the last page of the device';
@@ -114,94 +127,54 @@ function* readToOnlyEnd(cursor: Cursor, start: number): Reading<Tail> {
       'discard it (blkdiscard) before the image is copied there, or let mapram save to it';
     throw invalid(message, start, 'device state');
   }
-  return tailAt(bytes, eof);
+  return tail;
 }
 
 /** Refuses a device state that begins with anything but EOF or a full section with a printable name. */
 function* checkFirstSection(cursor: Cursor): Reading<void> {
   const start = cursor.position;
-  const type = yield* cursor.u8('section type');
-  if (type !== SECTION.EOF) {
+  if ((yield* cursor.u8('section type')) !== SECTION.EOF) {
     yield* cursor.be32('section id');
     const length = yield* cursor.u8('section name length');
     const name = decodePrintable(yield* cursor.take(length, 'section name'));
-    if (name === undefined)
-      throw invalid('The first device section has no printable name', start + 6, 'section name');
+    if (name === undefined) throw cursor.wrong('The first device section has no printable name');
   }
   cursor.position = start;
 }
 
 function* readCommand(cursor: Cursor): Reading<void> {
-  const offset = cursor.position;
   const command = yield* cursor.be16('command');
   if (command !== COMMAND_SWITCHOVER_START) {
-    throw invalid(`Command ${command} is not possible in an image`, offset, 'command');
+    throw cursor.wrong(`Command ${command} is not possible in an image`);
   }
   const length = yield* cursor.be16('command length');
-  if (length !== 0)
-    throw invalid(`Command ${command} has ${length} bytes, not 0`, offset + 2, 'command length');
+  if (length !== 0) throw cursor.wrong(`Command ${command} has ${length} bytes, not 0`);
 }
 
-/** `bytes`, which stand at `start`, made `length` bytes long by reading the rest. */
-function* grow(cursor: Cursor, start: number, bytes: Uint8Array, length: number): Reading<Uint8Array> {
-  const grown = new Uint8Array(length);
-  grown.set(bytes);
-  grown.set(yield* cursor.readAt(start + bytes.length, length - bytes.length), bytes.length);
-  return grown;
-}
-
-/** Offsets of EOF bytes that a whole description follows. */
-interface Ends {
-  /** The first one behind section `globalstate`, or behind no section at all. */
-  proper: number | undefined;
-  /** The first one, where there is no proper one. */
-  other: number | undefined;
-}
-
-function firstEnds(bytes: Uint8Array): Ends {
-  const stateEnd = endOfFirstRunState(bytes) ?? Number.POSITIVE_INFINITY;
-  let other: number | undefined;
-  for (const eof of findEnds(bytes)) {
-    if (eof === 0 || eof >= stateEnd) return { proper: eof, other: undefined };
-    other ??= eof;
-  }
-  return { proper: undefined, other };
-}
-
-/** Offsets of all EOF bytes that a whole description follows. */
-function* findEnds(bytes: Uint8Array): Generator<number, void, undefined> {
-  for (
-    let brace = bytes.indexOf(OPENING_BRACE, VMDESC_HEADER_BYTES);
-    brace >= 0;
-    brace = bytes.indexOf(OPENING_BRACE, brace + 1)
-  ) {
-    const eof = brace - VMDESC_HEADER_BYTES;
-    if (endOfVmdesc(bytes, eof) !== undefined) yield eof;
+/** Every device state with a whole description that `bytes` may hold, as views. */
+function* findTails(bytes: Uint8Array): Generator<DescribedTail, void, undefined> {
+  let brace = bytes.indexOf(OPENING_BRACE, VMDESC_HEADER_BYTES);
+  while (brace >= 0) {
+    const tail = tailAt(bytes, brace - VMDESC_HEADER_BYTES);
+    if (tail !== undefined) yield tail;
+    brace = bytes.indexOf(OPENING_BRACE, brace + 1);
   }
 }
 
-/** Where the description behind the EOF byte at `eof` ends; undefined if device sections do not end there, or no whole one follows. */
-function endOfVmdesc(bytes: Uint8Array, eof: number): number | undefined {
+/** What ends at the EOF byte at `eof`, as views; undefined if device sections do not end there, or no whole description follows. */
+function tailAt(bytes: Uint8Array, eof: number): DescribedTail | undefined {
   const start = eof + VMDESC_HEADER_BYTES;
   if (start >= bytes.length || bytes[eof + 1] !== SECTION.VMDESCRIPTION || bytes[start] !== OPENING_BRACE) {
     return undefined;
   }
-  if (!isWholeDeviceState(bytes.subarray(0, eof + 1))) return undefined;
-  const end = start + new DataView(bytes.buffer, bytes.byteOffset + eof + 2, 4).getUint32(0);
-  if (end > bytes.length) return undefined;
+  const deviceState = bytes.subarray(0, eof + 1);
+  const end = start + bufferOf(bytes).readUInt32BE(eof + 2);
+  if (!isWholeDeviceState(deviceState) || end > bytes.length) return undefined;
   // A guest may plant many false ends, each with a long text: a NUL shows soon that a text is none, without reading it whole.
   const nul = bytes.indexOf(0, start);
-  const isText = nul < 0 || nul >= end;
-  return isText && isVmdesc(bytes.subarray(start, end)) ? end : undefined;
-}
-
-/** The device state up to the EOF byte at `eof` and the description that follows it. */
-function tailAt(bytes: Uint8Array, eof: number): Tail {
-  const vmdescOffset = eof + VMDESC_HEADER_BYTES;
-  const end = endOfVmdesc(bytes, eof);
-  // Copies, for these are views of what was read.
-  const deviceState = new Uint8Array(bytes.subarray(0, eof + 1));
-  return { deviceState, vmdesc: new Uint8Array(bytes.subarray(vmdescOffset, end)) };
+  if (nul >= 0 && nul < end) return undefined;
+  const vmdesc = bytes.subarray(start, end);
+  return isVmdesc(vmdesc) ? { deviceState, vmdesc } : undefined;
 }
 
 /** Whether `bytes` are a JSON object such as QEMU writes: one that lists devices. */
@@ -212,11 +185,4 @@ function isVmdesc(bytes: Uint8Array): boolean {
   } catch {
     return false;
   }
-}
-
-function noEnd(fileLength: number): Error {
-  const message =
-    'The file is truncated or damaged: its device state has no end, neither EOF and a whole description ' +
-    'nor, at the end of the file, a section footer and EOF';
-  return invalid(message, fileLength, 'device state');
 }
