@@ -1,6 +1,6 @@
 import { MapramError } from '../errors.ts';
 import { SECTION, STREAM_MAGIC, STREAM_VERSION } from './format.ts';
-import { encodeText } from './text.ts';
+import { bufferOf, encodeText } from './text.ts';
 
 /** Bytes in a section footer: its marker and the section's id. */
 const FOOTER_BYTES = 5;
@@ -8,12 +8,10 @@ const FOOTER_BYTES = 5;
 const STATE_BYTES = 32;
 /** Bytes of its payload behind the size field: the name, two flags about suspension, and 66 unused ones. */
 const STATE_PAYLOAD_BYTES = 100;
+/** Bytes of a section in front of its name's length: its type and its id. */
+const SECTION_START_BYTES = 5;
 /** Instance 0, version 1, behind the length and the name of the section. */
-const STATE_HEADER: Uint8Array = Uint8Array.from([
-  ...[11, ...encodeText('globalstate')],
-  ...[0, 0, 0, 0],
-  ...[0, 0, 0, 1],
-]);
+const STATE_HEADER: Uint8Array = encodeText('\x0bglobalstate\0\0\0\0\0\0\0\x01');
 
 /** The state recorded in the device state, and where the section's size field begins in it. */
 export interface RecordedRunState {
@@ -30,25 +28,15 @@ export interface RecordedRunState {
  * @throws MapramError E_QMP if QEMU wrote something else.
  */
 export function splitDevicesState(bytes: Uint8Array): Uint8Array {
-  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  if (bytes.length < 9 || view.getUint32(0) !== STREAM_MAGIC || view.getUint32(4) !== STREAM_VERSION) {
-    throw new MapramError('E_QMP', 'QEMU wrote no device state: the magic or version at its start is wrong', {
-      offset: 0,
-      field: 'device state',
-    });
+  const refusal = (what: string, offset: number): MapramError =>
+    new MapramError('E_QMP', `QEMU wrote ${what}`, { offset, field: 'device state' });
+  const head = bufferOf(bytes);
+  if (head.length < 9 || head.readUInt32BE() !== STREAM_MAGIC || head.readUInt32BE(4) !== STREAM_VERSION) {
+    throw refusal('no device state: the magic or version at its start is wrong', 0);
   }
   const deviceState = bytes.subarray(8);
-  if (!isWholeDeviceState(deviceState)) {
-    throw new MapramError(
-      'E_QMP',
-      'QEMU wrote a device state that does not end in a section footer and EOF',
-      {
-        offset: bytes.length,
-        field: 'device state',
-      },
-    );
-  }
-  return deviceState;
+  if (isWholeDeviceState(deviceState)) return deviceState;
+  throw refusal('a device state that does not end in a section footer and EOF', bytes.length);
 }
 
 /** Whether `bytes` begin with a full section and end in a section footer and EOF, or are EOF alone. */
@@ -68,11 +56,12 @@ export function isWholeDeviceState(bytes: Uint8Array): boolean {
  * last match wins because QEMU writes it last while a device's memory before it may hold anything.
  */
 export function findRunState(deviceState: Uint8Array): RecordedRunState | undefined {
-  let from = deviceState.lastIndexOf(SECTION.FULL);
-  while (from >= 0) {
-    const found = runStateAt(deviceState, from);
+  const bytes = bufferOf(deviceState);
+  let at = bytes.lastIndexOf(STATE_HEADER);
+  while (at >= SECTION_START_BYTES) {
+    const found = runStateAt(bytes, at);
     if (found !== undefined) return found;
-    from = from === 0 ? -1 : deviceState.lastIndexOf(SECTION.FULL, from - 1);
+    at = bytes.lastIndexOf(STATE_HEADER, at - 1);
   }
   return undefined;
 }
@@ -92,13 +81,8 @@ export function patchRunState(deviceState: Uint8Array, state: string): Uint8Arra
   if (!/^[a-z][a-z-]{0,30}$/.test(state)) throw new RangeError(`"${state}" is no run state`);
   const found = findRunState(deviceState);
   if (found === undefined) {
-    throw new MapramError(
-      'E_IMAGE_INVALID',
-      'The device state has no section globalstate to record a run state in',
-      {
-        field: 'globalstate',
-      },
-    );
+    const message = 'The device state has no section globalstate to record a run state in';
+    throw new MapramError('E_IMAGE_INVALID', message, { field: 'globalstate' });
   }
   // A Buffer's slice would be a view.
   const patched = new Uint8Array(deviceState);
@@ -113,26 +97,27 @@ export function patchRunState(deviceState: Uint8Array, state: string): Uint8Arra
 }
 
 /** Where the first `globalstate` section with its footer ends, or undefined if there is none. */
-export function endOfFirstRunState(bytes: Uint8Array): number | undefined {
-  for (let from = bytes.indexOf(SECTION.FULL); from >= 0; from = bytes.indexOf(SECTION.FULL, from + 1)) {
-    const found = runStateAt(bytes, from);
+export function endOfFirstRunState(deviceState: Uint8Array): number | undefined {
+  const bytes = bufferOf(deviceState);
+  let at = bytes.indexOf(STATE_HEADER, SECTION_START_BYTES);
+  while (at >= 0) {
+    const found = runStateAt(bytes, at);
     if (found !== undefined) return found.offset + 4 + STATE_PAYLOAD_BYTES + FOOTER_BYTES;
+    at = bytes.indexOf(STATE_HEADER, at + 1);
   }
   return undefined;
 }
 
-/** The state of the `globalstate` section that begins at `start`, if one does. */
-function runStateAt(bytes: Uint8Array, start: number): RecordedRunState | undefined {
-  const offset = start + 5 + STATE_HEADER.length;
+/** The state of the `globalstate` section whose name and versions stand at `at`, if it is one. */
+function runStateAt(bytes: Buffer, at: number): RecordedRunState | undefined {
+  const start = at - SECTION_START_BYTES;
+  const offset = at + STATE_HEADER.length;
   const footer = offset + 4 + STATE_PAYLOAD_BYTES;
-  if (footer + FOOTER_BYTES > bytes.length || bytes[footer] !== SECTION.FOOTER) return undefined;
-  if (!STATE_HEADER.every((byte, index) => bytes[start + 5 + index] === byte)) return undefined;
-  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  if (view.getUint32(footer + 1) !== view.getUint32(start + 1)) return undefined;
-  const size = view.getUint32(offset);
-  if (size < 2 || size > STATE_BYTES) return undefined;
-  const state = String.fromCharCode(...bytes.subarray(offset + 4, offset + 4 + size - 1));
-  const padding = bytes.subarray(offset + 4 + size - 1, offset + 4 + STATE_BYTES);
-  const valid = /^[a-z-]+$/.test(state) && padding.every((byte) => byte === 0);
-  return valid ? { state, offset } : undefined;
+  if (bytes[start] !== SECTION.FULL || bytes[footer] !== SECTION.FOOTER) return undefined;
+  if (footer + FOOTER_BYTES > bytes.length) return undefined;
+  if (bytes.readUInt32BE(footer + 1) !== bytes.readUInt32BE(start + 1)) return undefined;
+  const name = bytes.toString('latin1', offset + 4, offset + 4 + STATE_BYTES);
+  const [, state] = /^([a-z-]+)\0+$/.exec(name) ?? [];
+  // The size counts one NUL.
+  return state?.length === bytes.readUInt32BE(offset) - 1 ? { state, offset } : undefined;
 }
