@@ -67,14 +67,7 @@ export function dataExtents(bitmap: Uint8Array, usedLength: number, gridBytes: n
   return Float64Array.from(extents);
 }
 
-/** Whether a bit at or beyond `pages` is set; QEMU writes those as zero. */
-export function hasTailBits(bitmap: Uint8Array, pages: number): boolean {
-  return highestSetPage(bitmap) >= pages;
-}
-
 function wordsOf(bitmap: Uint8Array): Uint32Array {
-  if (bitmap.length % 4 !== 0)
-    throw new RangeError(`a bitmap of ${bitmap.length} bytes is not made of whole words`);
   // Copied as a plain array, for a Buffer's slice would be a view.
   const aligned = bitmap.byteOffset % 4 === 0 ? bitmap : new Uint8Array(bitmap);
   return new Uint32Array(aligned.buffer, aligned.byteOffset, aligned.length / 4);

@@ -3,12 +3,6 @@ import { encodeText } from './text.ts';
 /** Assembles the small parts of a stream: big-endian fields one after the other. */
 export class ByteWriter {
   readonly #chunks: Uint8Array[] = [];
-  #length = 0;
-
-  /** Bytes written so far. */
-  get length(): number {
-    return this.#length;
-  }
 
   u8(value: number): this {
     return this.bytes(Uint8Array.of(value));
@@ -40,19 +34,13 @@ export class ByteWriter {
 
   bytes(bytes: Uint8Array): this {
     this.#chunks.push(bytes);
-    this.#length += bytes.length;
     return this;
   }
 
   /** All that was written, as one array. */
   toBytes(): Uint8Array {
-    const all = new Uint8Array(this.#length);
-    let position = 0;
-    for (const chunk of this.#chunks) {
-      all.set(chunk, position);
-      position += chunk.length;
-    }
-    return all;
+    const { buffer, byteOffset, length } = Buffer.concat(this.#chunks);
+    return new Uint8Array(buffer, byteOffset, length);
   }
 
   #field(length: number, set: (view: DataView) => void): this {

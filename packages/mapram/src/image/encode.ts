@@ -1,5 +1,4 @@
-import { MapramError } from '../errors.ts';
-import { hasTailBits } from './bitmap.ts';
+import { highestSetPage } from './bitmap.ts';
 import { ByteWriter } from './byte-writer.ts';
 import { isWholeDeviceState } from './device-state.ts';
 import {
@@ -11,7 +10,7 @@ import {
   RAM_SECTION_ID,
   SECTION,
 } from './format.ts';
-import { type BlockSize, checkGuest, type Layout } from './layout.ts';
+import { type BlockSize, checkGuest, type Layout, unusable } from './layout.ts';
 import { endRamSection, endStream, streamHead } from './stream.ts';
 import type { BlockLayout } from './types.ts';
 import { minimalVmdesc } from './vmdesc.ts';
@@ -63,14 +62,10 @@ export function encodeImage(options: EncodeOptions): EncodedImage {
   const { layout, bitmaps, deviceState } = options;
   checkDeviceState(deviceState);
   if (bitmaps.length !== layout.blocks.length) {
-    throw new MapramError(
-      'E_USAGE',
-      `${layout.blocks.length} RAM blocks need as many bitmaps, not ${bitmaps.length}`,
-    );
+    const message = `${layout.blocks.length} RAM blocks need as many bitmaps, not ${bitmaps.length}`;
+    throw unusable(message, 'bitmaps');
   }
-  const totalLength = layout.blocks.reduce((sum, block) => sum + block.usedLength, 0);
-  const head = streamHead(layout.machine, [CAPABILITY_MAPPED_RAM], totalLength);
-  const parts: ImagePart[] = [{ offset: layout.base, bytes: head.toBytes() }];
+  const parts: ImagePart[] = [{ offset: layout.base, bytes: layout.head }];
   layout.blocks.forEach((block, index) => {
     const bitmap = bitmaps[index] as Uint8Array;
     checkBitmap(block, bitmap);
@@ -97,8 +92,7 @@ export function encodeRamlessStream(options: RamlessOptions): Uint8Array {
   const { machine, blocks, deviceState } = options;
   checkGuest(machine, blocks);
   checkDeviceState(deviceState);
-  const totalLength = blocks.reduce((sum, block) => sum + block.usedLength, 0);
-  const stream = streamHead(machine, [], totalLength);
+  const stream = streamHead(machine, [], blocks);
   for (const { name, usedLength } of blocks) stream.shortText(name).be64(usedLength);
   endRamSection(stream);
   return endStream(stream, deviceState, minimalVmdesc(machine, [])).toBytes();
@@ -135,23 +129,13 @@ function announcesSwitchover(machine: string): boolean {
 
 function checkBitmap({ name, usedLength }: BlockLayout, bitmap: Uint8Array): void {
   const expected = bitmapBytes(usedLength);
-  if (bitmap.length !== expected || hasTailBits(bitmap, usedLength / PAGE_BYTES)) {
-    throw new MapramError(
-      'E_USAGE',
-      `The bitmap of RAM block ${name} has ${bitmap.length} bytes instead of ${expected}, or names pages beyond the block`,
-      { field: 'bitmap' },
-    );
-  }
+  if (bitmap.length === expected && highestSetPage(bitmap) < usedLength / PAGE_BYTES) return;
+  const fault = `has ${bitmap.length} bytes instead of ${expected}, or names pages beyond the block`;
+  throw unusable(`The bitmap of RAM block ${name} ${fault}`, 'bitmap');
 }
 
 function checkDeviceState(deviceState: Uint8Array): void {
-  if (!isWholeDeviceState(deviceState)) {
-    throw new MapramError(
-      'E_USAGE',
-      'The device state must begin with a full section and end in a section footer and EOF',
-      {
-        field: 'deviceState',
-      },
-    );
-  }
+  if (isWholeDeviceState(deviceState)) return;
+  const message = 'The device state must begin with a full section and end in a section footer and EOF';
+  throw unusable(message, 'deviceState');
 }

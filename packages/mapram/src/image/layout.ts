@@ -38,6 +38,8 @@ export interface Layout {
   base: number;
   /** Versioned machine type. */
   machine: string;
+  /** The stream from its magic to the first block's record. */
+  head: Uint8Array;
   /** The blocks, in the order of the stream. */
   blocks: BlockLayout[];
   /** Where the stream goes on behind the last block's pages. */
@@ -53,10 +55,11 @@ export interface Layout {
 export function layoutImage(options: LayoutOptions): Layout {
   const { machine, base = 0 } = options;
   checkGuest(machine, options.blocks);
-  if (!Number.isSafeInteger(base) || base < 0)
+  if (!Number.isSafeInteger(base) || base < 0) {
     throw unusable(`The base offset ${base} is no file offset`, 'base');
-  const totalLength = options.blocks.reduce((sum, block) => sum + block.usedLength, 0);
-  let position = base + streamHead(machine, [CAPABILITY_MAPPED_RAM], totalLength).length;
+  }
+  const head = streamHead(machine, [CAPABILITY_MAPPED_RAM], options.blocks).toBytes();
+  let position = base + head.length;
   const blocks = options.blocks.map(({ name, usedLength }): BlockLayout => {
     const headerOffset = position;
     const bitmapOffset = headerOffset + 1 + encodeText(name).length + 8 + BLOCK_HEADER_BYTES;
@@ -65,16 +68,14 @@ export function layoutImage(options: LayoutOptions): Layout {
     position = pagesOffset + usedLength;
     return { name, usedLength, headerOffset, bitmapOffset, pagesOffset };
   });
-  return { base, machine, blocks, tailOffset: position };
+  return { base, machine, head, blocks, tailOffset: position };
 }
 
 /** Refuses a machine name and blocks that the format cannot hold, or that our own reader would refuse. */
 export function checkGuest(machine: string, blocks: readonly BlockSize[]): void {
   if (!isPrintable(machine) || encodeText(machine).length > MAX_MACHINE_NAME_BYTES) {
-    throw unusable(
-      `The machine name ${JSON.stringify(machine)} is empty, unprintable or too long`,
-      'machine',
-    );
+    const what = `The machine name ${JSON.stringify(machine)}`;
+    throw unusable(`${what} is empty, unprintable or too long`, 'machine');
   }
   if (blocks.length === 0 || blocks.length > MAX_BLOCKS) {
     throw unusable(`An image holds 1 to ${MAX_BLOCKS} RAM blocks, not ${blocks.length}`, 'blocks');
@@ -86,26 +87,24 @@ export function checkGuest(machine: string, blocks: readonly BlockSize[]): void 
     if (names.has(name)) throw unusable(`RAM block ${name} is there twice`, 'name');
     names.add(name);
     total += usedLength;
-    if (!(usedLength > 0 && usedLength % PAGE_BYTES === 0 && total <= MAX_RAM_BYTES)) {
-      throw unusable(
-        `RAM block ${name} has ${usedLength} bytes: not whole pages, or beyond 32 TiB in all`,
-        'usedLength',
-      );
-    }
+    if (usedLength > 0 && usedLength % PAGE_BYTES === 0 && total <= MAX_RAM_BYTES) continue;
+    const fault = 'not whole pages, or beyond 32 TiB in all';
+    throw unusable(`RAM block ${name} has ${usedLength} bytes: ${fault}`, 'usedLength');
   }
 }
 
 function checkName(name: string): void {
-  const length = encodeText(name).length;
+  const { length } = encodeText(name);
   if (length === 0 || length > MAX_BLOCK_NAME_BYTES) {
-    const message = `A RAM block has a name of ${length} bytes; 1 to ${MAX_BLOCK_NAME_BYTES} are possible`;
-    throw unusable(message, 'name');
+    const limits = `1 to ${MAX_BLOCK_NAME_BYTES} are possible`;
+    throw unusable(`A RAM block has a name of ${length} bytes; ${limits}`, 'name');
   }
   if (isPrintable(name)) return;
   const message = `The RAM block name ${JSON.stringify(name)} holds characters that cannot be printed`;
   throw unusable(message, 'name');
 }
 
-function unusable(message: string, field: string): MapramError {
+/** The error for what the format cannot hold. */
+export function unusable(message: string, field: string): MapramError {
   return new MapramError('E_USAGE', message, { field });
 }

@@ -19,8 +19,9 @@ import {
 export function streamHead(
   machine: string,
   capabilities: readonly string[],
-  totalLength: number,
+  blocks: readonly { usedLength: number }[],
 ): ByteWriter {
+  const totalLength = blocks.reduce((sum, { usedLength }) => sum + usedLength, 0);
   const head = new ByteWriter()
     .be32(STREAM_MAGIC)
     .be32(STREAM_VERSION)
