@@ -10,7 +10,7 @@ import {
   RAM_SECTION_ID,
   SECTION,
 } from './format.ts';
-import { type BlockSize, checkGuest, type Layout, unusable } from './layout.ts';
+import { checkGuest, type Layout, type LayoutOptions, unusable } from './layout.ts';
 import { endRamSection, endStream, streamHead } from './stream.ts';
 import type { BlockLayout } from './types.ts';
 import { minimalVmdesc } from './vmdesc.ts';
@@ -44,14 +44,7 @@ export interface EncodeOptions {
 }
 
 /** What a stream without pages is made of. */
-export interface RamlessOptions {
-  /** Versioned machine type. */
-  machine: string;
-  /** The RAM blocks in QEMU's order. */
-  blocks: readonly BlockSize[];
-  /** The device sections, ending in the EOF byte. */
-  deviceState: Uint8Array;
-}
+export type RamlessOptions = Pick<LayoutOptions, 'machine' | 'blocks'> & Pick<EncodeOptions, 'deviceState'>;
 
 /**
  * The headers, bitmaps and tail of an image, byte for byte as QEMU writes them for a stopped guest, except for the ram section's id.
