@@ -1,16 +1,14 @@
 import { readFileSync } from 'node:fs';
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
-import { COPIES, type Copy, ENGINES, type Engine } from '../choices.ts';
+import { COPIES, ENGINES } from '../choices.ts';
+import type { DoctorOptions } from '../doctor.ts';
 import { MapramError } from '../errors.ts';
+import type { InspectOptions } from '../inspect.ts';
+import type { GuestRestoreOptions, GuestSaveOptions, TransferOptions } from '../options.ts';
 
-/** What both transfers take from the command line. */
-export interface TransferArguments {
+/** What both transfers take from the command line besides the options of the library. */
+export interface TransferArguments extends Omit<TransferOptions, 'image' | 'signal'> {
   qmp: string;
-  channels?: number;
-  queueDepth?: number;
-  engine: Engine;
-  direct: boolean;
-  copy: Copy;
   pid?: number;
   json?: true;
   quiet?: true;
@@ -18,38 +16,16 @@ export interface TransferArguments {
 }
 
 /** Options of `mapram save`. */
-export interface SaveArguments extends TransferArguments {
-  then: 'pause' | 'resume' | 'quit';
-  force?: true;
-}
-
+export type SaveArguments = TransferArguments & Pick<GuestSaveOptions, 'then' | 'force'>;
 /** Options of `mapram restore`. */
-export interface RestoreArguments extends TransferArguments {
-  then?: 'pause' | 'resume';
-  method: 'auto' | 'fill' | 'qemu';
-  offset?: number;
-}
-
-/** Options of `mapram inspect`. */
-export interface InspectArguments {
-  offset?: number;
-  json?: true;
-}
-
-/** Options of `mapram doctor`. */
-export interface DoctorArguments {
-  dir?: string;
-  qmp?: string;
-  pid?: number;
-  json?: true;
-}
+export type RestoreArguments = TransferArguments & Pick<GuestRestoreOptions, 'then' | 'method' | 'offset'>;
 
 /** One parsed command line. */
 export type Invocation =
   | { command: 'save'; image: string; options: SaveArguments }
   | { command: 'restore'; image: string; options: RestoreArguments }
-  | { command: 'inspect'; image: string; options: InspectArguments }
-  | { command: 'doctor'; options: DoctorArguments }
+  | { command: 'inspect'; image: string; options: InspectOptions & { json?: true } }
+  | { command: 'doctor'; options: DoctorOptions & { json?: true } }
   | { command: 'text'; text: string };
 
 /**
@@ -58,19 +34,24 @@ export type Invocation =
  * @throws {MapramError} E_USAGE for anything that is not understood in full.
  */
 export function parseArguments(argv: readonly string[]): Invocation {
-  let invocation: Invocation | undefined;
   let text = '';
-  const program = describeProgram((parsed) => {
-    invocation = parsed;
+  const program = describeProgram().configureOutput({
+    writeOut: (part) => (text += part),
+    writeErr: () => {},
   });
-  program.configureOutput({ writeOut: (part) => (text += part), writeErr: () => {} });
-  for (const command of program.commands) refuseRepetition(command.copyInheritedSettings(program));
+  let invocation: Invocation | undefined;
+  for (const command of program.commands) {
+    refuseRepetition(command.copyInheritedSettings(program));
+    command.action(() => {
+      const [image] = command.args;
+      invocation = { command: command.name(), image, options: command.opts() } as Invocation;
+    });
+  }
   try {
     program.parse(argv, { from: 'user' });
   } catch (error) {
     if (!(error instanceof CommanderError)) throw error;
-    if (error.exitCode === 0) return { command: 'text', text };
-    throw usageError(error);
+    if (error.exitCode !== 0) throw usageError(error);
   }
   return invocation ?? { command: 'text', text };
 }
@@ -92,129 +73,99 @@ function usageError(error: CommanderError): MapramError {
   return new MapramError('E_USAGE', message);
 }
 
-function describeProgram(found: (invocation: Invocation) => void): Command {
-  const program = new Command('mapram')
+function describeProgram(): Command {
+  return new Command('mapram')
     .description("Save and restore the RAM of large QEMU guests in QEMU's mapped-ram format.")
     .version(readVersion())
-    .exitOverride();
-  describeSave(program, found);
-  describeRestore(program, found);
-  describeInspect(program, found);
-  describeDoctor(program, found);
-  return program;
+    .exitOverride()
+    .addCommand(describeSave())
+    .addCommand(describeRestore())
+    .addCommand(describeInspect())
+    .addCommand(describeDoctor());
 }
 
-function describeSave(program: Command, found: (invocation: Invocation) => void): void {
-  const command = program
-    .command('save')
+function describeSave(): Command {
+  return describeTransfer('save')
     .description("write a guest's RAM and device state to one image file")
-    .argument('<image>', 'file to create; it appears whole or not at all');
-  addTransferOptions(command)
+    .argument('<image>', 'file to create; it appears whole or not at all')
     .addOption(
-      new Option('--then <state>', 'what the guest does after success')
-        .choices(['pause', 'resume', 'quit'])
-        .default('pause'),
+      choice('--then <state>', 'what the guest does after success', ['pause', 'resume', 'quit'], 'pause'),
     )
-    .option('--force', 'replace the image if it exists')
-    .action((image: string, options: SaveArguments) => found({ command: 'save', image, options }));
+    .option('--force', 'replace the image if it exists');
 }
 
-function describeRestore(program: Command, found: (invocation: Invocation) => void): void {
-  const command = program
-    .command('restore')
+function describeRestore(): Command {
+  const then = 'what the guest does after success (default: as the image says)';
+  const method = 'fill: put RAM in place from outside; qemu: its own loader';
+  return describeTransfer('restore')
     .description('bring an image back into a QEMU that was started with -incoming defer')
-    .argument('<image>', 'image written by mapram or by QEMU with mapped-ram');
-  addTransferOptions(command)
-    .addOption(
-      new Option('--then <state>', 'what the guest does after success (default: as the image says)').choices([
-        'pause',
-        'resume',
-      ]),
-    )
-    .addOption(
-      new Option('--method <name>', 'fill: put RAM in place from outside; qemu: its own loader')
-        .choices(['auto', 'fill', 'qemu'])
-        .default('auto'),
-    )
-    .addOption(offsetOption())
-    .action((image: string, options: RestoreArguments) => found({ command: 'restore', image, options }));
+    .argument('<image>', 'image written by mapram or by QEMU with mapped-ram')
+    .addOption(choice('--then <state>', then, ['pause', 'resume']))
+    .addOption(choice('--method <name>', method, ['auto', 'fill', 'qemu'], 'auto'))
+    .addOption(offsetOption());
 }
 
-function describeInspect(program: Command, found: (invocation: Invocation) => void): void {
-  program
-    .command('inspect')
+function describeInspect(): Command {
+  return new Command('inspect')
     .description('check an image and say what is in it')
     .argument('<image>', 'image written by mapram or by QEMU with mapped-ram')
     .addOption(offsetOption())
-    .option('--json', 'print one JSON object')
-    .action((image: string, options: InspectArguments) => found({ command: 'inspect', image, options }));
+    .option('--json', 'print one JSON object');
 }
 
-function describeDoctor(program: Command, found: (invocation: Invocation) => void): void {
-  program
-    .command('doctor')
+function describeDoctor(): Command {
+  return new Command('doctor')
     .description('say what works on this host, and what to do about what does not')
     .option('--dir <directory>', 'directory that images are to be written to')
     .option('--qmp <socket>', 'QMP socket of a guest that is to be saved; it is not changed')
-    .option('--pid <number>', "process of the guest's QEMU (default: found by QMP)", parsePid)
-    .option('--json', 'print one JSON object')
-    .action((options: DoctorArguments) => found({ command: 'doctor', options }));
+    .addOption(pidOption())
+    .option('--json', 'print one JSON object');
 }
 
-function addTransferOptions(command: Command): Command {
-  return command
+/** A command with the options that both transfers have. */
+function describeTransfer(name: string): Command {
+  const channels = 'parallel streams of the image, 1 to 128 (default: 8)';
+  const queueDepth = 'requests in flight on each thread, 1 to 256 (default: 4)';
+  return new Command(name)
     .requiredOption('--qmp <socket>', "the guest's QMP socket")
-    .option('--channels <number>', 'parallel streams of the image, 1 to 128 (default: 8)', parseChannels)
-    .option(
-      '--queue-depth <number>',
-      'requests in flight on each thread, 1 to 256 (default: 4)',
-      parseQueueDepth,
-    )
-    .addOption(
-      new Option('--engine <name>', 'how the image is read and written').choices(ENGINES).default('auto'),
-    )
+    .option('--channels <number>', channels, countTo(128))
+    .option('--queue-depth <number>', queueDepth, countTo(256))
+    .addOption(choice('--engine <name>', 'how the image is read and written', ENGINES, 'auto'))
     .option('--no-direct', 'go through the page cache, for file systems without direct I/O')
-    .addOption(
-      new Option('--copy <when>', 'whether pages go through buffers').choices(COPIES).default('auto'),
-    )
-    .option('--pid <number>', "process of the guest's QEMU (default: found by QMP)", parsePid)
+    .addOption(choice('--copy <when>', 'whether pages go through buffers', COPIES, 'auto'))
+    .addOption(pidOption())
     .option('--json', 'print one JSON object')
     .option('--progress', 'report progress on stderr also where it is no terminal')
     .addOption(new Option('--quiet', 'report no progress').conflicts('progress'));
 }
 
+function choice(flags: string, description: string, words: readonly string[], byDefault?: string): Option {
+  return new Option(flags, description).choices(words).default(byDefault);
+}
+
+function pidOption(): Option {
+  const description = "process of the guest's QEMU (default: found by QMP)";
+  return new Option('--pid <number>', description).argParser(countTo(0x7fffffff));
+}
+
 function offsetOption(): Option {
-  return new Option(
-    '--offset <bytes>',
-    'where the image begins in the file; decimal or 0x hexadecimal',
-  ).argParser(parseOffset);
+  const description = 'where the image begins in the file; decimal or 0x hexadecimal';
+  return new Option('--offset <bytes>', description).argParser(parseOffset);
 }
 
-function parseChannels(value: string): number {
-  return parseCount(value, 128);
-}
-
-function parseQueueDepth(value: string): number {
-  return parseCount(value, 256);
-}
-
-function parsePid(value: string): number {
-  return parseCount(value, 0x7fffffff);
-}
-
-/** A decimal integer from 1 to `max` and nothing else: '8x', '1e3' and '' are errors. */
-function parseCount(value: string, max: number): number {
-  const count = /^[0-9]+$/.test(value) ? Number(value) : 0;
-  if (count >= 1 && count <= max) return count;
-  throw new InvalidArgumentError(`It must be a whole number from 1 to ${max}.`);
+/** Takes a decimal integer from 1 to `max` and nothing else: '8x', '1e3' and '' are errors. */
+function countTo(max: number): (value: string) => number {
+  return (value) => {
+    const count = /^[0-9]+$/.test(value) ? Number(value) : 0;
+    if (count >= 1 && count <= max) return count;
+    throw new InvalidArgumentError(`It must be a whole number from 1 to ${max}.`);
+  };
 }
 
 function parseOffset(value: string): number {
   const offset = /^(?:[0-9]+|0x[0-9a-f]+)$/i.test(value) ? Number(value) : -1;
-  if (!Number.isSafeInteger(offset) || offset < 0) {
-    throw new InvalidArgumentError('It must be a number of bytes, decimal or 0x hexadecimal.');
-  }
-  return offset;
+  if (Number.isSafeInteger(offset) && offset >= 0) return offset;
+  throw new InvalidArgumentError('It must be a number of bytes, decimal or 0x hexadecimal.');
 }
 
 function readVersion(): string {
