@@ -117,7 +117,7 @@ describe('a command that is interrupted', () => {
     const source = new FakeProcess();
     const result = runHere(['inspect', '/i', '--json'], source);
     await vi.waitUntil(() => inspect.mock.lastCall !== undefined && source.listenerCount('SIGTERM') === 1);
-    setTimeout(() => source.emit('SIGTERM'), 10);
+    setTimeout(() => source.emit('SIGTERM', 'SIGTERM'), 10);
     const { status, out, err } = await result;
     expect(status).toBe(143);
     expect(JSON.parse(out)).toMatchObject({
@@ -137,8 +137,8 @@ describe('a command that is interrupted', () => {
     inspect.mockReturnValue(new Promise(() => {}));
     const source = new FakeProcess();
     const result = runHere(argv, source);
-    source.emit('SIGINT');
-    source.emit('SIGINT');
+    source.emit('SIGINT', 'SIGINT');
+    source.emit('SIGINT', 'SIGINT');
     const { err } = await result;
     if (leftover === undefined) expect(err).not.toContain('stopped at once');
     else expect(err).toMatch(new RegExp(`stopped at once.*${leftover}`));
@@ -148,7 +148,7 @@ describe('a command that is interrupted', () => {
     inspect.mockReturnValue(new Promise(() => {}));
     const source = new FakeProcess();
     const result = runHere(['inspect', '/i'], source);
-    source.emit('SIGINT');
+    source.emit('SIGINT', 'SIGINT');
     expect(await result).toMatchObject({ status: 130, err: expect.stringContaining('E_CANCELLED') });
   });
 });

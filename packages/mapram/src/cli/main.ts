@@ -14,13 +14,8 @@ const LINGERING =
 export async function main(argv: readonly string[]): Promise<void> {
   // Whether stdout takes a result, its writer hears; without a listener the stream's error would end the process.
   for (const stream of [process.stdout, process.stderr]) stream.on('error', () => {});
-  const signals: SignalSource = {
-    on: (name, listener) => process.on(name, listener),
-    off: (name, listener) => process.off(name, listener),
-    exit: (status) => process.exit(status),
-  };
   const terminal = processTerminal();
-  process.exitCode = await run(argv, terminal, signals);
+  process.exitCode = await run(argv, terminal, process);
   setTimeout(() => terminal.err(LINGERING), LINGERING_MS).unref();
 }
 

@@ -24,7 +24,7 @@ it.each([
   });
   expect(interruption.status()).toBeUndefined();
 
-  source.emit(name);
+  source.emit(name, name);
   expect(interruption.signal.aborted).toBe(true);
   expect(interruption.signal.reason).toMatchObject({
     code: 'E_CANCELLED',
@@ -34,7 +34,7 @@ it.each([
   expect(source.exits).toEqual([]);
   expect(notices).toEqual(['first']);
 
-  source.emit(name);
+  source.emit(name, name);
   expect(source.exits).toEqual([status]);
   expect(notices).toEqual(['first', 'second']);
 });
@@ -42,8 +42,8 @@ it.each([
 it('keeps the first signal as the reason when another kind follows', () => {
   const source = new FakeProcess();
   const interruption = watchInterruption(source, SILENT);
-  source.emit('SIGINT');
-  source.emit('SIGTERM');
+  source.emit('SIGINT', 'SIGINT');
+  source.emit('SIGTERM', 'SIGTERM');
   expect(interruption.status()).toBe(130);
   expect(source.exits).toEqual([143]);
 });

@@ -18,8 +18,8 @@ export interface Interruption {
 
 /** What {@link watchInterruption} needs of a process; tests pass their own. */
 export interface SignalSource {
-  on(signal: SignalName, listener: () => void): unknown;
-  off(signal: SignalName, listener: () => void): unknown;
+  on(signal: SignalName, listener: (name: SignalName) => void): unknown;
+  off(signal: SignalName, listener: (name: SignalName) => void): unknown;
   exit(status: number): void;
 }
 
@@ -45,15 +45,13 @@ export function watchInterruption(source: SignalSource, notices: SignalNotices):
     notices.first();
     controller.abort(new MapramError('E_CANCELLED', `interrupted by ${name}`));
   };
-  const listeners = (Object.keys(STATUSES) as SignalName[]).map(
-    (name) => [name, (): void => receive(name)] as const,
-  );
-  for (const [name, listener] of listeners) source.on(name, listener);
+  const names = Object.keys(STATUSES) as SignalName[];
+  for (const name of names) source.on(name, receive);
   return {
     signal: controller.signal,
     status: () => status,
     release: () => {
-      for (const [name, listener] of listeners) source.off(name, listener);
+      for (const name of names) source.off(name, receive);
     },
   };
 }
