@@ -1,21 +1,19 @@
-import type { Check, DoctorReport } from '../doctor.ts';
+import { type Check, type DoctorOptions, type DoctorReport, doctor } from '../doctor.ts';
 import { MapramError } from '../errors.ts';
-import { exitStatus, failureReport, SCHEMA_VERSION } from './failure.ts';
+import { exitStatus, failureReport } from './failure.ts';
+import { type CommandResult, succeeded } from './outcome.ts';
 
-/** What doctor found, for people and for programs, and the exit status. */
-interface Diagnosis {
-  text: string;
-  report: object;
-  status: number;
+/** Runs `mapram doctor`. */
+export async function runDoctor(options: DoctorOptions): Promise<CommandResult> {
+  return diagnosis(await doctor(options));
 }
 
-/** The exit status is 0 if a save would work, else that of the error that it would meet. */
-export function diagnosis(report: DoctorReport): Diagnosis {
+/** What doctor found; the exit status is 0 if a save would work, else that of the error that it would meet. */
+export function diagnosis(report: DoctorReport): CommandResult {
   const error = verdict(report.checks);
   const text = `${report.checks.map(describeCheck).join('')}\n${summary(report.checks)}\n`;
-  if (error === undefined)
-    return { text, report: { schemaVersion: SCHEMA_VERSION, ok: true, ...report }, status: 0 };
-  return { text, report: { ...failureReport(error), ...report }, status: exitStatus(error, undefined) };
+  if (error === undefined) return succeeded(report, text);
+  return { text, report: { ...failureReport(error), ...report }, status: exitStatus(error) };
 }
 
 /** The first failed check as the error that a save would meet; the host's come first, for they concern every guest. */

@@ -6,22 +6,13 @@ import {
   type MapramError,
   placeOf,
 } from '../errors.ts';
-
-/** Version of every JSON object that the command line prints; it changes only when a field's meaning does. */
-export const SCHEMA_VERSION = 1;
+import { SCHEMA_VERSION } from './outcome.ts';
 
 /** The JSON object of a command that failed. */
 export interface FailureReport {
   schemaVersion: number;
   ok: false;
-  error: {
-    code: ErrorCode;
-    message: string;
-    path?: string | undefined;
-    offset?: number | undefined;
-    field?: string | undefined;
-    cause?: string | undefined;
-  };
+  error: Pick<MapramError, 'code' | 'message' | 'path' | 'offset' | 'field'> & { cause: string | undefined };
   guestState: GuestState;
 }
 
@@ -44,7 +35,7 @@ export function failureText(error: MapramError): string {
   const cause = describeCauses(error);
   if (cause !== undefined && !error.message.includes(cause)) lines.push(`  cause: ${cause}`);
   const way = WAYS_OUT.find(({ code, about }) => code === error.code && about.test(error.message));
-  if (way !== undefined) lines.push(`  ${way.out}`);
+  if (way !== undefined) lines.push(`  The option ${way.option}.`);
   // Whoever looks for the bug needs to know where it is.
   if (error.code === 'E_INTERNAL' && error.cause instanceof Error) lines.push(`  ${error.cause.stack}`);
   if (error.guestState !== undefined) lines.push(`  ${GUEST_SENTENCES[error.guestState]}`);
@@ -52,7 +43,7 @@ export function failureText(error: MapramError): string {
 }
 
 /** The exit status for `error`; an interrupted command exits by its signal's number. */
-export function exitStatus(error: MapramError, signalStatus: number | undefined): number {
+export function exitStatus(error: MapramError, signalStatus?: number): number {
   if (error.code === 'E_CANCELLED' && signalStatus !== undefined) return signalStatus;
   return EXIT_STATUS[error.code];
 }
@@ -66,19 +57,11 @@ const GUEST_SENTENCES: Record<GuestState, string> = {
 };
 
 /** Options that help; the library and the engine know nothing of them. */
-const WAYS_OUT: readonly { code: ErrorCode; about: RegExp; out: string }[] = [
-  { code: 'E_TARGET_EXISTS', about: /not asked for/, out: 'The option --force does so.' },
-  {
-    code: 'E_HOST_UNSUPPORTED',
-    about: /one that may be replaced/,
-    out: 'The option --force lets it be replaced.',
-  },
-  { code: 'E_GUEST_UNSUPPORTED', about: /name its process/, out: 'The option --pid does so.' },
-  {
-    code: 'E_HOST_UNSUPPORTED',
-    about: /direct I\/O/,
-    out: 'The option --no-direct goes without direct I/O.',
-  },
+const WAYS_OUT: readonly { code: ErrorCode; about: RegExp; option: string }[] = [
+  { code: 'E_TARGET_EXISTS', about: /not asked for/, option: '--force does so' },
+  { code: 'E_HOST_UNSUPPORTED', about: /one that may be replaced/, option: '--force lets it be replaced' },
+  { code: 'E_GUEST_UNSUPPORTED', about: /name its process/, option: '--pid does so' },
+  { code: 'E_HOST_UNSUPPORTED', about: /direct I\/O/, option: '--no-direct goes without direct I/O' },
 ];
 
 /** Where it happened, as far as the message does not say so itself. */

@@ -1,5 +1,12 @@
-import type { InspectReport } from '../inspect.ts';
+import { type InspectOptions, type InspectReport, inspect } from '../inspect.ts';
+import { type CommandResult, succeeded } from './outcome.ts';
 import { formatBytes, formatCount, plural } from './units.ts';
+
+/** Runs `mapram inspect`. */
+export async function runInspect(image: string, { offset }: InspectOptions): Promise<CommandResult> {
+  const report = await inspect(image, { offset });
+  return succeeded(report, describeInspection(report));
+}
 
 /** An inspected image, as a few lines and a table of its RAM blocks. */
 export function describeInspection(report: InspectReport): string {

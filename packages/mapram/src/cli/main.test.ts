@@ -2,10 +2,11 @@ import { EventEmitter } from 'node:events';
 import { describe, expect, it, vi } from 'vitest';
 import type { InspectReport } from '../inspect.ts';
 import { run } from './main.ts';
+import type { CommandResult } from './outcome.ts';
 
 const inspect = vi.hoisted(() => vi.fn<(path: string) => Promise<InspectReport>>());
 vi.mock('../inspect.ts', () => ({ inspect }));
-const runSave = vi.hoisted(() => vi.fn<() => Promise<{ report: object; text: string }>>());
+const runSave = vi.hoisted(() => vi.fn<() => Promise<CommandResult>>());
 vi.mock('./transfer.ts', () => ({ runSave }));
 
 const REPORT: InspectReport = {
@@ -100,7 +101,7 @@ describe('a command whose result cannot be written', () => {
       out: '',
       err: 'mapram: the result cannot be written (ENOSPC)\n',
     });
-    runSave.mockResolvedValue({ report: {}, text: 'saved' });
+    runSave.mockResolvedValue({ report: {}, text: 'saved', status: 0 });
     expect(await runHere(['save', '--qmp', 'q', '/i', '--json'], source)).toEqual({
       status: 1,
       out: '',

@@ -3,12 +3,13 @@ import { describeProgress, ProgressLine } from './progress.ts';
 
 const GiB = 1024 ** 3;
 
-/** A screen that remembers, and a clock moved by hand. */
+/** A terminal that remembers, and a clock moved by hand. */
 function stage(isTerminal: boolean, width = 80) {
   const written: string[] = [];
   const clock = { ms: 0 };
-  const screen = { isTerminal, columns: () => width, write: (text: string) => void written.push(text) };
-  return { written, clock, line: new ProgressLine('saving', screen, () => clock.ms) };
+  const err = (text: string) => void written.push(text);
+  const terminal = { isTerminal, columns: () => width, err, now: () => clock.ms };
+  return { written, clock, line: new ProgressLine('saving', terminal) };
 }
 
 describe('one progress line', () => {

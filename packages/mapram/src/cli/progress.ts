@@ -1,20 +1,9 @@
+import type { Progress } from '../job.ts';
+import type { Terminal } from './terminal.ts';
 import { formatBytes, formatRate } from './units.ts';
 
-/** Where progress is drawn. */
-export interface ProgressScreen {
-  /** Writes to stderr. */
-  write(text: string): void;
-  /** Whether a line can be drawn over. */
-  isTerminal: boolean;
-  /** Width in characters; read at each drawing, for terminals are resized. */
-  columns(): number;
-}
-
 /** How far a job is, in bytes. */
-export interface ProgressSample {
-  bytesDone: number;
-  bytesTotal: number;
-}
+export type ProgressSample = Pick<Progress, 'bytesDone' | 'bytesTotal'>;
 
 const TERMINAL_INTERVAL_MS = 100;
 const PLAIN_INTERVAL_MS = 1000;
@@ -24,45 +13,41 @@ const RATE_WINDOW_MS = 5000;
 /** Draws one job's progress with rate and time left: a line drawn over on a terminal, else a line a second. */
 export class ProgressLine {
   readonly #verb: string;
-  readonly #screen: ProgressScreen;
-  readonly #now: () => number;
+  readonly #terminal: Omit<Terminal, 'out'>;
   #samples: { at: number; bytes: number }[] = [];
   #drawnAt = Number.NEGATIVE_INFINITY;
   #drawnWidth = 0;
 
-  /** @param now milliseconds of a clock that never goes back. */
-  constructor(verb: string, screen: ProgressScreen, now: () => number) {
+  constructor(verb: string, terminal: Omit<Terminal, 'out'>) {
     this.#verb = verb;
-    this.#screen = screen;
-    this.#now = now;
+    this.#terminal = terminal;
   }
 
   /** Takes note of a sample and draws it unless the last drawing is too recent. */
-  update({ bytesDone, bytesTotal }: ProgressSample): void {
-    const now = this.#now();
-    const oldest = now - RATE_WINDOW_MS;
-    this.#samples = this.#samples.filter((sample) => sample.at >= oldest);
-    this.#samples.push({ at: now, bytes: bytesDone });
-    const interval = this.#screen.isTerminal ? TERMINAL_INTERVAL_MS : PLAIN_INTERVAL_MS;
+  update(sample: ProgressSample): void {
+    const now = this.#terminal.now();
+    this.#samples = this.#samples.filter(({ at }) => at >= now - RATE_WINDOW_MS);
+    this.#samples.push({ at: now, bytes: sample.bytesDone });
+    const interval = this.#terminal.isTerminal ? TERMINAL_INTERVAL_MS : PLAIN_INTERVAL_MS;
     if (now - this.#drawnAt < interval) return;
     this.#drawnAt = now;
-    this.#draw(describeProgress(this.#verb, { bytesDone, bytesTotal }, this.#rate()));
+    this.#draw(describeProgress(this.#verb, sample, this.#rate()));
   }
 
   /** Wipes the line, so that what is printed next stands alone. */
   finish(): void {
-    if (this.#drawnWidth > 0) this.#screen.write(`\r${' '.repeat(this.#drawnWidth)}\r`);
+    if (this.#drawnWidth > 0) this.#terminal.err(`\r${' '.repeat(this.#drawnWidth)}\r`);
     this.#drawnWidth = 0;
   }
 
   #draw(text: string): void {
-    if (!this.#screen.isTerminal) {
-      this.#screen.write(`${text}\n`);
+    if (!this.#terminal.isTerminal) {
+      this.#terminal.err(`${text}\n`);
       return;
     }
     // The last column stays free: writing there makes some terminals begin a new line.
-    const line = text.slice(0, Math.max(this.#screen.columns() - 1, 0));
-    this.#screen.write(`\r${line.padEnd(this.#drawnWidth)}`);
+    const line = text.slice(0, Math.max(this.#terminal.columns() - 1, 0));
+    this.#terminal.err(`\r${line.padEnd(this.#drawnWidth)}`);
     this.#drawnWidth = line.length;
   }
 

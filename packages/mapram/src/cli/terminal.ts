@@ -28,8 +28,7 @@ export function processTerminal(): Terminal {
 function writeResult(text: string): Promise<void> {
   return new Promise((resolve, reject) => {
     process.stdout.write(text, (error) => {
-      const { code } = (error ?? {}) as NodeJS.ErrnoException;
-      if (error === null || error === undefined || code === 'EPIPE') resolve();
+      if (!error || ('code' in error && error.code === 'EPIPE')) resolve();
       else reject(error);
     });
   });

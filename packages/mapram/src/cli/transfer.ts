@@ -1,15 +1,10 @@
 import { MapramError } from '../errors.ts';
-import type { JobPromise, Progress } from '../job.ts';
-import type { RestoreArguments, SaveArguments, TransferArguments } from './arguments.ts';
+import type { JobPromise } from '../job.ts';
+import type { Invocation, TransferArguments } from './arguments.ts';
+import { type CommandResult, succeeded } from './outcome.ts';
 import { ProgressLine } from './progress.ts';
 import { describeRestore, describeSave } from './results.ts';
 import type { Terminal } from './terminal.ts';
-
-/** A finished transfer: its report for programs and for people. */
-interface Transferred {
-  report: object;
-  text: string;
-}
 
 /** What the library takes of a command's options. */
 function settingsOf<T extends TransferArguments>(options: T) {
@@ -19,54 +14,43 @@ function settingsOf<T extends TransferArguments>(options: T) {
 
 /** Runs `mapram save`. */
 export async function runSave(
-  image: string,
-  options: SaveArguments,
+  { image, options }: Extract<Invocation, { command: 'save' }>,
   terminal: Terminal,
   signal: AbortSignal,
-): Promise<Transferred> {
+): Promise<CommandResult> {
   const { save } = await import('../save.ts');
   const job = save({ ...settingsOf(options), image, signal });
-  await showProgress('saving', job.progress, options, terminal);
-  const report = await reportOf(job);
-  return { report, text: describeSave(report) };
+  const report = await attend(job, 'saving', options, terminal);
+  return succeeded(report, describeSave(report));
 }
 
 /** Runs `mapram restore`. */
 export async function runRestore(
-  image: string,
-  options: RestoreArguments,
+  { image, options }: Extract<Invocation, { command: 'restore' }>,
   terminal: Terminal,
   signal: AbortSignal,
-): Promise<Transferred> {
+): Promise<CommandResult> {
   const { restore } = await import('../restore.ts');
   const job = restore({ ...settingsOf(options), image, signal });
-  await showProgress('restoring', job.progress, options, terminal);
-  const report = await reportOf(job);
-  return { report, text: describeRestore(report) };
+  const report = await attend(job, 'restoring', options, terminal);
+  return succeeded(report, describeRestore(report));
 }
 
-/** The job's report; or its failure, which for us says how the guest was left even where it is the signal's reason. */
-async function reportOf<T>(job: JobPromise<T>): Promise<T> {
-  try {
-    return await job;
-  } catch (error) {
-    const { guestState } = job;
-    throw error instanceof MapramError && guestState !== undefined ? error.leaving(guestState) : error;
-  }
-}
-
-/** Draws until the job has settled; the iterable ends then and never throws. What is to be done is unknown at first. */
-async function showProgress(
+/**
+ * Draws a job's progress until it has settled, and returns its report. Its failure says for us how the guest was left also where it
+ * is the signal's reason.
+ */
+async function attend<T>(
+  job: JobPromise<T>,
   verb: string,
-  progress: AsyncIterable<Progress>,
-  options: TransferArguments,
+  { quiet, progress }: TransferArguments,
   terminal: Terminal,
-): Promise<void> {
-  const isWanted = options.quiet !== true && (terminal.isTerminal || options.progress === true);
-  const screen = { write: terminal.err, isTerminal: terminal.isTerminal, columns: terminal.columns };
-  const line = new ProgressLine(verb, screen, terminal.now);
+): Promise<T> {
+  const isWanted = quiet !== true && (terminal.isTerminal || progress === true);
+  const line = new ProgressLine(verb, terminal);
   let told: string | undefined;
-  for await (const sample of progress) {
+  // The iterable ends when the job has settled and never throws. What is to be done is unknown at first.
+  for await (const sample of job.progress) {
     const { notice } = sample;
     if (notice !== undefined && notice !== told) {
       line.finish();
@@ -76,4 +60,8 @@ async function showProgress(
     if (isWanted && sample.bytesTotal > 0) line.update(sample);
   }
   line.finish();
+  return job.catch((error: unknown) => {
+    const { guestState } = job;
+    throw error instanceof MapramError && guestState !== undefined ? error.leaving(guestState) : error;
+  });
 }
