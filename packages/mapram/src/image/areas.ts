@@ -3,10 +3,13 @@ import { PAGE_BYTES } from './format.ts';
 import { invalid } from './invalid.ts';
 import { bitmapField, type PlacedBlock, pagesField } from './read-block.ts';
 
-/** A range of the file, what stands in it, and the field that put it there. */
-interface Area {
+interface Range {
   start: number;
   end: number;
+}
+
+/** A range of the file, what stands in it, and the field that put it there. */
+interface Area extends Range {
   what: string;
   by: [offset: number, field: string];
 }
@@ -38,11 +41,7 @@ function checkMovedBitmaps(blocks: readonly PlacedBlock[]): void {
  * @param blocks in the order of the stream.
  * @param tail the range of everything behind the last block's pages.
  */
-export function checkAreas(
-  base: number,
-  blocks: readonly PlacedBlock[],
-  tail: { start: number; end: number },
-): void {
+export function checkAreas(base: number, blocks: readonly PlacedBlock[], tail: Range): void {
   checkMovedBitmaps(blocks);
   const areas = areasOf(base, blocks, tail);
   areas.sort((a, b) => a.start - b.start);
@@ -56,7 +55,7 @@ export function checkAreas(
 }
 
 /** All non-empty areas. What the position in the stream places is blamed on the pages offset that led there. */
-function areasOf(base: number, blocks: readonly PlacedBlock[], tail: { start: number; end: number }): Area[] {
+function areasOf(base: number, blocks: readonly PlacedBlock[], tail: Range): Area[] {
   let led: Area['by'] = [base, 'pages_offset'];
   const areas: Area[] = [];
   const add = (start: number, end: number, what: string, by: Area['by']): void => {
