@@ -65,8 +65,7 @@ export class MapramError extends Error {
 
   /** A copy that says how the guest was left: an error may be shared by several jobs, a guest's state belongs to one. */
   leaving(guestState: GuestState, message: string = this.message): MapramError {
-    const { code, path, offset, field, cause } = this;
-    return new MapramError(code, message, { path, offset, field, guestState, cause });
+    return new MapramError(this.code, message, { ...this, cause: this.cause, guestState });
   }
 }
 
@@ -83,38 +82,24 @@ export function following(
   context: ErrorContext = {},
 ): MapramError {
   const error = asMapramError(cause);
-  const { path, offset, field } = error;
-  return new MapramError(code ?? error.code, `${what} ${error.message}`, {
-    ...{ path, offset, field, cause },
-    ...context,
-  });
+  return new MapramError(code ?? error.code, `${what} ${error.message}`, { ...error, cause, ...context });
 }
 
-/** Codes for what the system refuses to Node's own calls, by the name of the errno; E_IO for all others. */
-const SYSTEM_CODES: Readonly<Record<string, ErrorCode>> = {
-  ENOENT: 'E_NOT_FOUND',
-  ENOTDIR: 'E_NOT_FOUND',
-  EACCES: 'E_PERMISSION',
-  EPERM: 'E_PERMISSION',
-  EROFS: 'E_PERMISSION',
-  ENOSPC: 'E_NO_SPACE',
-  EDQUOT: 'E_NO_SPACE',
-  EFBIG: 'E_NO_SPACE',
-  EMFILE: 'E_HOST_UNSUPPORTED',
-  ENFILE: 'E_HOST_UNSUPPORTED',
-  ENOMEM: 'E_HOST_UNSUPPORTED',
-  ENOSYS: 'E_HOST_UNSUPPORTED',
-};
+/** Codes for what the system refuses to Node's own calls, each with the errnos that it stands for; E_IO for all others. */
+const REFUSALS: readonly [code: ErrorCode, ...errnos: string[]][] = [
+  ['E_NOT_FOUND', 'ENOENT', 'ENOTDIR'],
+  ['E_PERMISSION', 'EACCES', 'EPERM', 'EROFS'],
+  ['E_NO_SPACE', 'ENOSPC', 'EDQUOT', 'EFBIG'],
+  ['E_HOST_UNSUPPORTED', 'EMFILE', 'ENFILE', 'ENOMEM', 'ENOSYS'],
+];
 
 /** Anything thrown as a MapramError: a refusal of the system by its errno; all else is a bug of ours, E_INTERNAL. */
 export function asMapramError(thrown: unknown): MapramError {
   if (thrown instanceof MapramError) return thrown;
-  const message = thrown instanceof Error ? thrown.message : String(thrown);
+  const message = messageOf(thrown);
   if (isSystemError(thrown)) {
-    return new MapramError(SYSTEM_CODES[thrown.code] ?? 'E_IO', message, {
-      path: thrown.path,
-      cause: thrown,
-    });
+    const [code] = REFUSALS.find(([, ...errnos]) => errnos.includes(thrown.code)) ?? (['E_IO'] as const);
+    return new MapramError(code, message, { path: thrown.path, cause: thrown });
   }
   return new MapramError('E_INTERNAL', `a bug in mapram, please report it: ${message}`, { cause: thrown });
 }
@@ -126,13 +111,17 @@ function isSystemError(thrown: unknown): thrown is NodeJS.ErrnoException & { cod
   );
 }
 
+function messageOf(thrown: unknown): string {
+  return thrown instanceof Error ? thrown.message : String(thrown);
+}
+
 /**
  * What stands behind an error: the reasons of its reasons, outermost first. Each is said once, and none that the error's own
  * message says already, unless nothing else is left.
  */
 export function describeCauses(error: Error): string | undefined {
   const told = [error.message];
-  const reasons = causesOf(error).map((cause) => (cause instanceof Error ? cause.message : String(cause)));
+  const reasons = causesOf(error).map(messageOf);
   for (const reason of reasons) {
     if (!told.some((text) => text.includes(reason))) told.push(reason);
   }
@@ -147,11 +136,7 @@ export function placeOf(error: MapramError): Pick<MapramError, 'path' | 'offset'
   return { path, offset: error.offset ?? offset };
 }
 
-function causesOf(error: Error): unknown[] {
-  const causes: unknown[] = [];
-  for (let { cause } = error; cause !== undefined && cause !== null; ) {
-    causes.push(cause);
-    cause = cause instanceof Error ? cause.cause : undefined;
-  }
-  return causes;
+function causesOf({ cause }: Error): unknown[] {
+  if (cause === undefined || cause === null) return [];
+  return cause instanceof Error ? [cause, ...causesOf(cause)] : [cause];
 }
