@@ -132,16 +132,16 @@ const transferEntries = {
   signal: v.optional(v.instance(AbortSignal, 'it is no AbortSignal')),
 };
 
-const MonitorSchema = v.custom<Monitor>((value) => {
-  const monitor = value as Partial<Monitor> | null | undefined;
-  const { events, pid } = monitor ?? {};
-  return (
-    typeof monitor?.execute === 'function' &&
-    typeof events?.on === 'function' &&
-    typeof events.off === 'function' &&
-    (pid === undefined || v.is(Pid, pid))
-  );
-}, 'a monitor has execute(), events with on() and off(), and perhaps the number pid');
+const MonitorShape = v.object({
+  execute: v.function(),
+  events: v.object({ on: v.function(), off: v.function() }),
+  pid: v.optional(Pid),
+});
+// Only looked at: it stays the caller's own object.
+const MonitorSchema = v.custom<Monitor>(
+  (value) => v.is(MonitorShape, value),
+  'a monitor has execute(), events with on() and off(), and perhaps the number pid',
+);
 
 // QEMU cuts a file URI at this text.
 const ScratchFile = v.pipe(
@@ -194,6 +194,7 @@ const MemorySaveSchema = v.strictObject({
   ),
 });
 
+const InspectSchema = v.strictObject({ offset: v.optional(Bytes) });
 const restoreEntries = { ...transferEntries, offset: v.optional(Bytes, 0) };
 const GuestRestoreSchema = v.strictObject({
   ...restoreEntries,
@@ -231,6 +232,16 @@ export function checkRestoreOptions(options: RestoreOptions): GuestRestore | Mem
   return namesMemory(options) ? check(MemoryRestoreSchema, options) : check(GuestRestoreSchema, options);
 }
 
+/** @throws {MapramError} E_USAGE if there can be no file of that name; `whole` and `name` tell whose it is. */
+export function checkPath(path: string, whole: string, name: string): void {
+  check(Path, path, whole, name);
+}
+
+/** @throws {MapramError} E_USAGE naming the option. */
+export function checkInspectOptions(options: { offset?: number | undefined }): void {
+  check(InspectSchema, options);
+}
+
 /** How a transfer is to be done, with the engine chosen. */
 export interface Transfer extends EngineOptions {
   /** Parallel streams of the image. */
@@ -244,29 +255,15 @@ export interface Transfer extends EngineOptions {
 }
 
 /** @throws {MapramError} E_HOST_UNSUPPORTED if the engine that was asked for does not work here. */
-export async function chooseTransfer(options: {
-  channels: number;
-  queueDepth: number;
-  engine: Engine;
-  direct: boolean;
-  copy: Copy;
-}): Promise<Transfer> {
+export async function chooseTransfer(options: Pick<GuestSave, TransferDefaults>): Promise<Transfer> {
   const { channels, queueDepth, direct, copy } = options;
   const processors = availableParallelism();
   // The other half is for the kernel, which carries out what these ask for.
   const threads = threadsFor(channels, Math.ceil(processors / 2));
   const threadsForFreshMemory = threadsFor(channels, processors);
   const engine = await chooseEngine(options.engine, { queueDepth, threads: threadsForFreshMemory });
-  return {
-    channels,
-    queueDepth,
-    direct,
-    copy,
-    engine,
-    threads,
-    threadsForFreshMemory,
-    chunkBytes: CHUNK_BYTES,
-  };
+  const chunkBytes = CHUNK_BYTES;
+  return { channels, queueDepth, direct, copy, engine, threads, threadsForFreshMemory, chunkBytes };
 }
 
 /** An engine that works here: the best one, or the one that was named. */
@@ -281,11 +278,11 @@ function threadsFor(channels: number, processors: number): number {
   return Math.min(channels, processors, MAX_THREADS);
 }
 
-function hasOneSource(block: NamedMemory): boolean {
-  const isInProcess = block.pid !== undefined && block.address !== undefined && block.offset === undefined;
-  const isPartOfProcess = block.pid !== undefined || block.address !== undefined;
-  const files = [block.file, block.fd].filter((source) => source !== undefined).length;
-  return isInProcess ? files === 0 : files === 1 && !isPartOfProcess;
+function hasOneSource({ file, fd, offset, pid, address }: NamedMemory): boolean {
+  const isInFile = file !== undefined || fd !== undefined || offset !== undefined;
+  if (isInFile)
+    return (file === undefined) !== (fd === undefined) && pid === undefined && address === undefined;
+  return pid !== undefined && address !== undefined;
 }
 
 /** Programs without types may give anything. */
@@ -293,13 +290,22 @@ function namesMemory(options: unknown): boolean {
   return typeof options === 'object' && options !== null && 'memory' in options;
 }
 
-function check<TSchema extends v.GenericSchema>(schema: TSchema, options: unknown): v.InferOutput<TSchema> {
-  const result = v.safeParse(schema, options, { message: describeShape });
+/**
+ * @param whole how a message calls the value itself.
+ * @param name the field that the value itself is in, if it is in one.
+ */
+function check<TSchema extends v.GenericSchema>(
+  schema: TSchema,
+  value: unknown,
+  whole = 'The options are',
+  name?: string,
+): v.InferOutput<TSchema> {
+  const result = v.safeParse(schema, value, { message: describeShape });
   if (result.success) return result.output;
   const issue = result.issues[0];
-  const field = v.getDotPath(issue) ?? undefined;
-  const subject = field === undefined ? 'The options are' : `Option ${field} is`;
-  throw new MapramError('E_USAGE', `${subject} not right: ${issue.message}`, { field });
+  const option = v.getDotPath(issue);
+  const subject = option === null ? whole : `Option ${option} is`;
+  throw new MapramError('E_USAGE', `${subject} not right: ${issue.message}`, { field: option ?? name });
 }
 
 /** What is wrong with an object of options itself; everything else has a message of its own in the schemas above. */
