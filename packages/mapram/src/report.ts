@@ -1,4 +1,4 @@
-import { countSetPages, PAGE_BYTES } from './image/index.ts';
+import { type ImageBlock, PAGE_BYTES } from './image/index.ts';
 import type { JobContext } from './job.ts';
 
 /** One RAM block of a finished save or restore. */
@@ -13,10 +13,8 @@ export interface BlockReport {
   dataPages: number;
 }
 
-/** What a save or a restore did. */
-export interface TransferReport {
-  /** The image's path as the caller gave it. */
-  image: string;
+/** How many pages a guest has, and how many of them an image stores. */
+export interface PageCounts {
   /** Bytes of guest RAM in all blocks. */
   guestBytes: number;
   /** Bytes of guest RAM that the image stores. */
@@ -25,6 +23,12 @@ export interface TransferReport {
   zeroPages: number;
   /** Number of guest pages in all blocks. */
   pages: number;
+}
+
+/** What a save or a restore did. */
+export interface TransferReport extends PageCounts {
+  /** The image's path as the caller gave it. */
+  image: string;
   /** Milliseconds from `stop` to the published, durable image, or from the first write into the guest to its restored end. */
   durationMs: number;
   /**
@@ -69,43 +73,45 @@ export interface MemoryRestoreReport extends TransferReport {
   deviceState: Uint8Array;
 }
 
+/** A RAM block and the number of its pages that the image stores. */
+type CountedBlock = Pick<ImageBlock, 'name' | 'usedLength' | 'setPages'>;
+
 /** How a transfer was done. */
-export interface TransferFacts {
-  image: string;
-  blocks: readonly { name: string; usedLength: number }[];
-  bitmaps: readonly Uint8Array[];
-  durationMs: number;
-  pauseMs: number;
-  channels: number;
-  queueDepth: number;
-  engine: string;
-  direct: boolean;
+type TransferFacts = Pick<
+  TransferReport,
+  'image' | 'durationMs' | 'pauseMs' | 'channels' | 'queueDepth' | 'engine' | 'direct'
+> & { blocks: readonly CountedBlock[] };
+
+/** Draws the report up. */
+export function transferReport(facts: TransferFacts, job: JobContext): TransferReport {
+  const { image, durationMs, pauseMs, channels, queueDepth, engine, direct } = facts;
+  const counts = countPages(facts.blocks);
+  const bytesPerSecond = durationMs === 0 ? 0 : (counts.dataBytes * 1000) / durationMs;
+  return {
+    image,
+    ...counts,
+    durationMs,
+    pauseMs,
+    bytesPerSecond,
+    cpuSeconds: job.cpuSeconds(),
+    channels,
+    queueDepth,
+    engine,
+    direct,
+    copiedBytes: job.copiedBytes,
+    blocks: facts.blocks.map(blockReport),
+  };
 }
 
-/** Draws the report up; what was counted is counted from the bitmaps. */
-export function transferReport(facts: TransferFacts, job: JobContext): TransferReport {
-  const blocks = facts.blocks.map(({ name, usedLength }, index): BlockReport => {
-    const bitmap = facts.bitmaps[index] as Uint8Array;
-    return { name, length: usedLength, pages: usedLength / PAGE_BYTES, dataPages: countSetPages(bitmap) };
-  });
-  const pages = blocks.reduce((sum, block) => sum + block.pages, 0);
-  const dataPages = blocks.reduce((sum, block) => sum + block.dataPages, 0);
-  const dataBytes = dataPages * PAGE_BYTES;
-  return {
-    image: facts.image,
-    guestBytes: pages * PAGE_BYTES,
-    dataBytes,
-    zeroPages: pages - dataPages,
-    pages,
-    durationMs: facts.durationMs,
-    pauseMs: facts.pauseMs,
-    bytesPerSecond: facts.durationMs === 0 ? 0 : (dataBytes * 1000) / facts.durationMs,
-    cpuSeconds: job.cpuSeconds(),
-    channels: facts.channels,
-    queueDepth: facts.queueDepth,
-    engine: facts.engine,
-    direct: facts.direct,
-    copiedBytes: job.copiedBytes,
-    blocks,
-  };
+/** What is counted of all blocks together. */
+export function countPages(blocks: readonly CountedBlock[]): PageCounts {
+  const guestBytes = blocks.reduce((sum, { usedLength }) => sum + usedLength, 0);
+  const dataPages = blocks.reduce((sum, { setPages }) => sum + setPages, 0);
+  const pages = guestBytes / PAGE_BYTES;
+  return { guestBytes, dataBytes: dataPages * PAGE_BYTES, zeroPages: pages - dataPages, pages };
+}
+
+/** What is said of one block. */
+export function blockReport({ name, usedLength, setPages }: CountedBlock): BlockReport {
+  return { name, length: usedLength, pages: usedLength / PAGE_BYTES, dataPages: setPages };
 }

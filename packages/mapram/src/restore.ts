@@ -1,12 +1,11 @@
 import { MapramError } from './errors.ts';
 import { openGuestMemory } from './guest/guest-memory.ts';
-import { inspectWaitingGuest, type WaitingGuest } from './guest/incoming.ts';
-import type { GuestLink } from './guest/link.ts';
+import { inspectWaitingGuest } from './guest/incoming.ts';
 import { GuestOwner } from './guest/owner.ts';
 import { queryUuid } from './guest/queries.ts';
 import type { RamBlock } from './guest/ram-blocks.ts';
-import { type OpenImage, openImage } from './image-file.ts';
-import { type JobContext, type JobPromise, startJob } from './job.ts';
+import { openImage } from './image-file.ts';
+import { type JobPromise, startJob } from './job.ts';
 import { GuestMemory } from './native.ts';
 import {
   checkRestoreOptions,
@@ -15,7 +14,6 @@ import {
   type GuestRestoreOptions,
   type MemoryRestoreOptions,
   type RestoreOptions,
-  type Transfer,
 } from './options.ts';
 import { type MemoryRestoreReport, type RestoreReport, transferReport } from './report.ts';
 import { matchGuest } from './restore/compare.ts';
@@ -23,7 +21,7 @@ import { fillGuest } from './restore/fill.ts';
 import { restoreIntoMemory } from './restore/memory.ts';
 import { loadByQemu, requireLoadable } from './restore/qemu.ts';
 import { requireEqualReadOnlyMemory } from './restore/read-only.ts';
-import type { Restoring } from './restore/restoring.ts';
+import type { Reading, Restoring } from './restore/restoring.ts';
 import { planRunState } from './restore/run-state.ts';
 
 /**
@@ -39,25 +37,21 @@ export function restore(options: RestoreOptions): JobPromise<RestoreReport | Mem
     const settings = checkRestoreOptions(options);
     const how = await chooseTransfer(settings);
     const opened = await job.answer(openImage(settings.image, settings.offset), (late) => late.close());
+    const reading = { opened, how, job };
     try {
       return 'guest' in settings
-        ? await restoreGuest(opened, settings, how, job)
-        : await restoreIntoMemory(opened, settings, how, job);
+        ? await restoreGuest(settings, reading)
+        : await restoreIntoMemory(settings, reading);
     } finally {
       opened.close();
     }
   });
 }
 
-async function restoreGuest(
-  opened: OpenImage,
-  settings: GuestRestore,
-  how: Transfer,
-  job: JobContext,
-): Promise<RestoreReport> {
-  const owner = await GuestOwner.open(settings.guest, job);
+async function restoreGuest(settings: GuestRestore, reading: Reading): Promise<RestoreReport> {
+  const owner = await GuestOwner.open(settings.guest, reading.job);
   try {
-    return await restoreInto(owner, opened, settings, how, job);
+    return await restoreInto(owner, settings, reading);
   } catch (error) {
     throw await owner.explain(error);
   } finally {
@@ -67,85 +61,61 @@ async function restoreGuest(
 
 async function restoreInto(
   owner: GuestOwner,
-  opened: OpenImage,
-  settings: GuestRestore,
-  how: Transfer,
-  job: JobContext,
+  { method: wanted, then }: GuestRestore,
+  reading: Reading,
 ): Promise<RestoreReport> {
-  const { image } = opened;
+  const { opened, how, job } = reading;
+  const { image, path } = opened;
   const waiting = await inspectWaitingGuest(owner.link.monitor, job.commandOptions);
-  const matched = matchGuest(image, waiting);
-  await requireUuid(owner.link, waiting, image.uuid, job);
-  const runState = planRunState(image.runState, settings.then);
-  const restoring: Restoring = { opened, how, job, owner, waiting, runState };
-  const reached = await reachMemory(owner, matched.blocks, settings.method, job);
+  const { blocks, resized } = matchGuest(image, waiting);
+  const restoring = { ...reading, owner, waiting, runState: planRunState(image.runState, then) };
+  await requireUuid(restoring);
+  const memory = await reachMemory(restoring, blocks, wanted);
+  const isReached = memory instanceof GuestMemory;
+  const method = isReached && wanted !== 'qemu' ? 'fill' : 'qemu';
   try {
-    if (reached.memory instanceof GuestMemory)
-      await requireEqualReadOnlyMemory(opened, reached.memory, reached.method, how, job);
-    if (reached.method === 'qemu') {
-      await requireLoadable(restoring, matched.resized, reached.memory);
-      await loadByQemu(restoring, reached.memory);
+    if (isReached) await requireEqualReadOnlyMemory(restoring, memory, method);
+    if (isReached && method === 'fill') {
+      await fillGuest(restoring, memory);
     } else {
-      await fillGuest(restoring, reached.memory);
+      await requireLoadable(restoring, resized, memory);
+      await loadByQemu(restoring, memory);
     }
   } finally {
-    if (reached.memory instanceof GuestMemory) reached.memory.close();
+    if (isReached) memory.close();
   }
-  const guestState = await owner.finish(runState.shallRun);
-  return { ...report(restoring, reached.method), guestState };
+  const guestState = await owner.finish(restoring.runState.shallRun);
+  const durationMs = owner.heldMs;
+  const engine = method === 'qemu' ? 'qemu' : how.engine;
+  const facts = { ...how, engine, image: path, blocks: image.blocks, durationMs, pauseMs: durationMs };
+  return { ...transferReport(facts, job), method, guestState };
 }
 
 /** An image records a UUID only if its guest was to be restored under no other; `fill` goes past QEMU's own look at it. */
-async function requireUuid(
-  link: GuestLink,
-  waiting: WaitingGuest,
-  uuid: string | undefined,
-  job: JobContext,
-): Promise<void> {
+async function requireUuid({ opened, owner, waiting, job }: Restoring): Promise<void> {
+  const { uuid } = opened.image;
   if (uuid === undefined || waiting.capabilities.get('validate-uuid') !== true) return;
-  const own = await queryUuid(link.monitor, job.commandOptions);
+  const own = await queryUuid(owner.link.monitor, job.commandOptions);
   if (own.toLowerCase() === uuid) return;
   throw new MapramError('E_GUEST_MISMATCH', `The image is of guest ${uuid}, and QEMU's guest is ${own}`, {
     field: 'uuid',
   });
 }
 
-/** How the pages get into the guest, and its memory, opened for writing; or why it cannot be, where QEMU loads the image. */
-type Reached =
-  | { method: 'fill'; memory: GuestMemory }
-  | { method: 'qemu'; memory: GuestMemory | MapramError };
-
-/** Decides on the method: QEMU itself may load the image where its memory is out of our reach. */
+/** The guest's memory, opened for writing; or why it is out of our reach, where QEMU itself may load the image. */
 async function reachMemory(
-  owner: GuestOwner,
+  { owner, job }: Restoring,
   blocks: readonly RamBlock[],
   method: GuestRestore['method'],
-  job: JobContext,
-): Promise<Reached> {
+): Promise<GuestMemory | MapramError> {
   try {
     const pid = await owner.find();
-    const memory = await openGuestMemory(owner.link, pid, blocks, { writable: true }, job);
-    return { method: method === 'qemu' ? 'qemu' : 'fill', memory };
+    return await openGuestMemory(owner.link, pid, blocks, { writable: true }, job);
   } catch (error) {
     const isOutOfReach =
       error instanceof MapramError &&
       ['E_PERMISSION', 'E_GUEST_UNSUPPORTED', 'E_HOST_UNSUPPORTED'].includes(error.code);
     if (!isOutOfReach || method === 'fill') throw error;
-    return { method: 'qemu', memory: error };
+    return error;
   }
-}
-
-function report({ opened, how, job, owner }: Restoring, method: 'fill' | 'qemu'): RestoreReport {
-  const { blocks } = opened.image;
-  const durationMs = owner.heldMs;
-  const facts = {
-    ...how,
-    image: opened.path,
-    blocks,
-    bitmaps: blocks.map(({ bitmap }) => bitmap),
-    engine: method === 'qemu' ? 'qemu' : how.engine,
-    durationMs,
-    pauseMs: durationMs,
-  };
-  return { ...transferReport(facts, job), method };
 }

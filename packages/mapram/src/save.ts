@@ -4,7 +4,7 @@ import { GuestOwner } from './guest/owner.ts';
 import { requireSavable } from './guest/preflight.ts';
 import { queryMachine } from './guest/queries.ts';
 import { queryRamBlocks, requireSameBlocks } from './guest/ram-blocks.ts';
-import { splitDevicesState } from './image/index.ts';
+import { countSetPages, layoutImage, splitDevicesState } from './image/index.ts';
 import { type JobContext, type JobPromise, startJob } from './job.ts';
 import { GuestMemory, ImageFile } from './native.ts';
 import {
@@ -13,14 +13,13 @@ import {
   type GuestSave,
   type MemorySave,
   type SaveOptions,
-  type Transfer,
 } from './options.ts';
 import { type SaveReport, transferReport } from './report.ts';
 import { requireBlankDevice } from './save/device.ts';
 import { recordRunState } from './save/recorded-state.ts';
 import { requireSpace } from './save/space.ts';
 import { requireTargetApart, requireTargetApartFromGuest } from './save/target.ts';
-import { finishImage, reserveLength, writePages } from './save/write-image.ts';
+import { finishImage, type Target, type WrittenPages, writePages } from './save/write-image.ts';
 
 /**
  * Saves a guest, or memory that a program names, to one image. The image appears whole under its name or not at all; a
@@ -33,79 +32,91 @@ export function save(options: SaveOptions): JobPromise<SaveReport> {
   return startJob(options?.signal, async (job) => {
     const settings = checkSaveOptions(options);
     const how = await chooseTransfer(settings);
-    return 'guest' in settings ? saveGuest(settings, how, job) : saveMemory(settings, how, job);
+    const created: ImageFile[] = [];
+    const createTarget: CreateTarget = async (machine) => {
+      const { image, force } = settings;
+      // One that is created only after a cancel is discarded.
+      const creating = ImageFile.create(image, force, how.direct, how.engine);
+      const file = await job.answer(creating, (late) => late.discard().run());
+      created.push(file);
+      if (!force) await job.answer(requireBlankDevice(image, job.signal));
+      return { image, file, machine, how, job };
+    };
+    try {
+      return 'guest' in settings
+        ? await saveGuest(settings, job, createTarget)
+        : await saveMemory(settings, job, createTarget);
+    } finally {
+      for (const file of created) await job.tidyUp(file.discard());
+    }
   });
 }
 
-async function saveGuest(settings: GuestSave, how: Transfer, job: JobContext): Promise<SaveReport> {
-  const owner = await GuestOwner.open(settings.guest, job);
-  let file: ImageFile | undefined;
+/** Creates the file of an image that names `machine`. It is discarded at the end unless it was published. */
+type CreateTarget = (machine: string) => Promise<Target>;
+
+async function saveGuest(
+  { guest, image, then }: GuestSave,
+  job: JobContext,
+  createTarget: CreateTarget,
+): Promise<SaveReport> {
+  const owner = await GuestOwner.open(guest, job);
   try {
     await requireSavable(owner.link, job.commandOptions);
     const pid = await owner.find();
-    await job.answer(requireTargetApartFromGuest(settings.image, pid, job.signal));
+    const machine = await queryMachine(owner.link.monitor, job.commandOptions);
+    await job.answer(requireTargetApartFromGuest(image, pid, job.signal));
     // A target that cannot be written is refused before the guest is stopped.
-    file = await createImage(settings, how, job);
-    if (!settings.force) await job.answer(requireBlankDevice(settings.image, job.signal));
-    return await saveTo(file, { settings, how, job, owner, pid });
+    const saving: Saving = { ...(await createTarget(machine)), then, owner, pid };
+    await prepareImage(saving);
+    return await saveStopped(saving, await owner.stop());
   } catch (error) {
     throw await owner.explain(error);
   } finally {
     owner.release();
-    if (file !== undefined) await job.tidyUp(file.discard());
   }
 }
 
-/** Everything that the steps of one save share. */
-interface Saving {
-  settings: GuestSave;
-  how: Transfer;
-  job: JobContext;
+/** Everything that the steps of one save of a guest share. */
+interface Saving extends Target {
+  then: GuestSave['then'];
   owner: GuestOwner;
   pid: number;
 }
 
-async function saveTo(file: ImageFile, saving: Saving): Promise<SaveReport> {
-  const { settings, how, job, owner, pid } = saving;
-  const { commandOptions } = job;
-  const { link } = owner;
-  const machine = await queryMachine(link.monitor, commandOptions);
-  const blocks = await queryRamBlocks(link.monitor, commandOptions);
-  const memory = await openGuestMemory(link, pid, blocks, READ, job);
-  const target = { image: settings.image, file, machine };
-  const touched = await requireSpace(target, { blocks, memory }, how, job).finally(() => memory.close());
-  await reserveLength(file, machine, blocks, job);
+/** All that can be done, and refused, while the guest still runs. */
+async function prepareImage(saving: Saving): Promise<void> {
+  const { file, machine, how, job, owner, pid } = saving;
+  const blocks = await queryRamBlocks(owner.link.monitor, job.commandOptions);
+  const memory = await openGuestMemory(owner.link, pid, blocks, READ, job);
+  const touched = await requireSpace(saving, { blocks, memory }).finally(() => memory.close());
+  // The length up to the device state, which takes no space, so that a limit on the length of files shows now. On a device, what it
+  // held is overwritten here.
+  await job.run(file.finish([], layoutImage({ machine, blocks }).tailOffset));
   await job.run(file.prepare(touched, how));
-  const found = await owner.stop();
-  job.holdsGuest = owner.wasLive;
-  return saveStopped(file, machine, found, saving);
 }
 
 /** @param found the state that the guest was found in. */
-async function saveStopped(
-  file: ImageFile,
-  machine: string,
-  found: string,
-  saving: Saving,
-): Promise<SaveReport> {
-  const { settings, how, job, owner } = saving;
+async function saveStopped(saving: Saving, found: string): Promise<SaveReport> {
+  const { then, file, job, owner } = saving;
   const { commandOptions } = job;
   const { link } = owner;
+  job.holdsGuest = owner.wasLive;
   // Only now do the blocks stand still: a running guest can resize some, and move them.
   const blocks = await queryRamBlocks(link.monitor, commandOptions);
   const devices = splitDevicesState(await captureDeviceState(link, commandOptions));
   const deviceState = recordRunState(devices, found);
   const memory = await openGuestMemory(link, saving.pid, blocks, READ, job);
-  const pages = await writePages(file, machine, { blocks, memory }, how, job).finally(() => memory.close());
+  const pages = await writePages(saving, { blocks, memory }).finally(() => memory.close());
   await requireSameBlocks(link.monitor, blocks, commandOptions);
-  const resumesEarly = settings.then === 'resume' && owner.wasLive;
+  const resumesEarly = then === 'resume' && owner.wasLive;
   // What is left to do needs no guest. Should it not resume, it is told again, and that failure counts.
   if (resumesEarly) {
     await owner.requireStill();
     await owner.resumeEarly();
     job.holdsGuest = false;
   }
-  await finishImage(file, pages, deviceState, job);
+  await finishImage(saving, pages, deviceState);
   if (!resumesEarly) await owner.requireStill();
   job.holdsGuest = false;
   await owner.publish(
@@ -113,42 +124,40 @@ async function saveStopped(
     () => file.isPublished(),
   );
   const durationMs = owner.heldMs;
-  const guestState = await owner.settle(settings.then);
-  const { pauseMs } = owner;
-  const { bitmaps } = pages;
-  const facts = { ...how, image: settings.image, blocks, bitmaps, durationMs, pauseMs };
-  return { ...transferReport(facts, job), guestState };
+  const guestState = await owner.settle(then);
+  return { ...reportOf(saving, pages, { durationMs, pauseMs: owner.pauseMs }), guestState };
 }
 
-async function saveMemory(settings: MemorySave, how: Transfer, job: JobContext): Promise<SaveReport> {
-  const { image, machine, deviceState } = settings;
-  const blocks = settings.memory.map(({ name, length }) => ({ name, usedLength: length }));
-  await job.answer(requireTargetApart(settings));
-  const memory = await GuestMemory.ofNamed(settings.memory, false);
-  let file: ImageFile | undefined;
+async function saveMemory(
+  { image, machine, deviceState, memory: named }: MemorySave,
+  job: JobContext,
+  createTarget: CreateTarget,
+): Promise<SaveReport> {
+  const blocks = named.map(({ name, length }) => ({ name, usedLength: length }));
+  await job.answer(requireTargetApart(image, named));
+  const memory = await GuestMemory.ofNamed(named, false);
   try {
     const since = performance.now();
-    file = await createImage(settings, how, job);
-    if (!settings.force) await job.answer(requireBlankDevice(image, job.signal));
-    await requireSpace({ image, file, machine }, { blocks, memory }, how, job);
-    const pages = await writePages(file, machine, { blocks, memory }, how, job);
-    await finishImage(file, pages, deviceState, job);
-    await job.run(file.publish());
-    const durationMs = performance.now() - since;
-    return transferReport({ ...how, image, blocks, bitmaps: pages.bitmaps, durationMs, pauseMs: 0 }, job);
+    const target = await createTarget(machine);
+    await requireSpace(target, { blocks, memory });
+    const pages = await writePages(target, { blocks, memory });
+    await finishImage(target, pages, deviceState);
+    await job.run(target.file.publish());
+    return reportOf(target, pages, { durationMs: performance.now() - since, pauseMs: 0 });
   } finally {
     memory.close();
-    if (file !== undefined) await job.tidyUp(file.discard());
   }
 }
 
-/** Creates the image; one that is created only after a cancel is discarded. */
-function createImage(
-  { image, force }: { image: string; force: boolean },
-  { direct, engine }: Transfer,
-  job: JobContext,
-): Promise<ImageFile> {
-  return job.answer(ImageFile.create(image, force, direct, engine), (file) => file.discard().run());
+function reportOf(
+  { image, how, job }: Target,
+  { layout, bitmaps }: WrittenPages,
+  times: { durationMs: number; pauseMs: number },
+): SaveReport {
+  const blocks = layout.blocks.map((block, index) => {
+    return { ...block, setPages: countSetPages(bitmaps[index] as Uint8Array) };
+  });
+  return transferReport({ ...how, ...times, image, blocks }, job);
 }
 
 const READ = { writable: false };

@@ -65,7 +65,7 @@ const guestArbitrary = fc
         }),
       );
     });
-    const lengths = extents.map((list) => ({ length: (list.at(-3) ?? 0) + (list.at(-2) ?? 0) + PAGE }));
+    const lengths = extents.map((list) => ({ usedLength: (list.at(-3) ?? 0) + (list.at(-2) ?? 0) + PAGE }));
     return { blocks: lengths, extents };
   });
 
@@ -124,7 +124,12 @@ test('every page of data is planned once, in image order, in whole cells, and ba
 
 test('an extent is split only where a channel ends', () => {
   const extents = [Float64Array.of(PAGE, 64 * MIB - PAGE, 3)];
-  const plan = planTransfer({ blocks: [{ length: 64 * MIB }], extents, channels: 2, chunkBytes: 4 * MIB });
+  const plan = planTransfer({
+    blocks: [{ usedLength: 64 * MIB }],
+    extents,
+    channels: 2,
+    chunkBytes: 4 * MIB,
+  });
   expect(plan.splits).toEqual([Float64Array.of(32 * MIB)]);
   expect(channelsOf(plan)).toEqual([
     [{ block: 0, offset: PAGE, length: 32 * MIB - PAGE, source: 3 }],
@@ -134,13 +139,13 @@ test('an extent is split only where a channel ends', () => {
 
 test('as many cells as channels give each channel one', () => {
   const extents = [Float64Array.of(0, 128 * MIB, 0)];
-  const plan = planTransfer({ blocks: [{ length: 128 * MIB }], extents, channels: 128, chunkBytes: MIB });
+  const plan = planTransfer({ blocks: [{ usedLength: 128 * MIB }], extents, channels: 128, chunkBytes: MIB });
   expect(channelsOf(plan).map(bytesOf)).toEqual(Array<number>(128).fill(MIB));
 });
 
 test('a guest without data gives empty channels', () => {
   const plan = planTransfer({
-    blocks: [{ length: MIB }],
+    blocks: [{ usedLength: MIB }],
     extents: [new Float64Array(0)],
     channels: 3,
     chunkBytes: MIB,
@@ -151,7 +156,7 @@ test('a guest without data gives empty channels', () => {
 
 test('the cost is that of the data: an idle guest of 16 TiB', () => {
   const extents = [Float64Array.of(0, MIB, 0, 2 ** 43, PAGE, 0, 2 ** 44 - MIB, MIB, 0)];
-  const plan = planTransfer({ blocks: [{ length: 2 ** 44 }], extents, channels: 2, chunkBytes: MIB });
+  const plan = planTransfer({ blocks: [{ usedLength: 2 ** 44 }], extents, channels: 2, chunkBytes: MIB });
   expect(plan.dataBytes).toBe(2 * MIB + PAGE);
   expectBalanced(plan, MIB);
 });

@@ -4,7 +4,7 @@ export const MAX_CHANNELS = 128;
 /** What is to be transferred. */
 export interface PlanOptions {
   /** Bytes in each RAM block, in the order of the image. */
-  blocks: readonly { length: number }[];
+  blocks: readonly { usedLength: number }[];
   /** The data of each block: extents of three numbers, offset in the block, length, and source; ascending and disjoint. */
   extents: Float64Array[];
   /** Number of channels, 1 to 128. */
@@ -31,52 +31,43 @@ export interface TransferPlan {
  * still meanwhile, and may have a million extents, so the plan is only where to split them.
  * The engine, which takes the plan, checks it.
  */
-export function planTransfer(options: PlanOptions): TransferPlan {
-  const { blocks, extents, channels, chunkBytes } = options;
+export function planTransfer({ blocks, extents, channels, chunkBytes }: PlanOptions): TransferPlan {
   const dataBytes = bytesIn(extents);
-  const progress = { channel: 0, done: 0 };
-  const splits = blocks.map(({ length }, block) =>
-    splitBlock(extents[block] as Float64Array, length, { channels, chunkBytes, dataBytes }, progress),
+  // The channel that is being filled, and the bytes of data in all cells so far.
+  let channel = 0;
+  let done = 0;
+  const splitBlock = (list: Float64Array, blockLength: number): Float64Array => {
+    const splits = new Float64Array(channels - 1).fill(blockLength).fill(0, 0, channel);
+    let cell = 0;
+    let cellBytes = 0;
+    const closeCell = (): void => {
+      if (cellBytes === 0) return;
+      // Floating point may round the quotient of a cell in the very last share up to `channels`.
+      const owner = Math.min(Math.floor(((done + cellBytes / 2) * channels) / dataBytes), channels - 1);
+      while (channel < owner) splits[channel++] = cell;
+      done += cellBytes;
+      cellBytes = 0;
+    };
+    for (let index = 0; index < list.length; index += 3) {
+      let offset = list[index] as number;
+      const end = offset + (list[index + 1] as number);
+      while (offset < end) {
+        if (offset >= cell + chunkBytes) {
+          closeCell();
+          cell = Math.floor(offset / chunkBytes) * chunkBytes;
+        }
+        const next = Math.min(end, cell + chunkBytes);
+        cellBytes += next - offset;
+        offset = next;
+      }
+    }
+    closeCell();
+    return splits;
+  };
+  const splits = blocks.map(({ usedLength }, block) =>
+    splitBlock(extents[block] as Float64Array, usedLength),
   );
   return { extents, splits, dataBytes };
-}
-
-/** Where the block is split; `progress` holds the channel that is being filled, and the bytes of data in front of the block. */
-function splitBlock(
-  extents: Float64Array,
-  blockLength: number,
-  whole: { channels: number; chunkBytes: number; dataBytes: number },
-  progress: { channel: number; done: number },
-): Float64Array {
-  const { channels, chunkBytes, dataBytes } = whole;
-  let { channel, done } = progress;
-  const splits = new Float64Array(channels - 1).fill(blockLength).fill(0, 0, channel);
-  let cell = 0;
-  let cellBytes = 0;
-  const closeCell = (): void => {
-    if (cellBytes === 0) return;
-    // Floating point may round the quotient of a cell in the very last share up to `channels`.
-    const owner = Math.min(Math.floor(((done + cellBytes / 2) * channels) / dataBytes), channels - 1);
-    while (channel < owner) splits[channel++] = cell;
-    done += cellBytes;
-    cellBytes = 0;
-  };
-  for (let index = 0; index < extents.length; index += 3) {
-    let offset = extents[index] as number;
-    const end = offset + (extents[index + 1] as number);
-    while (offset < end) {
-      if (offset >= cell + chunkBytes) {
-        closeCell();
-        cell = Math.floor(offset / chunkBytes) * chunkBytes;
-      }
-      const next = Math.min(end, cell + chunkBytes);
-      cellBytes += next - offset;
-      offset = next;
-    }
-  }
-  closeCell();
-  Object.assign(progress, { channel, done });
-  return splits;
 }
 
 /** Bytes in all extents, which are what memory was scanned for. */

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { afterEach, describe, expect, it } from 'vitest';
 import { GuestMemory } from '../native.ts';
 import { chooseTransfer } from '../options.ts';
-import { threadsToFill } from './threads.ts';
+import { threadsToFill } from './fill.ts';
 
 const LENGTH = 1 << 20;
 const how = {

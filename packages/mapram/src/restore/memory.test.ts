@@ -15,11 +15,12 @@ const settings = { memory: [{ name: 'a', length: 4096 }] } as unknown as MemoryR
 
 /** A restore whose filling fails with `error`, before or after its first write. */
 function failing(error: unknown, hasBegun: boolean, signal?: AbortSignal): Promise<unknown> {
-  vi.mocked(fillMemory).mockImplementation(async (_image, _memory, _how, job) => {
+  vi.mocked(fillMemory).mockImplementation(async ({ job }) => {
     if (hasBegun) job.writingSince = performance.now();
     throw error;
   });
-  return restoreIntoMemory(opened, settings, {} as Transfer, new JobContext(signal));
+  const how = {} as Transfer;
+  return restoreIntoMemory(settings, { opened, how, job: new JobContext(signal) });
 }
 
 describe('a restore into memory that fails', () => {

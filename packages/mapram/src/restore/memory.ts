@@ -1,28 +1,27 @@
 import { following } from '../errors.ts';
-import type { OpenImage } from '../image-file.ts';
-import type { JobContext } from '../job.ts';
+import type { Image } from '../image/index.ts';
 import { GuestMemory } from '../native.ts';
-import type { MemoryRestore, Transfer } from '../options.ts';
+import type { MemoryBlock, MemoryRestore } from '../options.ts';
 import { type MemoryRestoreReport, transferReport } from '../report.ts';
 import { mismatch, requireSameNames } from './compare.ts';
 import { fillMemory } from './fill.ts';
 import { requireEqualReadOnlyMemory } from './read-only.ts';
+import type { Reading } from './restoring.ts';
 
 /** Restores an image into memory that the program names. */
 export async function restoreIntoMemory(
-  opened: OpenImage,
   settings: MemoryRestore,
-  how: Transfer,
-  job: JobContext,
+  reading: Reading,
 ): Promise<MemoryRestoreReport> {
+  const { opened, how, job } = reading;
   const { machine, blocks, deviceState } = opened.image;
   if (settings.machine !== undefined && settings.machine !== machine) {
     throw mismatch(`it is of a ${machine}, not of a ${settings.machine}`, 'machine');
   }
-  const memory = await GuestMemory.ofNamed(matchBlocks(opened, settings), true);
+  const memory = await GuestMemory.ofNamed(matchBlocks(opened.image, settings), true);
   try {
-    await requireEqualReadOnlyMemory(opened, memory, 'fill', how, job);
-    await fillMemory(opened, memory, how, job);
+    await requireEqualReadOnlyMemory(reading, memory, 'fill');
+    await fillMemory(reading, memory);
   } catch (error) {
     const isCancel = job.signal.aborted && error === job.signal.reason;
     if (job.writingSince === undefined || isCancel) throw error;
@@ -32,21 +31,18 @@ export async function restoreIntoMemory(
   }
   const now = performance.now();
   const durationMs = now - (job.writingSince ?? now);
-  const bitmaps = blocks.map(({ bitmap }) => bitmap);
-  const facts = { ...how, image: opened.path, blocks, bitmaps, durationMs, pauseMs: 0 };
+  const facts = { ...how, image: opened.path, blocks, durationMs, pauseMs: 0 };
   return { ...transferReport(facts, job), machine, deviceState };
 }
 
 /** The program's blocks in the image's order. */
-function matchBlocks({ image }: OpenImage, { memory }: MemoryRestore): MemoryRestore['memory'] {
+function matchBlocks({ blocks }: Image, { memory }: MemoryRestore): MemoryBlock[] {
   const own = new Map(memory.map((block) => [block.name, block]));
-  requireSameNames(image.blocks, own);
-  return image.blocks.map(({ name, usedLength }) => {
-    const block = own.get(name) as MemoryRestore['memory'][number];
+  requireSameNames(blocks, own);
+  return blocks.map(({ name, usedLength }) => {
+    const block = own.get(name) as MemoryBlock;
     if (block.length === usedLength) return block;
-    throw mismatch(
-      `RAM block ${name} has ${usedLength} bytes in it, and ${block.length} in memory`,
-      'length',
-    );
+    const lengths = `${usedLength} bytes in it, and ${block.length} in memory`;
+    throw mismatch(`RAM block ${name} has ${lengths}`, 'length');
   });
 }

@@ -1,9 +1,7 @@
 import { MapramError } from '../errors.ts';
-import type { OpenImage } from '../image-file.ts';
-import type { JobContext } from '../job.ts';
 import { compareMemory, type GuestMemory } from '../native.ts';
-import type { Transfer } from '../options.ts';
 import { imageSource } from './fill.ts';
+import type { Reading } from './restoring.ts';
 
 /**
  * Compares memory that is mapped for reading only with the image, before anything is written. It is a file that QEMU promised not to
@@ -12,22 +10,21 @@ import { imageSource } from './fill.ts';
  * @throws {MapramError} E_GUEST_MISMATCH naming block and file; E_GUEST_UNSUPPORTED if QEMU's own loader would write to it.
  */
 export async function requireEqualReadOnlyMemory(
-  opened: OpenImage,
+  reading: Reading,
   memory: GuestMemory,
   method: 'fill' | 'qemu',
-  how: Transfer,
-  job: JobContext,
 ): Promise<void> {
-  const { image } = opened;
+  const { blocks } = reading.opened.image;
+  const { how, job } = reading;
   const readOnly = memory.regions().filter(({ writable }) => !writable);
   if (readOnly.length === 0) return;
-  const nameOf = (block: number): string => image.blocks[block]?.name ?? '';
-  const stored = readOnly.find(({ block }) => (image.blocks[block]?.setPages ?? 0) > 0);
+  const nameOf = (block: number): string => blocks[block]?.name ?? '';
+  const stored = readOnly.find(({ block }) => (blocks[block]?.setPages ?? 0) > 0);
   if (method === 'qemu' && stored !== undefined) {
     const reason = `QEMU cannot load this image by itself: it would write to RAM block ${nameOf(stored.block)}, which is mapped for reading only; use method fill`;
     throw new MapramError('E_GUEST_UNSUPPORTED', reason, { path: stored.path });
   }
-  const { difference } = await job.run(compareMemory(imageSource(opened, how), memory, how.engine, how));
+  const { difference } = await job.run(compareMemory(imageSource(reading), memory, how.engine, how));
   if (difference === undefined) return;
   const { block, offset } = difference;
   const { path } = readOnly.find((region) => region.block === block) ?? {};

@@ -19,3 +19,6 @@ export interface Restoring {
   /** The state that the guest shall end in. */
   runState: RunStatePlan;
 }
+
+/** What of it a restore into any memory needs. */
+export type Reading = Pick<Restoring, 'opened' | 'how' | 'job'>;

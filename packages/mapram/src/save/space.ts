@@ -4,10 +4,9 @@ import { RECORD_BYTES } from '../device-record.ts';
 import { MapramError } from '../errors.ts';
 import { bitmapBytes, layoutImage, PAGE_BYTES } from '../image/index.ts';
 import type { JobContext } from '../job.ts';
-import { freeBytes, type ImageFile, joinedZeroPages, measureMemory } from '../native.ts';
-import type { Transfer } from '../options.ts';
+import { freeBytes, joinedZeroPages, measureMemory } from '../native.ts';
 import { bytesIn, planTransfer } from '../plan/index.ts';
-import type { SourceMemory } from './write-image.ts';
+import type { SourceMemory, Target } from './write-image.ts';
 
 /** More than the state of a guest's devices takes; it is not known before the guest is stopped. */
 const DEVICE_STATE_BYTES: number = 4 * 1024 * 1024;
@@ -28,16 +27,6 @@ export function spaceBound(
   return extents.reduce((sum, list) => sum + joinedBytes(list), metadataBytes(blocks));
 }
 
-/** Where an image is to go. */
-export interface Target {
-  /** The path as the caller gave it. */
-  image: string;
-  /** What was created there. */
-  file: ImageFile;
-  /** The machine type that the image will name. */
-  machine: string;
-}
-
 /**
  * Refuses an image that its target has no room for. On a file system, memory that was never touched needs none. Touched pages are
  * read only if they could be too many, for they may hold zeros; a running guest may still come to need more. A device has to hold
@@ -47,10 +36,8 @@ export interface Target {
  * @throws {MapramError} E_NO_SPACE
  */
 export async function requireSpace(
-  { image, file, machine }: Target,
+  { image, file, machine, how, job }: Target,
   { blocks, memory }: SourceMemory,
-  how: Transfer,
-  job: JobContext,
 ): Promise<number> {
   const extents = await memory.scan();
   const touched = bytesIn(extents);
@@ -61,8 +48,7 @@ export async function requireSpace(
   }
   const directory = dirname(image);
   if (spaceBound(blocks, extents) <= (await job.answer(freeBytes(directory)))) return touched;
-  const lengths = blocks.map(({ usedLength }) => ({ length: usedLength }));
-  const plan = planTransfer({ ...how, blocks: lengths, extents });
+  const plan = planTransfer({ ...how, blocks, extents });
   const measured = await job.run(measureMemory(memory, plan, how));
   const needed = measured.transferredBytes + metadataBytes(blocks);
   const free = await freeBytesInTime(directory, needed, job);

@@ -1,19 +1,10 @@
-import { fstat } from 'node:fs';
+import { type BigIntStats, fstat } from 'node:fs';
 import { lstat, readdir, readlink, stat } from 'node:fs/promises';
 import { promisify } from 'node:util';
 import { asMapramError, MapramError } from '../errors.ts';
 import { readIfThere } from '../guest/proc.ts';
 import { within } from '../guest/within.ts';
 import type { MemorySave } from '../options.ts';
-
-/** What identifies a file. */
-interface FileId {
-  dev: bigint;
-  ino: bigint;
-  rdev: bigint;
-  isFile(): boolean;
-  isBlockDevice(): boolean;
-}
 
 /** The names that a file, and each thing that it lies in, has in this module, its own one first; none if it cannot be looked at. */
 type Lineage = readonly string[];
@@ -28,10 +19,10 @@ const LOOK_TIMEOUT_MS = 10_000;
  *
  * @throws {MapramError} E_USAGE
  */
-export async function requireTargetApart({ image, memory }: MemorySave): Promise<void> {
+export async function requireTargetApart(image: string, memory: MemorySave['memory']): Promise<void> {
   const targets = await targetsOf(image);
   if (targets.length === 0) return;
-  const requireApart = async (source: Promise<FileId>): Promise<void> => {
+  const requireApart = async (source: Promise<BigIntStats>): Promise<void> => {
     if (isAmong(targets, await lineage(source))) throw clash(image, 'that holds the memory to be saved');
   };
   for (const { file, fd, pid, address, length } of memory) {
@@ -101,7 +92,7 @@ async function ifThere<T>(look: Promise<T>): Promise<T | undefined> {
   });
 }
 
-async function lineage(look: Promise<FileId>): Promise<Lineage> {
+async function lineage(look: Promise<BigIntStats>): Promise<Lineage> {
   const file = await ifThere(look);
   // One device may have many nodes.
   if (file?.isBlockDevice()) return deviceLineage(deviceNumber(file.rdev));
