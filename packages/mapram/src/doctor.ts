@@ -1,9 +1,9 @@
-import type { Check } from './doctor/check.ts';
+import { type Check, Checklist } from './doctor/check.ts';
 import { checkDirectory } from './doctor/directory.ts';
 import { checkGuest } from './doctor/guest.ts';
-import { checkAddon, checkHost } from './doctor/host.ts';
+import { checkHost } from './doctor/host.ts';
 import { MapramError } from './errors.ts';
-import { pathFault } from './file-name.ts';
+import { checkPath } from './options.ts';
 
 export type { Check } from './doctor/check.ts';
 
@@ -32,18 +32,16 @@ export interface DoctorReport {
  */
 export async function doctor(options: DoctorOptions = {}): Promise<DoctorReport> {
   const { dir = '.', qmp, pid, signal = new AbortController().signal } = options;
-  const fault = pathFault(dir);
-  if (fault !== undefined) {
-    throw new MapramError('E_USAGE', `The directory is not right: ${fault}`, { field: 'dir' });
-  }
+  checkPath(dir, 'The directory is', 'dir');
   if (pid !== undefined && qmp === undefined) {
     throw new MapramError('E_USAGE', 'A process is examined only together with its QMP socket', {
       field: 'pid',
     });
   }
-  const addon = checkAddon();
-  const hasAddon = addon.status === 'ok';
-  const checks = [addon, ...(await checkHost(hasAddon)), ...(await checkDirectory(dir, hasAddon))];
-  if (qmp !== undefined) checks.push(...(await checkGuest({ qmp, pid }, dir, signal)));
-  return { checks };
+  const host = new Checklist('host', signal);
+  const guest = new Checklist('guest', signal);
+  const hasAddon = await checkHost(host);
+  await checkDirectory(host, dir, hasAddon);
+  if (qmp !== undefined) await checkGuest(guest, { qmp, pid }, dir, signal);
+  return { checks: [...host.checks, ...guest.checks] };
 }

@@ -1,4 +1,4 @@
-import { describeCauses, type ErrorCode, MapramError } from '../errors.ts';
+import { describeCauses, type ErrorCode, EXIT_STATUS, MapramError } from '../errors.ts';
 
 /** One thing that {@link doctor} looked at. */
 export interface Check {
@@ -13,7 +13,7 @@ export interface Check {
   /** What to do about it; given with `warn` and `fail`. */
   advice?: string;
   /** The code of the error that a save would meet, where it is known; only with `fail`. */
-  code?: ErrorCode;
+  code?: ErrorCode | undefined;
 }
 
 /** What a check found, before it is known by name. */
@@ -34,12 +34,6 @@ export function fail(message: string, advice: string): Finding {
   return { status: 'fail', message, advice };
 }
 
-/** A save cannot work, as `error` shows. */
-export function failed(what: string, error: unknown, advice: string): Finding {
-  const finding = fail(`${what}${messageOf(error)}`, advice);
-  return error instanceof MapramError ? { ...finding, code: error.code } : finding;
-}
-
 /** The message of anything thrown, with the system's own words. */
 export function messageOf(error: unknown): string {
   if (!(error instanceof Error)) return String(error);
@@ -47,4 +41,64 @@ export function messageOf(error: unknown): string {
   return reasons === undefined || error.message.includes(reasons)
     ? error.message
     : `${error.message} (${reasons})`;
+}
+
+/** A finding, and what else the checks that follow need of it. */
+type Found<T> = Finding & { value?: T };
+
+/** The checks of the host, or of the guest. */
+export class Checklist {
+  /** The checks so far. */
+  readonly checks: Check[] = [];
+  readonly #area: Check['area'];
+  readonly #signal: AbortSignal;
+
+  constructor(area: Check['area'], signal: AbortSignal) {
+    this.#area = area;
+    this.#signal = signal;
+  }
+
+  /** Whether the latest check failed. */
+  get hasFailed(): boolean {
+    return this.checks.at(-1)?.status === 'fail';
+  }
+
+  /** Adds what was found. */
+  note(name: string, finding: Finding, area: Check['area'] = this.#area): void {
+    this.checks.push({ name, area, ...finding });
+  }
+
+  /**
+   * Adds what `work` finds, or its failure, whose message stands behind `what`.
+   *
+   * @param advice what to do about a failure, unless its code tells more.
+   * @returns the value that comes with the finding; undefined after a failure.
+   */
+  async look<T>(
+    name: string,
+    advice: string,
+    work: () => Found<T> | Promise<Found<T>>,
+    what = '',
+  ): Promise<T | undefined> {
+    try {
+      const { value, ...finding } = await work();
+      this.note(name, finding);
+      return value;
+    } catch (error) {
+      this.#signal.throwIfAborted();
+      const code = error instanceof MapramError ? error.code : undefined;
+      const better = this.#area === 'guest' ? adviceFor(code) : undefined;
+      const finding = { ...fail(`${what}${messageOf(error)}`, better ?? advice), code };
+      // A refusal by the kernel is the host's matter.
+      this.note(name, finding, code !== undefined && EXIT_STATUS[code] === 4 ? 'host' : this.#area);
+      return undefined;
+    }
+  }
+}
+
+/** What to do about a failure of the guest's whose code tells more than the check that met it. */
+function adviceFor(code: ErrorCode | undefined): string | undefined {
+  if (code === 'E_PERMISSION') return 'run mapram as root or as the user that runs QEMU';
+  if (code === 'E_GUEST_UNSUPPORTED' || code === 'E_HOST_UNSUPPORTED') return `docs/errors.md, ${code}`;
+  return undefined;
 }

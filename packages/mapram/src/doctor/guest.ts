@@ -1,7 +1,7 @@
 import * as v from 'valibot';
-import { EXIT_STATUS, MapramError } from '../errors.ts';
 import { openGuestMemory } from '../guest/guest-memory.ts';
 import { type GuestLink, openGuest, type QmpGuest } from '../guest/link.ts';
+import type { ExecuteOptions } from '../guest/monitor.ts';
 import { findSaveObstacles } from '../guest/preflight.ts';
 import { findGuestProcess } from '../guest/process.ts';
 import { ask, queryStatus } from '../guest/queries.ts';
@@ -9,145 +9,97 @@ import { queryRamBlocks, type RamBlock } from '../guest/ram-blocks.ts';
 import { JobContext } from '../job.ts';
 import { freeBytes, type GuestMemory } from '../native.ts';
 import { spaceBound } from '../save/space.ts';
-import { type Check, type Finding, fail, failed, messageOf, ok, warn } from './check.ts';
+import { type Checklist, fail, messageOf, ok, warn } from './check.ts';
 import { judgeSpace, judgeVersion } from './judge.ts';
-import { guestAccelerator } from './kvm.ts';
 
 const VersionSchema = v.object({
   qemu: v.object({ major: v.number(), minor: v.number(), micro: v.number() }),
-  package: v.string(),
 });
-
-/** Adds the check `name`: what `describe` says of the work's result, or the failure. Undefined after a failure. */
-type Step = <T>(
-  name: string,
-  advice: string,
-  work: () => Promise<T>,
-  describe: (value: T) => Finding,
-) => Promise<T | undefined>;
+const KvmSchema = v.object({ enabled: v.boolean() });
 
 /**
  * What a save of this guest into `directory` would meet. Nothing of the guest is changed: it is asked, it is handed a descriptor
  * to tell its process by, and its memory is looked at from outside.
  */
-export async function checkGuest(guest: QmpGuest, directory: string, signal: AbortSignal): Promise<Check[]> {
-  const checks: Check[] = [];
-  const step: Step = async (name, advice, work, describe) => {
-    try {
-      const value = await work();
-      checks.push({ name, area: 'guest', ...describe(value) });
-      return value;
-    } catch (error) {
-      signal.throwIfAborted();
-      checks.push({ name, area: areaOf(error), ...failed('', error, adviceFor(error) ?? advice) });
-      return undefined;
-    }
-  };
-  const link = await step(
-    'qmp',
-    'check the path, disconnect other clients, or give QEMU a QMP socket of its own for mapram',
-    () => openGuest(guest, signal),
-    () => ok(`QEMU answers at ${guest.qmp}`),
-  );
-  if (link === undefined) return checks;
+export async function checkGuest(
+  list: Checklist,
+  guest: QmpGuest,
+  directory: string,
+  signal: AbortSignal,
+): Promise<void> {
+  const advice = 'check the path, disconnect other clients, or give QEMU a QMP socket of its own for mapram';
+  const link = await list.look('qmp', advice, async () => {
+    const value = await openGuest(guest, signal);
+    return { ...ok(`QEMU answers at ${guest.qmp}`), value };
+  });
+  if (link === undefined) return;
   try {
-    await askQemu(link, step, signal);
-    await examineMemory(link, step, directory, signal);
-    return checks;
+    await askQemu(list, link, { signal });
+    await examineMemory(list, link, directory, new JobContext(signal));
   } finally {
     link.close();
   }
 }
 
-async function askQemu(link: GuestLink, step: Step, signal: AbortSignal): Promise<void> {
+async function askQemu(list: Checklist, link: GuestLink, options: ExecuteOptions): Promise<void> {
   const { monitor } = link;
-  await step(
-    'qemu',
-    'use QEMU 9.1 or later',
-    () => ask(monitor, VersionSchema, 'query-version', {}, { signal }),
-    ({ qemu }) => judgeVersion(qemu),
-  );
-  await step(
-    'accelerator',
-    'see the log of QEMU',
-    () => guestAccelerator(monitor, { signal }),
-    (finding) => finding,
-  );
-  await step(
-    'state',
-    'see the log of QEMU',
-    () => queryStatus(monitor, { signal }),
-    ({ status }) => ok(`the guest is ${status}`),
-  );
-  await step(
-    'savable',
-    'see the log of QEMU',
-    () => findSaveObstacles(link, { signal }),
-    (obstacles) =>
-      obstacles.length === 0
-        ? ok('QEMU has the commands that a save needs, and nothing blocks one')
-        : fail(obstacles.join('; '), 'remove what stands in the way; docs/errors.md, E_GUEST_UNSUPPORTED'),
-  );
+  const advice = 'see the log of QEMU';
+  await list.look('qemu', 'use QEMU 9.1 or later', async () => {
+    const { qemu } = await ask(monitor, VersionSchema, 'query-version', {}, options);
+    return judgeVersion(qemu);
+  });
+  await list.look('accelerator', advice, async () => {
+    const { enabled } = await ask(monitor, KvmSchema, 'query-kvm', {}, options);
+    if (enabled) return ok('the guest runs under KVM');
+    return ok('the guest runs without KVM: QEMU emulates its processors');
+  });
+  await list.look('state', advice, async () => {
+    const { status } = await queryStatus(monitor, options);
+    return ok(`the guest is ${status}`);
+  });
+  await list.look('savable', advice, async () => {
+    const obstacles = await findSaveObstacles(link, options);
+    if (obstacles.length === 0) return ok('QEMU has the commands that a save needs, and nothing blocks one');
+    return fail(obstacles.join('; '), 'remove what stands in the way; docs/errors.md, E_GUEST_UNSUPPORTED');
+  });
 }
 
 async function examineMemory(
+  list: Checklist,
   link: GuestLink,
-  step: Step,
   directory: string,
-  signal: AbortSignal,
+  job: JobContext,
 ): Promise<void> {
-  const job = new JobContext(signal);
-  const pid = await step(
-    'process',
-    'leave --pid out: mapram finds the process by itself',
-    () => findGuestProcess(link, { signal }),
-    (found) => ok(`the guest is process ${found}`),
-  );
-  const blocks = await step(
-    'ram-blocks',
-    'report this with the whole output',
-    () => queryRamBlocks(link.monitor, { signal }),
-    (found) => ok(`${found.length} RAM blocks: ${found.map(({ name }) => name).join(', ')}`),
-  );
+  const pid = await list.look('process', 'leave --pid out: mapram finds the process by itself', async () => {
+    const value = await findGuestProcess(link, job.commandOptions);
+    return { ...ok(`the guest is process ${value}`), value };
+  });
+  const blocks = await list.look('ram-blocks', 'report this with the whole output', async () => {
+    const value = await queryRamBlocks(link.monitor, job.commandOptions);
+    return { ...ok(`${value.length} RAM blocks: ${value.map(({ name }) => name).join(', ')}`), value };
+  });
   if (pid === undefined || blocks === undefined) return;
-  const memory = await step(
-    'memory',
-    'run mapram as root or as the user that runs QEMU',
-    () => openGuestMemory(link, pid, blocks, { writable: false }, job),
-    (opened) => ok(`its memory can be read; ${describeKinds(opened, blocks)}`),
-  );
+  const open = (writable: boolean): Promise<GuestMemory> =>
+    openGuestMemory(link, pid, blocks, { writable }, job);
+  const memory = await list.look('memory', 'run mapram as root or as the user that runs QEMU', async () => {
+    const value = await open(false);
+    return { ...ok(`its memory can be read; ${describeKinds(value, blocks)}`), value };
+  });
   if (memory === undefined) return;
-  await step(
-    'space',
-    'make room, or name another directory by --dir',
-    async () => ({ needed: spaceBound(blocks, await memory.scan()), free: await freeBytes(directory) }),
-    judgeSpace,
-  ).finally(() => memory.close());
-  await step(
+  const space = list.look('space', 'make room, or name another directory by --dir', async () => {
+    const needed = spaceBound(blocks, await memory.scan());
+    return judgeSpace({ needed, free: await freeBytes(directory) });
+  });
+  await space.finally(() => memory.close());
+  const refusal = await open(true).then((writable) => writable.close(), messageOf);
+  job.signal.throwIfAborted();
+  // A refusal to write is no obstacle to saving, so it must not fail the check.
+  list.note(
     'fill',
-    'a guest like this can be restored by --method qemu',
-    async () => {
-      // A refusal to write is no obstacle to saving, so it must not fail the check.
-      const refusal = await openGuestMemory(link, pid, blocks, { writable: true }, job).then(
-        (writable) => writable.close(),
-        (error: unknown) => messageOf(error),
-      );
-      signal.throwIfAborted();
-      return refusal;
-    },
-    (refusal) =>
-      refusal === undefined
-        ? ok('a QEMU started like this one can be restored by --method fill')
-        : warn(`its memory cannot be written: ${refusal}`, 'restore by --method qemu'),
+    refusal === undefined
+      ? ok('a QEMU started like this one can be restored by --method fill')
+      : warn(`its memory cannot be written: ${refusal}`, 'restore by --method qemu'),
   );
-}
-
-/** What to do about a failure whose code tells more than the check that met it. */
-function adviceFor(error: unknown): string | undefined {
-  const code = error instanceof MapramError ? error.code : undefined;
-  if (code === 'E_PERMISSION') return 'run mapram as root or as the user that runs QEMU';
-  if (code === 'E_GUEST_UNSUPPORTED' || code === 'E_HOST_UNSUPPORTED') return `docs/errors.md, ${code}`;
-  return undefined;
 }
 
 /** The kinds of memory, each with the blocks that have it: `anonymous: pc.ram, pc.bios; shared-file: ram0`. */
@@ -157,12 +109,6 @@ function describeKinds(memory: GuestMemory, blocks: readonly RamBlock[]): string
     const known = names.get(kind) ?? new Set<string>();
     names.set(kind, known.add(blocks[block]?.name ?? String(block)));
   }
-  const [only, ...others] = names.keys();
-  if (only !== undefined && others.length === 0) return `all of it is ${only}`;
+  if (names.size === 1) return `all of it is ${[...names.keys()].join()}`;
   return [...names].map(([kind, found]) => `${kind}: ${[...found].join(', ')}`).join('; ');
-}
-
-/** A refusal by the kernel is the host's matter, everything else the guest's. */
-function areaOf(error: unknown): Check['area'] {
-  return error instanceof MapramError && EXIT_STATUS[error.code] === 4 ? 'host' : 'guest';
 }

@@ -50,18 +50,16 @@ export function judgePtrace(scope: string, isPrivileged: boolean): Finding {
 
 /** The type of the file system that holds `path`, by the text of /proc/self/mountinfo. */
 export function findFileSystem(mountinfo: string, path: string): string {
-  let type = 'an unknown file system';
-  let longest = -1;
-  for (const line of mountinfo.split('\n')) {
+  const mounts = mountinfo.split('\n').map((line) => {
     const [mount = '', source = ''] = line.split(' - ');
-    const point = unescapeMount(mount.split(' ')[4] ?? '');
-    const isAbove = path === point || path.startsWith(point === '/' ? '/' : `${point}/`);
-    // A later mount on the same point hides the earlier one.
-    if (point === '' || !isAbove || point.length < longest) continue;
-    longest = point.length;
-    type = source.split(' ')[0] ?? type;
-  }
-  return type;
+    return { point: unescapeMount(mount.split(' ')[4] ?? ''), type: source.split(' ')[0] ?? '' };
+  });
+  const above = mounts.filter(
+    ({ point }) => point !== '' && `${path}/`.startsWith(point === '/' ? '/' : `${point}/`),
+  );
+  // The nearest one; a later mount on the same point hides the earlier one.
+  const longest = Math.max(...above.map(({ point }) => point.length));
+  return above.findLast(({ point }) => point.length === longest)?.type ?? 'an unknown file system';
 }
 
 /** mountinfo writes blanks and the like as three octal digits. */
