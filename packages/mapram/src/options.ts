@@ -2,7 +2,6 @@ import { availableParallelism } from 'node:os';
 import * as v from 'valibot';
 import { COPIES, type Copy, ENGINES, type Engine } from './choices.ts';
 import { MapramError } from './errors.ts';
-import { pathFault } from './file-name.ts';
 import type { Guest } from './guest/link.ts';
 import type { Monitor } from './guest/monitor.ts';
 import type { EngineOptions, NamedMemory } from './native.ts';
@@ -105,12 +104,13 @@ export const DEFAULT_LOAD: EngineLoad = {
 };
 
 const Text = v.pipe(v.string('it is no text'), v.minLength(1, 'it is empty'));
+/** Half of a surrogate pair, or what Node puts in the place of bytes that are no UTF-8. */
+const NO_UTF8 = /\p{Surrogate}|\uFFFD/u;
+// A name that is no UTF-8 reaches us changed, and so would be that of another file.
 const Path = v.pipe(
-  v.string('it is no text'),
-  v.check(
-    (path) => pathFault(path) === undefined,
-    ({ input }) => pathFault(input) ?? '',
-  ),
+  Text,
+  v.excludes('\0', 'it holds a NUL character'),
+  v.check((path) => !NO_UTF8.test(path), 'it is not UTF-8, and other names cannot be used'),
 );
 const Whole = (min: number, max: number, message: string) =>
   v.pipe(v.number(message), v.integer(message), v.minValue(min, message), v.maxValue(max, message));
@@ -243,13 +243,9 @@ export function checkInspectOptions(options: { offset?: number | undefined }): v
 }
 
 /** How a transfer is to be done, with the engine chosen. */
-export interface Transfer extends EngineOptions {
-  /** Parallel streams of the image. */
-  channels: number;
+export interface Transfer extends EngineOptions, Pick<GuestSave, 'channels' | 'direct'> {
   /** Name of the I/O engine. */
   engine: string;
-  /** Whether the image is accessed by direct I/O. */
-  direct: boolean;
   /** Threads where the kernel has to find pages for what is written to memory. */
   threadsForFreshMemory: number;
 }
