@@ -97,18 +97,13 @@ const REFUSALS: readonly [code: ErrorCode, ...errnos: string[]][] = [
 export function asMapramError(thrown: unknown): MapramError {
   if (thrown instanceof MapramError) return thrown;
   const message = messageOf(thrown);
-  if (isSystemError(thrown)) {
-    const [code] = REFUSALS.find(([, ...errnos]) => errnos.includes(thrown.code)) ?? (['E_IO'] as const);
-    return new MapramError(code, message, { path: thrown.path, cause: thrown });
+  // Node names the call that the system refused.
+  if (thrown instanceof Error && 'syscall' in thrown) {
+    const { code: errno = '', path } = thrown as NodeJS.ErrnoException;
+    const [code] = REFUSALS.find(([, ...errnos]) => errnos.includes(errno)) ?? (['E_IO'] as const);
+    return new MapramError(code, message, { path, cause: thrown });
   }
   return new MapramError('E_INTERNAL', `a bug in mapram, please report it: ${message}`, { cause: thrown });
-}
-
-/** An error of Node's for a call that the system refused. */
-function isSystemError(thrown: unknown): thrown is NodeJS.ErrnoException & { code: string } {
-  return (
-    thrown instanceof Error && 'syscall' in thrown && 'code' in thrown && typeof thrown.code === 'string'
-  );
 }
 
 function messageOf(thrown: unknown): string {
