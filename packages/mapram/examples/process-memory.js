@@ -6,7 +6,7 @@
 import { fork } from 'node:child_process';
 import { createHash, randomBytes, randomFillSync } from 'node:crypto';
 import { once } from 'node:events';
-import { closeSync, mkdtempSync, openSync, readFileSync, readSync, rmSync, statSync } from 'node:fs';
+import { closeSync, mkdtempSync, openSync, readFileSync, readSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -32,13 +32,12 @@ function work(marker) {
 /** Finds the page-aligned inside of the worker's buffer by the marker that it begins with. */
 function findMemory(pid, marker) {
   const file = openSync(`/proc/${pid}/mem`, 'r');
+  const maps = readFileSync(`/proc/${pid}/maps`, 'utf8').matchAll(/^(\w+)-(\w+) rw-p \w+ 00:00 0 *$/gm);
   try {
-    for (const line of readFileSync(`/proc/${pid}/maps`, 'utf8').split('\n')) {
-      const [, from, to] = /^(\w+)-(\w+) rw-p \w+ 00:00 0 *$/.exec(line) ?? [];
+    for (const [, from, to] of maps) {
       const start = Number.parseInt(from, 16);
-      const end = Number.parseInt(to, 16);
-      if (!(end - start >= BYTES)) continue;
-      const bytes = Buffer.alloc(end - start);
+      const bytes = Buffer.alloc(Number.parseInt(to, 16) - start);
+      if (bytes.length < BYTES) continue;
       const at = bytes.subarray(0, readSync(file, bytes, 0, bytes.length, start)).indexOf(marker);
       if (at < 0) continue;
       const first = Math.ceil((start + at) / PAGE) * PAGE;
@@ -81,10 +80,9 @@ async function main() {
 
     const saved = await stopped(worker, () => save({ image, memory, machine: 'example' }));
     console.log(`saved ${saved.dataBytes >> 20} MiB of data in ${saved.durationMs.toFixed(0)} ms`);
-    console.log(
-      `image: ${statSync(image).size >> 20} MiB logical, ${(statSync(image).blocks * 512) >> 20} MiB on disk`,
-    );
-    console.log(`blocks: ${(await inspect(image)).blocks.map((block) => block.name).join(', ')}`);
+    const { fileBytes, allocatedBytes, blocks } = await inspect(image);
+    console.log(`image: ${fileBytes >> 20} MiB logical, ${allocatedBytes >> 20} MiB on disk`);
+    console.log(`blocks: ${blocks.map((block) => block.name).join(', ')}`);
 
     console.log(`spoiled: sha256 ${(await ask(worker, 'spoil')).slice(0, 16)}`);
     await stopped(worker, () => restore({ image, memory, machine: 'example' }));
