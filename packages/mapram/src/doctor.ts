@@ -42,6 +42,6 @@ export async function doctor(options: DoctorOptions = {}): Promise<DoctorReport>
   const guest = new Checklist('guest', signal);
   const hasAddon = await checkHost(host);
   await checkDirectory(host, dir, hasAddon);
-  if (qmp !== undefined) await checkGuest(guest, { qmp, pid }, dir, signal);
+  if (qmp !== undefined) await checkGuest(guest, { qmp, pid }, dir);
   return { checks: [...host.checks, ...guest.checks] };
 }

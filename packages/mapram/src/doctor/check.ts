@@ -51,11 +51,12 @@ export class Checklist {
   /** The checks so far. */
   readonly checks: Check[] = [];
   readonly #area: Check['area'];
-  readonly #signal: AbortSignal;
+  /** Ends the examination. */
+  readonly signal: AbortSignal;
 
   constructor(area: Check['area'], signal: AbortSignal) {
     this.#area = area;
-    this.#signal = signal;
+    this.signal = signal;
   }
 
   /** Whether the latest check failed. */
@@ -85,7 +86,7 @@ export class Checklist {
       this.note(name, finding);
       return value;
     } catch (error) {
-      this.#signal.throwIfAborted();
+      this.signal.throwIfAborted();
       const code = error instanceof MapramError ? error.code : undefined;
       const better = this.#area === 'guest' ? adviceFor(code) : undefined;
       const finding = { ...fail(`${what}${messageOf(error)}`, better ?? advice), code };

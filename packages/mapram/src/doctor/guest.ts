@@ -1,7 +1,6 @@
 import * as v from 'valibot';
 import { openGuestMemory } from '../guest/guest-memory.ts';
 import { type GuestLink, openGuest, type QmpGuest } from '../guest/link.ts';
-import type { ExecuteOptions } from '../guest/monitor.ts';
 import { findSaveObstacles } from '../guest/preflight.ts';
 import { findGuestProcess } from '../guest/process.ts';
 import { ask, queryStatus } from '../guest/queries.ts';
@@ -21,28 +20,24 @@ const KvmSchema = v.object({ enabled: v.boolean() });
  * What a save of this guest into `directory` would meet. Nothing of the guest is changed: it is asked, it is handed a descriptor
  * to tell its process by, and its memory is looked at from outside.
  */
-export async function checkGuest(
-  list: Checklist,
-  guest: QmpGuest,
-  directory: string,
-  signal: AbortSignal,
-): Promise<void> {
+export async function checkGuest(list: Checklist, guest: QmpGuest, directory: string): Promise<void> {
   const advice = 'check the path, disconnect other clients, or give QEMU a QMP socket of its own for mapram';
   const link = await list.look('qmp', advice, async () => {
-    const value = await openGuest(guest, signal);
+    const value = await openGuest(guest, list.signal);
     return { ...ok(`QEMU answers at ${guest.qmp}`), value };
   });
   if (link === undefined) return;
   try {
-    await askQemu(list, link, { signal });
-    await examineMemory(list, link, directory, new JobContext(signal));
+    await askQemu(list, link);
+    await examineMemory(list, link, directory);
   } finally {
     link.close();
   }
 }
 
-async function askQemu(list: Checklist, link: GuestLink, options: ExecuteOptions): Promise<void> {
+async function askQemu(list: Checklist, link: GuestLink): Promise<void> {
   const { monitor } = link;
+  const options = { signal: list.signal };
   const advice = 'see the log of QEMU';
   await list.look('qemu', 'use QEMU 9.1 or later', async () => {
     const { qemu } = await ask(monitor, VersionSchema, 'query-version', {}, options);
@@ -64,12 +59,8 @@ async function askQemu(list: Checklist, link: GuestLink, options: ExecuteOptions
   });
 }
 
-async function examineMemory(
-  list: Checklist,
-  link: GuestLink,
-  directory: string,
-  job: JobContext,
-): Promise<void> {
+async function examineMemory(list: Checklist, link: GuestLink, directory: string): Promise<void> {
+  const job = new JobContext(list.signal);
   const pid = await list.look('process', 'leave --pid out: mapram finds the process by itself', async () => {
     const value = await findGuestProcess(link, job.commandOptions);
     return { ...ok(`the guest is process ${value}`), value };
