@@ -39,7 +39,7 @@ export function save(options: SaveOptions): JobPromise<SaveReport> {
       const creating = ImageFile.create(image, force, how.direct, how.engine);
       const file = await job.answer(creating, (late) => late.discard().run());
       created.push(file);
-      if (!force) await job.answer(requireBlankDevice(image, job.signal));
+      if (!force && file.deviceBytes !== undefined) await job.answer(requireBlankDevice(image, job.signal));
       return { image, file, machine, how, job };
     };
     try {

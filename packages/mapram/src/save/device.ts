@@ -1,5 +1,4 @@
 import { execFile } from 'node:child_process';
-import { stat } from 'node:fs/promises';
 import { MapramError } from '../errors.ts';
 
 /** What blkid(8) exits with where it finds nothing that it knows; and where it cannot look, which it then says. */
@@ -16,8 +15,6 @@ const PATH = `${process.env['PATH'] ?? ''}:/usr/sbin:/sbin`;
  * @throws {MapramError} E_TARGET_EXISTS
  */
 export async function requireBlankDevice(image: string, signal: AbortSignal): Promise<void> {
-  const found = await stat(image).catch(() => undefined);
-  if (found === undefined || !found.isBlockDevice()) return;
   const content = await probe(image, signal);
   signal.throwIfAborted();
   if (content === undefined) return;
