@@ -20,12 +20,9 @@ export function matchGuest(image: Image, guest: WaitingGuest): Matched {
   if (image.machine !== guest.machine) {
     throw mismatch(`it is of a ${image.machine}, and QEMU's machine is a ${guest.machine}`, 'machine');
   }
-  const own = new Map(guest.blocks.map((block) => [block.name, block]));
-  requireSameNames(image.blocks, own);
   const blocks: RamBlock[] = [];
   const resized: string[] = [];
-  for (const { name, usedLength } of image.blocks) {
-    const block = own.get(name) as RamBlock;
+  for (const [{ name, usedLength }, block] of pairBlocks(image.blocks, guest.blocks)) {
     blocks.push({ ...block, usedLength });
     if (usedLength === block.usedLength) continue;
     const canResize = block.maxLength > block.usedLength;
@@ -38,18 +35,24 @@ export function matchGuest(image: Image, guest: WaitingGuest): Matched {
   return { blocks, resized };
 }
 
-/** @throws {MapramError} E_GUEST_MISMATCH if a block is in one of them only. */
-export function requireSameNames(
-  imageBlocks: readonly ImageBlock[],
-  memory: ReadonlyMap<string, unknown>,
-): void {
-  const names = new Set(imageBlocks.map(({ name }) => name));
-  const missing = [...names].filter((name) => !memory.has(name));
+/**
+ * Each block of the image with the one of the memory that has its name.
+ *
+ * @throws {MapramError} E_GUEST_MISMATCH if a block is in one of them only.
+ */
+export function pairBlocks<T extends { name: string }>(
+  blocks: readonly ImageBlock[],
+  memory: readonly T[],
+): [ImageBlock, T][] {
+  const own = new Map(memory.map((block) => [block.name, block]));
+  const missing = blocks.filter(({ name }) => !own.has(name)).map(({ name }) => name);
   if (missing.length > 0) {
     throw mismatch(`it has RAM block ${missing.join(', ')}, which is not there`, 'blocks');
   }
-  const extra = [...memory.keys()].filter((name) => !names.has(name));
-  if (extra.length > 0) throw mismatch(`it lacks RAM block ${extra.join(', ')}`, 'blocks');
+  const pairs = blocks.map((block): [ImageBlock, T] => [block, own.get(block.name) as T]);
+  for (const { name } of blocks) own.delete(name);
+  if (own.size > 0) throw mismatch(`it lacks RAM block ${[...own.keys()].join(', ')}`, 'blocks');
+  return pairs;
 }
 
 /** The error for an image that is not of the memory at hand. */

@@ -3,7 +3,7 @@ import type { Image } from '../image/index.ts';
 import { GuestMemory } from '../native.ts';
 import type { MemoryBlock, MemoryRestore } from '../options.ts';
 import { type MemoryRestoreReport, transferReport } from '../report.ts';
-import { mismatch, requireSameNames } from './compare.ts';
+import { mismatch, pairBlocks } from './compare.ts';
 import { fillMemory } from './fill.ts';
 import { requireEqualReadOnlyMemory } from './read-only.ts';
 import type { Reading } from './restoring.ts';
@@ -37,10 +37,7 @@ export async function restoreIntoMemory(
 
 /** The program's blocks in the image's order. */
 function matchBlocks({ blocks }: Image, { memory }: MemoryRestore): MemoryBlock[] {
-  const own = new Map(memory.map((block) => [block.name, block]));
-  requireSameNames(blocks, own);
-  return blocks.map(({ name, usedLength }) => {
-    const block = own.get(name) as MemoryBlock;
+  return pairBlocks(blocks, memory).map(([{ name, usedLength }, block]) => {
     if (block.length === usedLength) return block;
     const lengths = `${usedLength} bytes in it, and ${block.length} in memory`;
     throw mismatch(`RAM block ${name} has ${lengths}`, 'length');
