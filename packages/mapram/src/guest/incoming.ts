@@ -119,7 +119,8 @@ export async function loadIncoming(monitor: Monitor, uri: string, options: Execu
   let loadedAt: number | undefined;
   for (let pauseMs = 1; ; pauseMs = Math.min(pauseMs * 2, LONGEST_POLL_MS)) {
     // QEMU's main thread loads, and answers no one until it has done so: this wait has no limit of its own.
-    const { status, errorDescription } = await queryMigration(monitor, { ...options, timeoutMs: 0 });
+    const migration = await queryMigration(monitor, { ...options, timeoutMs: 0 });
+    const { status } = migration;
     if (status === 'completed') {
       loadedAt ??= performance.now();
       if ((await queryStatus(monitor, options)).status !== 'inmigrate') return;
@@ -128,7 +129,7 @@ export async function loadIncoming(monitor: Monitor, uri: string, options: Execu
     if (status === 'failed' || status === 'cancelled') {
       throw new MapramError(
         'E_QMP',
-        `QEMU could not load the image, and its log may say more: ${errorDescription ?? status}`,
+        `QEMU could not load the image, and its log may say more: ${migration['error-desc'] ?? status}`,
       );
     }
     await delay(pauseMs, undefined, { signal: options.signal }).catch(() => options.signal?.throwIfAborted());

@@ -73,10 +73,10 @@ async function findStateObstacles(monitor: Monitor, options?: ExecuteOptions): P
 }
 
 async function findMigrationObstacles(monitor: Monitor, options?: ExecuteOptions): Promise<string[]> {
-  const { status, blockedReasons } = await queryMigration(monitor, options);
+  const { status, 'blocked-reasons': reasons } = await queryMigration(monitor, options);
   // xen-save-devices-state itself looks at neither.
   const active = isMigrating(status) ? [`another migration is going on (${status})`] : [];
-  return [...active, ...blockedReasons.map((reason) => `QEMU says that it cannot be migrated: ${reason}`)];
+  return [...active, ...reasons.map((reason) => `QEMU says that it cannot be migrated: ${reason}`)];
 }
 
 async function findMachineObstacles(monitor: Monitor, options?: ExecuteOptions): Promise<string[]> {
@@ -119,6 +119,7 @@ async function findDeviceObstacles(
   return memoryDevices
     .filter(({ type }) => type === 'virtio-mem')
     .map(
-      ({ id = 'without an id' }) => `memory device ${id} is a virtio-mem, which cannot be saved from outside`,
+      ({ data: { id = 'without an id' } }) =>
+        `memory device ${id} is a virtio-mem, which cannot be saved from outside`,
     );
 }

@@ -73,7 +73,7 @@ function whyNotFound(
 /** The threads of the guest's processors, at least one. */
 async function threadsOfGuest({ monitor }: GuestLink, options?: ExecuteOptions): Promise<number[]> {
   const cpus = await queryCpus(monitor, options);
-  if (cpus.length > 0) return cpus.map((cpu) => cpu.threadId);
+  if (cpus.length > 0) return cpus.map((cpu) => cpu['thread-id']);
   throw new MapramError('E_GUEST_UNSUPPORTED', `This QEMU holds no guest: ${NO_PROCESSORS}`);
 }
 

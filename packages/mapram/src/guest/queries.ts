@@ -4,22 +4,17 @@ import type { ExecuteOptions, Monitor } from './monitor.ts';
 
 // The answers of QEMU that we read, checked. Facts are of QEMU 10.0.2, qapi/*.json.
 
-/** What `query-status` says. */
-export interface GuestStatus {
-  /** A name of QEMU's RunState enumeration, such as `running` or `prelaunch`. */
-  status: string;
-  /** Whether its processors run. */
-  running: boolean;
-}
+/** Asks QEMU for one thing. */
+export type Query<T> = (monitor: Monitor, options?: ExecuteOptions) => Promise<T>;
 
-/** What `query-migrate` says. */
+/** What is needed of `query-migrate`. */
 export interface MigrationStatus {
   /** State of the last migration in either direction; undefined if there never was one. */
-  status: string | undefined;
+  status?: string | undefined;
   /** Why the guest cannot be migrated. */
-  blockedReasons: string[];
+  'blocked-reasons': string[];
   /** Why the last migration failed. */
-  errorDescription: string | undefined;
+  'error-desc'?: string | undefined;
 }
 
 /** What a QEMU without processors is. */
@@ -28,9 +23,21 @@ export const NO_PROCESSORS = 'it has no processors (-machine none has none)';
 /** What is needed of `query-cpus-fast`. */
 export interface GuestCpu {
   /** Thread of the processor, as QEMU's own pid namespace counts. */
-  threadId: number;
+  'thread-id': number;
   /** Emulated architecture, such as `x86_64`. */
   target: string;
+}
+
+/** A property of an object in QEMU; children have the type `child<TYPE>`. */
+export interface Property {
+  name: string;
+  type: string;
+}
+
+/** A hot-pluggable memory device: its kind and, where it has one, its id. */
+export interface MemoryDevice {
+  type: string;
+  data: { id?: string | undefined };
 }
 
 const StatusSchema = v.object({ status: v.string(), running: v.boolean() });
@@ -43,116 +50,78 @@ const CpusSchema = v.array(v.object({ 'thread-id': v.number(), target: v.string(
 const CommandsSchema = v.array(v.object({ name: v.string() }));
 const CapabilitiesSchema = v.array(v.object({ capability: v.string(), state: v.boolean() }));
 const PropertiesSchema = v.array(v.object({ name: v.string(), type: v.string() }));
-const MemoryDevicesSchema = v.array(
-  v.object({ type: v.string(), data: v.object({ id: v.optional(v.string()) }) }),
-);
+const DeviceDataSchema = v.object({ id: v.optional(v.string()) });
+const MemoryDevicesSchema = v.array(v.object({ type: v.string(), data: DeviceDataSchema }));
 const JobsSchema = v.array(v.object({ id: v.string(), type: v.string() }));
-const RamBlockSchema = v.object({ 'human-readable-text': v.string() });
 
-/** The state that the guest is in. */
-export async function queryStatus(monitor: Monitor, options?: ExecuteOptions): Promise<GuestStatus> {
-  return ask(monitor, StatusSchema, 'query-status', {}, options);
-}
+/** The state that the guest is in: a name of QEMU's RunState enumeration, such as `running` or `prelaunch`. */
+export const queryStatus: Query<{ status: string }> = query(StatusSchema, 'query-status');
 
 /** The migration that is going on, or the last one. */
-export async function queryMigration(monitor: Monitor, options?: ExecuteOptions): Promise<MigrationStatus> {
-  const answer = await ask(monitor, MigrationSchema, 'query-migrate', {}, options);
-  return {
-    status: answer.status,
-    blockedReasons: answer['blocked-reasons'],
-    errorDescription: answer['error-desc'],
-  };
-}
+export const queryMigration: Query<MigrationStatus> = query(MigrationSchema, 'query-migrate');
 
 /** QEMU's jobs: of its disks, and snapshots. */
-export async function queryJobs(
-  monitor: Monitor,
-  options?: ExecuteOptions,
-): Promise<{ id: string; type: string }[]> {
-  return ask(monitor, JobsSchema, 'query-jobs', {}, options);
-}
+export const queryJobs: Query<{ id: string; type: string }[]> = query(JobsSchema, 'query-jobs');
 
 /** The guest's processors. */
-export async function queryCpus(monitor: Monitor, options?: ExecuteOptions): Promise<GuestCpu[]> {
-  const cpus = await ask(monitor, CpusSchema, 'query-cpus-fast', {}, options);
-  return cpus.map((cpu) => ({ threadId: cpu['thread-id'], target: cpu.target }));
-}
+export const queryCpus: Query<GuestCpu[]> = query(CpusSchema, 'query-cpus-fast');
+
+/** Hot-pluggable memory devices. */
+export const queryMemoryDevices: Query<MemoryDevice[]> = query(MemoryDevicesSchema, 'query-memory-devices');
 
 /** The names of the QMP commands that this QEMU has. */
-export async function queryCommands(monitor: Monitor, options?: ExecuteOptions): Promise<Set<string>> {
+export const queryCommands: Query<Set<string>> = async (monitor, options) => {
   const commands = await ask(monitor, CommandsSchema, 'query-commands', {}, options);
   return new Set(commands.map(({ name }) => name));
-}
+};
 
 /** The migration capabilities that this QEMU has, and whether each is on. */
-export async function queryCapabilities(
-  monitor: Monitor,
-  options?: ExecuteOptions,
-): Promise<Map<string, boolean>> {
+export const queryCapabilities: Query<Map<string, boolean>> = async (monitor, options) => {
   const capabilities = await ask(monitor, CapabilitiesSchema, 'query-migrate-capabilities', {}, options);
   return new Map(capabilities.map(({ capability, state }) => [capability, state]));
-}
+};
 
 /** The migration parameters that this QEMU has, with their values. */
-export async function queryParameters(
-  monitor: Monitor,
-  options?: ExecuteOptions,
-): Promise<Record<string, unknown>> {
-  return ask(monitor, v.record(v.string(), v.unknown()), 'query-migrate-parameters', {}, options);
-}
+export const queryParameters: Query<Record<string, unknown>> = query(
+  v.record(v.string(), v.unknown()),
+  'query-migrate-parameters',
+);
 
 /** The versioned machine type as images record it, such as `pc-q35-10.0`. */
-export async function queryMachine(monitor: Monitor, options?: ExecuteOptions): Promise<string> {
-  const args = { path: '/machine', property: 'type' };
-  const type = await ask(monitor, v.string(), 'qom-get', args, options);
+export const queryMachine: Query<string> = async (monitor, options) => {
+  const type = await ask(monitor, v.string(), 'qom-get', { path: '/machine', property: 'type' }, options);
   return type.replace(/-machine$/, '');
-}
+};
 
 /** The guest's UUID; all zeros if it was given none. */
-export async function queryUuid(monitor: Monitor, options?: ExecuteOptions): Promise<string> {
-  return (await ask(monitor, v.object({ UUID: v.string() }), 'query-uuid', {}, options)).UUID;
-}
+export const queryUuid: Query<string> = async (monitor, options) =>
+  (await ask(monitor, v.object({ UUID: v.string() }), 'query-uuid', {}, options)).UUID;
 
-/** The text of `x-query-ramblock`. */
-export async function queryRamBlockText(monitor: Monitor, options?: ExecuteOptions): Promise<string> {
-  const answer = await ask(monitor, RamBlockSchema, 'x-query-ramblock', {}, options);
-  return answer['human-readable-text'];
-}
-
-/** Properties of the object at `path`, each with its type; children have the type `child<TYPE>`. */
-export async function listProperties(
+/** Properties of the object at `path`. */
+export function listProperties(
   monitor: Monitor,
   path: string,
   options?: ExecuteOptions,
-): Promise<{ name: string; type: string }[]> {
+): Promise<Property[]> {
   return ask(monitor, PropertiesSchema, 'qom-list', { path }, options);
 }
 
-/** Hot-pluggable memory devices: their kinds and, where they have one, their ids. */
-export async function queryMemoryDevices(
-  monitor: Monitor,
-  options?: ExecuteOptions,
-): Promise<{ type: string; id: string | undefined }[]> {
-  const devices = await ask(monitor, MemoryDevicesSchema, 'query-memory-devices', {}, options);
-  return devices.map(({ type, data }) => ({ type, id: data.id }));
+/** A query whose answer is taken as it is. */
+function query<T>(schema: v.GenericSchema<unknown, T>, command: string): Query<T> {
+  return (monitor, options) => ask(monitor, schema, command, {}, options);
 }
 
 /** Runs a command and checks the answer's shape. */
-export async function ask<TSchema extends v.GenericSchema>(
+export async function ask<T>(
   monitor: Monitor,
-  schema: TSchema,
+  schema: v.GenericSchema<unknown, T>,
   command: string,
   args: Record<string, unknown>,
   options?: ExecuteOptions,
-): Promise<v.InferOutput<TSchema>> {
+): Promise<T> {
   const result = v.safeParse(schema, await monitor.execute(command, args, options));
   if (result.success) return result.output;
-  const issue = result.issues[0];
-  throw new MapramError(
-    'E_QMP',
-    `The answer to the QMP command ${command} is not as expected: ${issue.message}`,
-    {
-      field: v.getDotPath(issue) ?? command,
-    },
-  );
+  const [issue] = result.issues;
+  const message = `The answer to the QMP command ${command} is not as expected: ${issue.message}`;
+  throw new MapramError('E_QMP', message, { field: v.getDotPath(issue) ?? command });
 }

@@ -1,7 +1,8 @@
 import { isDeepStrictEqual } from 'node:util';
+import * as v from 'valibot';
 import { MapramError } from '../errors.ts';
 import type { ExecuteOptions, Monitor } from './monitor.ts';
-import { queryRamBlockText } from './queries.ts';
+import { ask } from './queries.ts';
 
 /** A RAM block of a running QEMU. Sizes are in bytes. */
 export interface RamBlock {
@@ -23,11 +24,13 @@ export interface RamBlock {
  */
 const LINE =
   /^(.*?)\s*(\d+) ([KMG]?)i?B\s+0x[0-9a-f]+\s+0x([0-9a-f]+)\s+0x([0-9a-f]+)\s+0x([0-9a-f]+)(?:\s+r[ow])?\s*$/;
+const TextSchema = v.object({ 'human-readable-text': v.string() });
 const UNITS: Record<string, number> = { '': 1, K: 2 ** 10, M: 2 ** 20, G: 2 ** 30 };
 
 /** The RAM blocks that a stream must hold, in the order in which it wants them. */
 export async function queryRamBlocks(monitor: Monitor, options?: ExecuteOptions): Promise<RamBlock[]> {
-  return parseRamBlocks(await queryRamBlockText(monitor, options));
+  const answer = await ask(monitor, TextSchema, 'x-query-ramblock', {}, options);
+  return parseRamBlocks(answer['human-readable-text']);
 }
 
 /**
