@@ -1,24 +1,15 @@
+import { StringDecoder } from 'node:string_decoder';
 import { MapramError } from '../errors.ts';
 
 /** Far more than QEMU's longest answer, its schema of some 300 KB; whatever sends more is not QMP. */
-const MAX_MESSAGE_BYTES = 16 * 1024 * 1024;
+const MAX_MESSAGE_LENGTH = 16 * 1024 * 1024;
+/** An object on one line; or, with QEMU's `pretty=on`, on many, of which all but the first and the last are indented. */
+const OBJECT = /\s*(\{(?:[^\n]*\}|.*?\n\}))\r?\n/gsy;
 
-const SPACE = 0x20;
-const QUOTE = 0x22;
-const BACKSLASH = 0x5c;
-const OPENING_BRACKET = 0x5b;
-const OPENING_BRACE = 0x7b;
-const CLOSING_BRACKET = 0x5d;
-const CLOSING_BRACE = 0x7d;
-
-/** Puts the JSON objects of a byte stream together, each on one line or, as with QEMU's `pretty=on`, on many. */
+/** Puts the JSON objects of a byte stream together, each of which ends with its line. */
 export class MessageSplitter {
-  #parts: Buffer[] = [];
-  #bytes = 0;
-  /** Brackets and braces that are open; strings do not count. */
-  #depth = 0;
-  #isInString = false;
-  #isEscaped = false;
+  readonly #decoder = new StringDecoder();
+  #text = '';
 
   /**
    * The texts of the objects that `chunk` completes.
@@ -26,58 +17,18 @@ export class MessageSplitter {
    * @throws {MapramError} E_QMP for an object that is too long, and for anything else between objects.
    */
   push(chunk: Buffer): string[] {
-    const texts: string[] = [];
-    for (let start = 0; start < chunk.length; ) {
-      if (this.#depth === 0) {
-        const byte = chunk[start] as number;
-        if (byte > SPACE && byte !== OPENING_BRACE) throw noQmp(chunk.subarray(start).toString());
-        if (byte <= SPACE) {
-          start += 1;
-          continue;
-        }
-      }
-      const end = this.#follow(chunk, start);
-      this.#keep(chunk.subarray(start, end));
-      if (this.#depth === 0) texts.push(this.#take());
-      start = end;
+    const goesOn = this.#text !== '' && !chunk.includes('\n');
+    this.#text += this.#decoder.write(chunk);
+    if (this.#text.length > MAX_MESSAGE_LENGTH) {
+      const message = `The QMP socket sent a message of more than ${MAX_MESSAGE_LENGTH} bytes`;
+      throw new MapramError('E_QMP', message);
     }
-    return texts;
-  }
-
-  /** Goes on to the end of the object, or of the chunk, and returns where that is. */
-  #follow(chunk: Buffer, start: number): number {
-    let depth = this.#depth;
-    let isInString = this.#isInString;
-    let isEscaped = this.#isEscaped;
-    let at = start;
-    do {
-      const byte = chunk[at];
-      if (isEscaped) isEscaped = false;
-      else if (byte === QUOTE) isInString = !isInString;
-      else if (isInString) isEscaped = byte === BACKSLASH;
-      else if (byte === OPENING_BRACE || byte === OPENING_BRACKET) depth += 1;
-      else if (byte === CLOSING_BRACE || byte === CLOSING_BRACKET) depth -= 1;
-      at += 1;
-    } while (depth > 0 && at < chunk.length);
-    this.#depth = depth;
-    this.#isInString = isInString;
-    this.#isEscaped = isEscaped;
-    return at;
-  }
-
-  #keep(part: Buffer): void {
-    this.#parts.push(part);
-    this.#bytes += part.length;
-    if (this.#bytes > MAX_MESSAGE_BYTES) {
-      throw new MapramError('E_QMP', `The QMP socket sent a message of more than ${MAX_MESSAGE_BYTES} bytes`);
-    }
-  }
-
-  #take(): string {
-    const text = Buffer.concat(this.#parts).toString();
-    this.#parts = [];
-    this.#bytes = 0;
-    return text;
+    if (goesOn) return [];
+    const found = [...this.#text.matchAll(OBJECT)];
+    const length = found.reduce((sum, [whole]) => sum + whole.length, 0);
+    this.#text = this.#text.slice(length).trimStart();
+    if (this.#text !== '' && !this.#text.startsWith('{')) throw noQmp(this.#text);
+    return found.map(([, text]) => text as string);
   }
 }
 
@@ -85,8 +36,6 @@ export class MessageSplitter {
 export function noQmp(text: string): MapramError {
   const isHuman = /^QEMU [\d.]+ monitor/.test(text);
   const hint = isHuman ? '; that is a human monitor (-monitor), and a QMP socket is needed (-qmp)' : '';
-  return new MapramError(
-    'E_QMP',
-    `The socket does not speak QMP: it sent ${JSON.stringify(text.slice(0, 80))}${hint}`,
-  );
+  const message = `The socket does not speak QMP: it sent ${JSON.stringify(text.slice(0, 80))}${hint}`;
+  return new MapramError('E_QMP', message);
 }
