@@ -62,7 +62,7 @@ async function saveGuest(
 ): Promise<SaveReport> {
   const owner = await GuestOwner.open(guest, job);
   try {
-    await requireSavable(owner.link, job.commandOptions);
+    await requireSavable(owner.link);
     const pid = await owner.find();
     const machine = await queryMachine(owner.link.monitor, job.commandOptions);
     await job.answer(requireTargetApartFromGuest(image, pid, job.signal));
@@ -104,7 +104,7 @@ async function saveStopped(saving: Saving, found: string): Promise<SaveReport> {
   job.holdsGuest = owner.wasLive;
   // Only now do the blocks stand still: a running guest can resize some, and move them.
   const blocks = await queryRamBlocks(link.monitor, commandOptions);
-  const devices = splitDevicesState(await captureDeviceState(link, commandOptions));
+  const devices = splitDevicesState(await captureDeviceState(link));
   const deviceState = recordRunState(devices, found);
   const memory = await openGuestMemory(link, saving.pid, blocks, READ, job);
   const pages = await writePages(saving, { blocks, memory }).finally(() => memory.close());

@@ -53,7 +53,7 @@ async function askQemu(list: Checklist, link: GuestLink): Promise<void> {
     return ok(`the guest is ${status}`);
   });
   await list.look('savable', advice, async () => {
-    const obstacles = await findSaveObstacles(link, options);
+    const obstacles = await findSaveObstacles(link);
     if (obstacles.length === 0) return ok('QEMU has the commands that a save needs, and nothing blocks one');
     return fail(obstacles.join('; '), 'remove what stands in the way; docs/errors.md, E_GUEST_UNSUPPORTED');
   });
@@ -62,7 +62,7 @@ async function askQemu(list: Checklist, link: GuestLink): Promise<void> {
 async function examineMemory(list: Checklist, link: GuestLink, directory: string): Promise<void> {
   const job = new JobContext(list.signal);
   const pid = await list.look('process', 'leave --pid out: mapram finds the process by itself', async () => {
-    const value = await findGuestProcess(link, job.commandOptions);
+    const value = await findGuestProcess(link);
     return { ...ok(`the guest is process ${value}`), value };
   });
   const blocks = await list.look('ram-blocks', 'report this with the whole output', async () => {

@@ -1,10 +1,10 @@
 import { randomUUID } from 'node:crypto';
-import { constants, fstatSync, openSync, readSync, writeSync } from 'node:fs';
+import { constants, openSync, readFileSync, writeFileSync } from 'node:fs';
 import { readlink } from 'node:fs/promises';
 import * as v from 'valibot';
 import { closeFd, createMemfd } from '../native.ts';
 import type { Handover } from './handover.ts';
-import { type ExecuteOptions, GIVE_BACK_TIMEOUT_MS, type Monitor, PUT_BACK_TIMEOUT_MS } from './monitor.ts';
+import { GIVE_BACK_TIMEOUT_MS, type Monitor, PUT_BACK_TIMEOUT_MS } from './monitor.ts';
 import { holdsFile } from './open-files.ts';
 import { ask } from './queries.ts';
 
@@ -14,97 +14,78 @@ const AddFdSchema = v.object({ 'fdset-id': v.number() });
 export class DescriptorHandover implements Handover {
   readonly commands: readonly string[] = ['add-fd', 'remove-fd'];
   readonly #monitor: Monitor;
+  readonly #signal: AbortSignal | undefined;
 
-  constructor(monitor: Monitor) {
+  constructor(monitor: Monitor, signal?: AbortSignal) {
     this.#monitor = monitor;
+    this.#signal = signal;
   }
 
   /** Sends QEMU a memfd with a name that nothing else has, and looks whether the process has got it. */
-  async reaches(pid: number, options: ExecuteOptions = {}): Promise<boolean> {
+  async reaches(pid: number): Promise<boolean> {
     const name = `mapram-${randomUUID()}`;
     const isHeld = (): Promise<boolean> =>
       holdsFile(pid, async (path) => (await readlink(path)).startsWith(`/memfd:${name}`));
-    return withMemfd(name, (memfd) =>
-      this.#withFdSet([memfd], isHeld, options, PUT_BACK_TIMEOUT_MS, options.signal),
-    );
+    return whileOpen(createMemfd(name), (memfd) => this.#withFdSet([memfd], isHeld));
   }
 
-  async receive(write: (path: string) => Promise<void>, options: ExecuteOptions = {}): Promise<Uint8Array> {
-    return withMemfd('mapram-device-state', async (memfd) => {
-      await reopened(memfd, constants.O_WRONLY, (fd) =>
-        this.#withFdSet([fd], write, options, PUT_BACK_TIMEOUT_MS, options.signal),
-      );
-      return readWhole(memfd);
+  async receive(write: (path: string) => Promise<void>): Promise<Uint8Array> {
+    return whileOpen(createMemfd('mapram-device-state'), async (memfd) => {
+      await whileOpen(reopen(memfd, constants.O_WRONLY), (fd) => this.#withFdSet([fd], write));
+      return new Uint8Array(readFileSync(memfd));
     });
   }
 
-  async send(
-    bytes: Uint8Array,
-    use: (path: string) => Promise<void>,
-    options: ExecuteOptions = {},
-  ): Promise<void> {
-    return withMemfd('mapram-device-state', async (memfd) => {
-      writeWhole(memfd, bytes);
-      await reopened(memfd, constants.O_RDONLY, (fd) => this.lend([fd], use, options));
+  async send(bytes: Uint8Array, use: (path: string) => Promise<void>): Promise<void> {
+    return whileOpen(createMemfd('mapram-device-state'), async (memfd) => {
+      writeFileSync(memfd, bytes);
+      await whileOpen(reopen(memfd, constants.O_RDONLY), (fd) => this.lend([fd], use));
     });
   }
 
-  async lend(
-    fds: readonly number[],
-    use: (path: string) => Promise<void>,
-    options: ExecuteOptions = {},
-  ): Promise<void> {
+  async lend(fds: readonly number[], use: (path: string) => Promise<void>): Promise<void> {
     // What fails here is a restore: its QEMU may be busy with the load that failed, and is started anew in any case.
-    return this.#withFdSet(fds, use, options, GIVE_BACK_TIMEOUT_MS);
+    return this.#withFdSet(fds, use, AbortSignal.abort());
   }
 
-  /**
-   * @param patienceMs how long QEMU is given to take the set away after a failure.
-   * @param hurry once it is aborted, QEMU is given little time for that in any case.
-   */
+  /** @param hurryIfFailed once it is aborted, QEMU is given little time to take the set away after a failure. */
   async #withFdSet<T>(
     fds: readonly number[],
     use: (path: string) => Promise<T>,
-    options: ExecuteOptions,
-    patienceMs: number = PUT_BACK_TIMEOUT_MS,
-    hurry?: AbortSignal,
+    hurryIfFailed: AbortSignal | undefined = this.#signal,
   ): Promise<T> {
     let id: number | undefined;
-    let timeoutMs = patienceMs;
+    let hurry = hurryIfFailed;
     try {
       for (const fd of fds) {
         const args = id === undefined ? {} : { 'fdset-id': id };
-        options.signal?.throwIfAborted();
+        this.#signal?.throwIfAborted();
         // Not cancelled once it is sent: without the answer nobody knows which set to remove.
         const answer = await ask(this.#monitor, AddFdSchema, 'add-fd', args, { fds: [fd] });
         id = answer['fdset-id'];
       }
       const result = await use(`/dev/fdset/${id}`);
-      timeoutMs = PUT_BACK_TIMEOUT_MS;
+      hurry = this.#signal;
       return result;
     } finally {
-      if (id !== undefined) await this.#removeFdSet(id, timeoutMs, hurry);
+      if (id !== undefined) await this.#removeFdSet(id, hurry);
     }
   }
 
-  async #removeFdSet(id: number, timeoutMs: number, hurry?: AbortSignal): Promise<void> {
+  async #removeFdSet(id: number, hurry: AbortSignal | undefined): Promise<void> {
     const late = new AbortController();
-    let timer: NodeJS.Timeout | undefined;
-    const onHurry = (): void => {
-      timer = setTimeout(() => late.abort(), GIVE_BACK_TIMEOUT_MS);
-    };
+    const onHurry = (): void => void setTimeout(() => late.abort(), GIVE_BACK_TIMEOUT_MS).unref();
     if (hurry?.aborted) onHurry();
     hurry?.addEventListener('abort', onHurry);
-    const options = { timeoutMs, signal: late.signal };
+    const options = { timeoutMs: PUT_BACK_TIMEOUT_MS, signal: late.signal };
     // A QEMU that is gone has no sets left, and no failure here may hide the reason for which we leave.
     await this.#monitor.execute('remove-fd', { 'fdset-id': id }, options).catch(() => {});
     hurry?.removeEventListener('abort', onHurry);
-    clearTimeout(timer);
   }
 }
 
-async function withMemfd<T>(name: string, use: (fd: number) => Promise<T>): Promise<T> {
-  const fd = createMemfd(name);
+/** Calls `use` with a descriptor, and closes it. */
+async function whileOpen<T>(fd: number, use: (fd: number) => Promise<T>): Promise<T> {
   try {
     return await use(fd);
   } finally {
@@ -113,27 +94,6 @@ async function withMemfd<T>(name: string, use: (fd: number) => Promise<T>): Prom
 }
 
 /** QEMU takes no descriptor that is open for reading and writing where it only reads or writes. */
-async function reopened<T>(memfd: number, flags: number, use: (fd: number) => Promise<T>): Promise<T> {
-  const fd = openSync(`/proc/self/fd/${memfd}`, flags);
-  try {
-    return await use(fd);
-  } finally {
-    closeFd(fd);
-  }
-}
-
-function readWhole(fd: number): Uint8Array {
-  const bytes = new Uint8Array(fstatSync(fd).size);
-  for (let done = 0; done < bytes.length; ) {
-    const got = readSync(fd, bytes, done, bytes.length - done, done);
-    if (got === 0) return bytes.subarray(0, done);
-    done += got;
-  }
-  return bytes;
-}
-
-function writeWhole(fd: number, bytes: Uint8Array): void {
-  for (let done = 0; done < bytes.length; ) {
-    done += writeSync(fd, bytes, done, bytes.length - done, done);
-  }
+function reopen(memfd: number, flags: number): number {
+  return openSync(`/proc/self/fd/${memfd}`, flags);
 }

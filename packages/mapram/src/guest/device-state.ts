@@ -1,5 +1,4 @@
 import type { GuestLink } from './link.ts';
-import type { ExecuteOptions } from './monitor.ts';
 
 /**
  * The stream of device sections that `xen-save-devices-state` writes; in spite of its name the command needs no Xen. To be called
@@ -9,10 +8,10 @@ import type { ExecuteOptions } from './monitor.ts';
  * locks for the other end of a Xen migration (QEMU 10.0.2, qmp_xen_save_devices_state in migration/savevm.c). `live: false` leaves
  * them with the guest.
  */
-export async function captureDeviceState(link: GuestLink, options: ExecuteOptions): Promise<Uint8Array> {
+export async function captureDeviceState(link: GuestLink): Promise<Uint8Array> {
   return link.handover.receive(async (filename) => {
     // QEMU waits for its disks first. Giving up would leave the guest standing for longer, not for less.
-    const patient = { ...options, timeoutMs: 0 };
+    const patient = { ...link.options, timeoutMs: 0 };
     await link.monitor.execute('xen-save-devices-state', { filename, live: false }, patient);
-  }, options);
+  });
 }

@@ -1,13 +1,10 @@
 import { GuestMemory } from '../native.ts';
 import type { GuestLink } from './link.ts';
-import type { ExecuteOptions } from './monitor.ts';
 import { confirmGuestProcess } from './process.ts';
 import type { RamBlock } from './ram-blocks.ts';
 
 /** The job that guest memory is opened for. */
 interface OpeningJob {
-  /** What goes with its QMP commands. */
-  readonly commandOptions: ExecuteOptions;
   /** Waits for what a file system that hangs may keep; what comes late goes to `undo`. */
   answer<T>(question: Promise<T>, undo: (late: T) => void): Promise<T>;
 }
@@ -28,7 +25,7 @@ export async function openGuestMemory(
   const opening = GuestMemory.ofProcess(pid, addresses, access.writable);
   const memory = await job.answer(opening, (late) => late.close());
   try {
-    await confirmGuestProcess(link, pid, job.commandOptions);
+    await confirmGuestProcess(link, pid);
   } catch (error) {
     memory.close();
     throw error;

@@ -1,18 +1,16 @@
-import type { ExecuteOptions } from './monitor.ts';
-
 /** How bytes get to QEMU and back. Every name that is given is one that QEMU can open. */
 export interface Handover {
   /** The QMP commands that it takes. */
   readonly commands: readonly string[];
 
   /** Whether what is handed to QEMU is then in the hands of process `pid`. */
-  reaches(pid: number, options?: ExecuteOptions): Promise<boolean>;
+  reaches(pid: number): Promise<boolean>;
 
   /** Has QEMU write to a name, by `write`, and returns what it wrote. */
-  receive(write: (path: string) => Promise<void>, options?: ExecuteOptions): Promise<Uint8Array>;
+  receive(write: (path: string) => Promise<void>): Promise<Uint8Array>;
 
   /** Calls `use` with a name under which QEMU can read `bytes`. What can go wrong with them on our side has gone by then. */
-  send(bytes: Uint8Array, use: (path: string) => Promise<void>, options?: ExecuteOptions): Promise<void>;
+  send(bytes: Uint8Array, use: (path: string) => Promise<void>): Promise<void>;
 
   /**
    * Calls `use` with a name under which QEMU can open files of ours. QEMU picks the descriptor whose access mode and O_DIRECT
@@ -20,5 +18,5 @@ export interface Handover {
    *
    * @throws {MapramError} E_USAGE where descriptors cannot be passed.
    */
-  lend(fds: readonly number[], use: (path: string) => Promise<void>, options?: ExecuteOptions): Promise<void>;
+  lend(fds: readonly number[], use: (path: string) => Promise<void>): Promise<void>;
 }

@@ -1,7 +1,7 @@
 import { callersMonitor } from './callers-monitor.ts';
 import { DescriptorHandover } from './descriptors.ts';
 import type { Handover } from './handover.ts';
-import type { Monitor } from './monitor.ts';
+import type { ExecuteOptions, Monitor } from './monitor.ts';
 import { QmpClient } from './qmp.ts';
 import { ScratchFileHandover } from './scratch-file.ts';
 
@@ -31,6 +31,8 @@ export interface MonitoredGuest {
 export interface GuestLink {
   /** Its monitor. */
   monitor: Monitor;
+  /** What goes with the commands of the job that it was made for: they end with the job. */
+  options: ExecuteOptions;
   /** How device state and images get to it and back. */
   handover: Handover;
   /** QEMU's process, as the caller says. */
@@ -53,19 +55,21 @@ export async function openGuest(
   signal?: AbortSignal,
   notice?: (text: string | undefined) => void,
 ): Promise<GuestLink> {
+  const options = { signal };
   if ('monitor' in guest) {
     const monitor = callersMonitor(guest.monitor);
     const { scratchFile } = guest;
     const handover =
       scratchFile === undefined
-        ? new DescriptorHandover(monitor)
-        : new ScratchFileHandover(monitor, scratchFile);
-    return { monitor, handover, claimedPid: monitor.pid, isLost: () => false, close: () => {} };
+        ? new DescriptorHandover(monitor, signal)
+        : new ScratchFileHandover(monitor, scratchFile, signal);
+    return { monitor, options, handover, claimedPid: monitor.pid, isLost: () => false, close: () => {} };
   }
   const client = await QmpClient.connect(guest.qmp, { signal, notice });
   return {
     monitor: client,
-    handover: new DescriptorHandover(client),
+    options,
+    handover: new DescriptorHandover(client, signal),
     claimedPid: guest.pid,
     peerPid: client.peerPid,
     isLost: () => client.hasEnded,

@@ -130,7 +130,7 @@ export class GuestOwner {
    * @throws {MapramError} as {@link findGuestProcess} does; E_HOST_UNSUPPORTED without a descriptor for it.
    */
   async find(): Promise<number> {
-    const pid = await findGuestProcess(this.#link, { signal: this.#job.signal });
+    const pid = await findGuestProcess(this.#link);
     this.#process = ProcessHandle.open(pid);
     this.#process.lock();
     this.#pid = pid;

@@ -39,10 +39,7 @@ const UNSAVABLE: Readonly<Record<string, string>> = {
  *
  * @throws {MapramError} E_QMP or E_GUEST_GONE if QEMU does not answer.
  */
-export async function findSaveObstacles(
-  { monitor, handover }: GuestLink,
-  options?: ExecuteOptions,
-): Promise<string[]> {
+export async function findSaveObstacles({ monitor, options, handover }: GuestLink): Promise<string[]> {
   const commands = await queryCommands(monitor, options);
   const missing = [...SAVE_COMMANDS, ...handover.commands].filter((command) => !commands.has(command));
   if (missing.length > 0) return [`this QEMU has no QMP command ${missing.join(', ')}`];
@@ -55,8 +52,8 @@ export async function findSaveObstacles(
 }
 
 /** @throws {MapramError} E_GUEST_UNSUPPORTED naming everything that keeps the guest from being saved. */
-export async function requireSavable(link: GuestLink, options?: ExecuteOptions): Promise<void> {
-  const obstacles = await findSaveObstacles(link, options);
+export async function requireSavable(link: GuestLink): Promise<void> {
+  const obstacles = await findSaveObstacles(link);
   if (obstacles.length > 0) {
     throw new MapramError('E_GUEST_UNSUPPORTED', `The guest cannot be saved: ${obstacles.join('; ')}`);
   }

@@ -1,7 +1,6 @@
 import { readdir } from 'node:fs/promises';
 import { asMapramError, MapramError } from '../errors.ts';
 import type { GuestLink } from './link.ts';
-import type { ExecuteOptions } from './monitor.ts';
 import { isAbsence, readIfThere, requireOwnProc } from './proc.ts';
 import { NO_PROCESSORS, queryCpus, queryStatus } from './queries.ts';
 
@@ -12,27 +11,26 @@ import { NO_PROCESSORS, queryCpus, queryStatus } from './queries.ts';
  *   threads cannot be seen from here, or if it has no processors; E_HOST_UNSUPPORTED if /proc is of no use; E_PERMISSION if its
  *   files cannot be looked at; E_GUEST_GONE if QEMU has ended.
  */
-export async function findGuestProcess(link: GuestLink, options?: ExecuteOptions): Promise<number> {
+export async function findGuestProcess(link: GuestLink): Promise<number> {
   const { claimedPid } = link;
-  const threads = await threadsOfGuest(link, options);
   await requireOwnProc();
   if (claimedPid !== undefined) {
-    const doubt = await findDoubt(link, claimedPid, threads, options);
-    if (doubt === undefined) return claimedPid;
-    throw await unlessGone(link, mismatch(claimedPid, doubt), options);
+    await confirmGuestProcess(link, claimedPid);
+    return claimedPid;
   }
-  const refusals = new Map<number, MapramError>();
+  const threads = await threadsOfGuest(link);
+  const refusals: MapramError[] = [];
   for (const pid of await findCandidates(link, threads)) {
     try {
-      if ((await findDoubt(link, pid, threads, options)) === undefined) return pid;
+      if ((await findDoubt(link, pid, threads)) === undefined) return pid;
     } catch (error) {
       if (!isAboutProcess(error)) throw error;
-      refusals.set(pid, error);
+      refusals.push(error);
     }
   }
   // A relay lets QEMU itself be far away; that descriptors arrive at all is asked by looking for one in our own hands.
-  if (link.peerPid !== undefined) await link.handover.reaches(process.pid, options);
-  throw await unlessGone(link, whyNotFound(link, threads, refusals), options);
+  if (link.peerPid !== undefined) await link.handover.reaches(process.pid);
+  throw await unlessGone(link, whyNotFound(link, threads, refusals));
 }
 
 /**
@@ -57,10 +55,10 @@ function isAboutProcess(error: unknown): error is MapramError {
 function whyNotFound(
   { peerPid }: GuestLink,
   [thread]: readonly number[],
-  refusals: ReadonlyMap<number, MapramError>,
+  refusals: readonly MapramError[],
 ): MapramError {
   const isOutOfSight = peerPid === 0;
-  const refused = [...refusals.values()].find(({ code }) => code === 'E_PERMISSION');
+  const refused = refusals.find(({ code }) => code === 'E_PERMISSION');
   if (refused !== undefined && !isOutOfSight) return refused;
   const way = isOutOfSight ? 'run mapram in that namespace, or in one above it' : 'name its process';
   return new MapramError(
@@ -71,7 +69,7 @@ function whyNotFound(
 }
 
 /** The threads of the guest's processors, at least one. */
-async function threadsOfGuest({ monitor }: GuestLink, options?: ExecuteOptions): Promise<number[]> {
+async function threadsOfGuest({ monitor, options }: GuestLink): Promise<number[]> {
   const cpus = await queryCpus(monitor, options);
   if (cpus.length > 0) return cpus.map((cpu) => cpu['thread-id']);
   throw new MapramError('E_GUEST_UNSUPPORTED', `This QEMU holds no guest: ${NO_PROCESSORS}`);
@@ -81,14 +79,11 @@ async function threadsOfGuest({ monitor }: GuestLink, options?: ExecuteOptions):
  * Verifies once more that `pid` is this guest. To be called when the process has been pinned by a pidfd: what is true then was true
  * of the pinned process, for a number that had passed to another process in between would not pin that one.
  */
-export async function confirmGuestProcess(
-  link: GuestLink,
-  pid: number,
-  options?: ExecuteOptions,
-): Promise<void> {
-  const threads = await threadsOfGuest(link, options);
-  const doubt = await findDoubt(link, pid, threads, options);
-  if (doubt !== undefined) throw await unlessGone(link, mismatch(pid, doubt), options);
+export async function confirmGuestProcess(link: GuestLink, pid: number): Promise<void> {
+  const doubt = await findDoubt(link, pid, await threadsOfGuest(link));
+  if (doubt === undefined) return;
+  const message = `Process ${pid} is not this guest's QEMU: ${doubt}`;
+  throw await unlessGone(link, new MapramError('E_GUEST_MISMATCH', message, { field: 'pid' }));
 }
 
 /**
@@ -96,11 +91,7 @@ export async function confirmGuestProcess(
  *
  * @throws {MapramError} E_GUEST_GONE
  */
-async function unlessGone(
-  { monitor }: GuestLink,
-  error: MapramError,
-  options: ExecuteOptions | undefined,
-): Promise<MapramError> {
+async function unlessGone({ monitor, options }: GuestLink, error: MapramError): Promise<MapramError> {
   await queryStatus(monitor, options);
   return error;
 }
@@ -110,7 +101,6 @@ async function findDoubt(
   link: GuestLink,
   pid: number,
   threads: readonly number[],
-  options: ExecuteOptions | undefined,
 ): Promise<string | undefined> {
   // We hold whatever we send to QEMU, so what is told by that below would hold for ourselves.
   if (pid === process.pid) return 'it is this very process';
@@ -119,7 +109,7 @@ async function findDoubt(
   const stranger = threads.find((thread) => !own.has(thread));
   if (stranger !== undefined) return `thread ${stranger} of the guest is not one of its threads`;
   // Thread numbers of another pid namespace can coincide with ours; a descriptor in its hands cannot.
-  if (await link.handover.reaches(pid, options)) return undefined;
+  if (await link.handover.reaches(pid)) return undefined;
   return 'what is sent to the guest does not arrive there';
 }
 
@@ -136,10 +126,4 @@ async function threadsOf(pid: number): Promise<Set<number>> {
     threads.add(Number(/^NSpid:.*?(\d+)$/m.exec(status)?.[1]));
   }
   return threads;
-}
-
-function mismatch(pid: number, reason: string): MapramError {
-  return new MapramError('E_GUEST_MISMATCH', `Process ${pid} is not this guest's QEMU: ${reason}`, {
-    field: 'pid',
-  });
 }

@@ -36,7 +36,7 @@ vi.mock('node:fs/promises', async (original) =>
   guarded(await original(), ['open', 'readFile', 'rm', 'stat', 'lstat', 'truncate', 'readdir', 'readlink']),
 );
 vi.mock('node:fs', async (original) =>
-  guarded(await original(), ['openSync', 'close', 'fstatSync', 'readSync', 'writeSync']),
+  guarded(await original(), ['openSync', 'close', 'readFileSync', 'writeFileSync']),
 );
 
 afterEach(() => {
@@ -75,7 +75,7 @@ async function refuseEach(
 }
 
 const OURS = {
-  descriptors: ['openSync', 'close', 'readSync'],
+  descriptors: ['openSync', 'close', 'readFileSync'],
   'scratch file': ['rm', 'stat', 'readFile'],
 };
 

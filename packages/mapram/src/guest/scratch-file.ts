@@ -4,7 +4,7 @@ import { open, readFile, readlink, rm, stat, truncate } from 'node:fs/promises';
 import { basename } from 'node:path';
 import { following, MapramError } from '../errors.ts';
 import type { Handover } from './handover.ts';
-import type { ExecuteOptions, Monitor } from './monitor.ts';
+import type { Monitor } from './monitor.ts';
 import { holdsFile } from './open-files.ts';
 import { queryStatus } from './queries.ts';
 
@@ -16,13 +16,15 @@ export class ScratchFileHandover implements Handover {
   readonly commands: readonly string[] = ['chardev-add', 'chardev-remove'];
   readonly #monitor: Monitor;
   readonly #path: string;
+  readonly #signal: AbortSignal | undefined;
 
-  constructor(monitor: Monitor, path: string) {
+  constructor(monitor: Monitor, path: string, signal?: AbortSignal) {
     this.#monitor = monitor;
     this.#path = path;
+    this.#signal = signal;
   }
 
-  async reaches(pid: number, options: ExecuteOptions = {}): Promise<boolean> {
+  async reaches(pid: number): Promise<boolean> {
     const isOpen = async (): Promise<boolean> => {
       const file = await this.#ours(() => stat(this.#path, { bigint: true }));
       return holdsFile(pid, async (path) => {
@@ -32,7 +34,7 @@ export class ScratchFileHandover implements Handover {
         return dev === file.dev && ino === file.ino;
       });
     };
-    return this.#scratched(() => this.#whileOpen({ out: this.#path }, isOpen, options));
+    return this.#scratched(() => this.#whileOpen(isOpen));
   }
 
   async receive(write: (path: string) => Promise<void>): Promise<Uint8Array> {
@@ -42,16 +44,12 @@ export class ScratchFileHandover implements Handover {
     });
   }
 
-  async send(
-    bytes: Uint8Array,
-    use: (path: string) => Promise<void>,
-    options: ExecuteOptions = {},
-  ): Promise<void> {
+  async send(bytes: Uint8Array, use: (path: string) => Promise<void>): Promise<void> {
     return this.#scratched(async () => {
-      await this.#whileOpen({ out: this.#path }, () => this.#ours(() => this.#fill(bytes)), options);
-      const files = { in: this.#path, out: this.#path, append: true };
-      await this.#whileOpen(files, async () => {}, options).catch(async (error: unknown) => {
-        options.signal?.throwIfAborted();
+      await this.#whileOpen(() => this.#ours(() => this.#fill(bytes)));
+      const reading = { in: this.#path, append: true };
+      await this.#whileOpen(async () => {}, reading).catch(async (error: unknown) => {
+        this.#signal?.throwIfAborted();
         throw await this.#whyUnreadable(error);
       });
       await use(this.#path);
@@ -88,15 +86,12 @@ export class ScratchFileHandover implements Handover {
   }
 
   /** Calls `use` while QEMU has the file open, as that of a character device that nothing uses. */
-  async #whileOpen<T>(
-    files: Record<string, unknown>,
-    use: () => Promise<T>,
-    options: ExecuteOptions,
-  ): Promise<T> {
+  async #whileOpen<T>(use: () => Promise<T>, more = {}): Promise<T> {
     const id = `mapram-${randomUUID()}`;
-    options.signal?.throwIfAborted();
+    const backend = { type: 'file', data: { out: this.#path, ...more } };
+    this.#signal?.throwIfAborted();
     // Not cancelled once it is sent, so that it can be taken back.
-    await this.#monitor.execute('chardev-add', { id, backend: { type: 'file', data: files } });
+    await this.#monitor.execute('chardev-add', { id, backend });
     try {
       return await use();
     } finally {

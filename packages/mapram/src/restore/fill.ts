@@ -38,7 +38,7 @@ export async function fillGuest(restoring: Restoring, memory: GuestMemory): Prom
       owner.begin();
       await loadIncoming(monitor, `file:${path}`, commandOptions);
     });
-  await handover.send(stream, fill, commandOptions);
+  await handover.send(stream, fill);
 }
 
 /** Makes the memory what the image says: its pages in place, all others zero. */

@@ -58,7 +58,7 @@ export async function loadByQemu(restoring: Restoring, memory: GuestMemory | Map
       owner.begin();
       await loadIncoming(monitor, `file:${path},offset=${base}`, commandOptions);
     });
-  await withImageFds(opened, how.direct, (fds) => handover.lend(fds, load, commandOptions));
+  await withImageFds(opened, how.direct, (fds) => handover.lend(fds, load));
 }
 
 /** QEMU reads headers through one descriptor and pages through another, which must have been opened apart. */
