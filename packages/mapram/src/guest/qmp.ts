@@ -14,6 +14,8 @@ const GREETING_TIMEOUT_MS = 5_000;
 const DEATH_TIMEOUT_MS = 1_000;
 /** A QEMU that has not answered for so long is told of, long before it is given up. */
 const SILENCE_MS = 10_000;
+/** The greeting, which has no id, is waited for as the answer with this one. */
+const GREETING_ID = 0;
 
 /** What {@link QmpClient.connect} takes. */
 export interface ConnectOptions {
@@ -56,20 +58,22 @@ export class QmpClient implements Monitor {
   /** The process that listens on the socket, as far as the kernel tells: 0 if it is in none of our pid namespaces. */
   readonly peerPid: number;
   readonly #pending = new Map<number, Pending>();
-  readonly #greeted: PromiseWithResolvers;
-  #lastId = 0;
+  #lastId = GREETING_ID;
   /** Why nothing more can be sent, once that is so. */
   #ended: MapramError | undefined;
 
   private constructor({ name: path, socket }: QmpAddress, options: ConnectOptions) {
-    const connection = connectTo(socket, path);
+    try {
+      this.#connection = UnixConnection.connect(socket);
+    } catch (error) {
+      // With the name that users know instead of the addon's.
+      throw atPath(error, path);
+    }
     this.#path = path;
-    this.#connection = connection;
     this.#notice = options.notice ?? (() => {});
     this.#silenceMs = options.silenceMs ?? SILENCE_MS;
-    this.peerPid = connection.peerPid();
-    this.#greeted = promiseWithResolvers();
-    this.#socket = new Socket({ fd: connection.takeFd(), readable: true, writable: true });
+    this.peerPid = this.#connection.peerPid();
+    this.#socket = new Socket({ fd: this.#connection.takeFd(), readable: true, writable: true });
     this.#socket.on('data', (chunk: Buffer) => this.#receive(chunk));
     this.#socket.on('error', (cause) => this.#end(closedError(path, cause)));
     this.#socket.on('close', () => this.#end(closedError(path)));
@@ -87,12 +91,13 @@ export class QmpClient implements Monitor {
     const client = new QmpClient(parseQmpAddress(address), options);
     const peer = ProcessHandle.tryOpen(client.peerPid);
     try {
-      await within(client.#greeted.promise, { timeoutMs, late: () => client.#noGreeting(timeoutMs), signal });
+      const greeting = client.#answer(GREETING_ID, 'greeting');
+      await within(greeting, { timeoutMs, late: () => client.#noGreeting(timeoutMs), signal });
       await client.execute('qmp_capabilities', {}, { signal, timeoutMs });
       return client;
     } catch (error) {
       client.close();
-      throw (await isGoneThoughAlive(error, peer)) ? client.#refused(error) : error;
+      throw await client.#explain(error, peer);
     } finally {
       peer?.close();
     }
@@ -113,59 +118,63 @@ export class QmpClient implements Monitor {
     signal?.throwIfAborted();
     const answer = this.#send(command, args, fds);
     const late = (): Promise<MapramError> => this.#noAnswer(command, timeoutMs);
-    const watch = this.#watchSilence(command, timeoutMs);
+    const endWatch = this.#watchSilence(command, timeoutMs);
     try {
       return await within(answer, { timeoutMs, late, signal });
     } finally {
-      watch.end();
+      endWatch();
     }
   }
 
-  /** Tells after a while that a command waits. Where the caller set no limit waiting is all right, unless QEMU stands still. */
-  #watchSilence(command: string, timeoutMs: number): { end(): void } {
+  /**
+   * Tells after a while that a command waits, until what it returns is called. Where the caller set no limit waiting is all right,
+   * unless QEMU stands still.
+   */
+  #watchSilence(command: string, timeoutMs: number): () => void {
     let isTold = false;
     let isOver = false;
     const tell = async (): Promise<void> => {
-      const standstill = await whyStandstill(this.peerPid);
-      if (isOver || isTold || (timeoutMs === 0 && standstill === undefined)) return;
+      const reason = await whyStandstill(this.peerPid);
+      if (isOver || isTold || (timeoutMs === 0 && reason === '')) return;
       isTold = true;
-      const reason = standstill === undefined ? '' : `: ${standstill}`;
-      this.#notice(
-        `QEMU has not answered the QMP command ${command} for ${this.#silenceMs / 1000} s${reason}`,
-      );
+      const seconds = this.#silenceMs / 1000;
+      this.#notice(`QEMU has not answered the QMP command ${command} for ${seconds} s${reason}`);
     };
     const timer = setInterval(() => void tell(), this.#silenceMs);
-    return {
-      end: () => {
-        isOver = true;
-        clearInterval(timer);
-        if (isTold) this.#notice(undefined);
-      },
+    return () => {
+      isOver = true;
+      clearInterval(timer);
+      if (isTold) this.#notice(undefined);
     };
   }
 
   async #noGreeting(timeoutMs: number): Promise<MapramError> {
     const reason = await whyNoGreeting(this.#path, this.peerPid);
-    const message = `No greeting came from the QMP socket within ${timeoutMs / 1000} s. ${upper(reason)}`;
-    return new MapramError('E_QMP', message, { path: this.#path });
+    return this.#error(`No greeting came from the QMP socket within ${timeoutMs / 1000} s. ${reason}`);
   }
 
   async #noAnswer(command: string, timeoutMs: number): Promise<MapramError> {
-    const standstill = await whyStandstill(this.peerPid);
-    const reason = standstill === undefined ? '' : `: ${standstill}`;
-    const message = `QEMU did not answer the QMP command ${command} within ${timeoutMs / 1000} s${reason}`;
-    return new MapramError('E_QMP', message, { path: this.#path });
+    const reason = await whyStandstill(this.peerPid);
+    const seconds = timeoutMs / 1000;
+    return this.#error(`QEMU did not answer the QMP command ${command} within ${seconds} s${reason}`);
   }
 
-  #refused(cause: unknown): MapramError {
+  /** Why there is no connection: where `error` says that QEMU has ended, the other end may be a process that has not. */
+  async #explain(error: unknown, peer: ProcessHandle | undefined): Promise<unknown> {
+    const isGone = error instanceof MapramError && error.code === 'E_GUEST_GONE';
+    if (!isGone || peer === undefined || (await peer.endsWithin(DEATH_TIMEOUT_MS))) return error;
     const message =
       'What listens on the QMP socket closed the connection and lives on: a relay (socat, ssh -L) perhaps that does not reach QEMU';
+    return this.#error(message, error);
+  }
+
+  #error(message: string, cause?: unknown): MapramError {
     return new MapramError('E_QMP', message, { path: this.#path, cause });
   }
 
   /** Closes the connection; commands that are on their way fail. */
   close(): void {
-    this.#end(new MapramError('E_QMP', 'The QMP connection was closed', { path: this.#path }));
+    this.#end(this.#error('The QMP connection was closed'));
   }
 
   /** Whether the connection has ended, from either side or because what came over it was no QMP. */
@@ -173,23 +182,24 @@ export class QmpClient implements Monitor {
     return this.#ended !== undefined;
   }
 
-  #send(command: string, args: Record<string, unknown>, fds: readonly number[]): Promise<unknown> {
-    if (this.#ended !== undefined) return Promise.reject(this.#ended);
+  async #send(command: string, args: Record<string, unknown>, fds: readonly number[]): Promise<unknown> {
+    if (this.#ended !== undefined) throw this.#ended;
     this.#lastId += 1;
-    const id = this.#lastId;
-    const line = `${JSON.stringify({ execute: command, arguments: args, id })}\n`;
-    return new Promise((resolve, reject) => {
-      if (fds.length === 0) this.#socket.write(line);
-      else this.#sendWithFds(line, fds);
-      this.#pending.set(id, { command, resolve, reject });
-    });
+    const line = `${JSON.stringify({ execute: command, arguments: args, id: this.#lastId })}\n`;
+    if (fds.length === 0) this.#socket.write(line);
+    else this.#sendWithFds(line, fds);
+    return this.#answer(this.#lastId, command);
+  }
+
+  #answer(id: number, command: string): Promise<unknown> {
+    return new Promise((resolve, reject) => this.#pending.set(id, { command, resolve, reject }));
   }
 
   #sendWithFds(line: string, fds: readonly number[]): void {
     const [unanswered] = this.#pending.values();
     if (unanswered !== undefined) {
-      const message = `QEMU cannot be passed descriptors: it has not answered the QMP command ${unanswered.command}`;
-      throw new MapramError('E_QMP', message, { path: this.#path });
+      const reason = `it has not answered the QMP command ${unanswered.command}`;
+      throw this.#error(`QEMU cannot be passed descriptors: ${reason}`);
     }
     this.#connection.sendWithFds(Buffer.from(line), fds);
   }
@@ -198,7 +208,7 @@ export class QmpClient implements Monitor {
     try {
       for (const text of this.#splitter.push(chunk)) this.#dispatch(parseMessage(text));
     } catch (error) {
-      this.#end(atPath(asMapramError(error), this.#path));
+      this.#end(atPath(error, this.#path));
     }
   }
 
@@ -208,18 +218,24 @@ export class QmpClient implements Monitor {
       if (message['event'] !== 'error') this.events.emit(message['event'], message);
       return;
     }
-    if ('QMP' in message) {
-      this.#greeted.resolve(undefined);
-      return;
-    }
-    const pending = this.#pending.get(Number(message['id']));
+    const isGreeting = 'QMP' in message;
+    const id = isGreeting ? GREETING_ID : Number(message['id']);
+    const pending = this.#pending.get(id);
     if (pending === undefined) {
       // QEMU answers without an id only what it cannot parse, and we send nothing like that.
       throw new MapramError('E_QMP', 'The QMP socket sent an answer that belongs to no command');
     }
-    this.#pending.delete(Number(message['id']));
-    if ('return' in message) pending.resolve(message['return']);
-    else pending.reject(refusal(pending.command, message['error'], this.#path));
+    this.#pending.delete(id);
+    if (isGreeting || 'return' in message) pending.resolve(message['return']);
+    else pending.reject(this.#refusal(pending.command, message['error']));
+  }
+
+  #refusal(command: string, error: unknown): MapramError {
+    const description = String((error as { desc?: unknown } | undefined)?.desc);
+    const said = this.#error(`QEMU refused the QMP command ${command}: ${description}`);
+    const meaning = MEANINGS.find(({ words }) => words.test(description));
+    if (meaning === undefined) return said;
+    return new MapramError(meaning.code, meaning.message, { path: this.#path, cause: said });
   }
 
   #end(error: MapramError): void {
@@ -227,51 +243,14 @@ export class QmpClient implements Monitor {
     this.#ended = error;
     this.#socket.destroy();
     this.#connection.close();
-    this.#greeted.reject(error);
     for (const pending of this.#pending.values()) pending.reject(error);
     this.#pending.clear();
   }
 }
 
-interface PromiseWithResolvers {
-  promise: Promise<unknown>;
-  resolve(value: unknown): void;
-  reject(error: unknown): void;
-}
-
-function promiseWithResolvers(): PromiseWithResolvers {
-  let resolve = (_: unknown): void => {};
-  let reject = resolve;
-  const promise = new Promise((whenDone, whenFailed) => {
-    resolve = whenDone;
-    reject = whenFailed;
-  });
-  // The connection may end when nobody waits for the greeting any more.
-  promise.catch(() => {});
-  return { promise, resolve, reject };
-}
-
-/** Whether `error` says that QEMU has ended, and the other end of the connection is a process that has not. */
-async function isGoneThoughAlive(error: unknown, peer: ProcessHandle | undefined): Promise<boolean> {
-  if (!(error instanceof MapramError && error.code === 'E_GUEST_GONE') || peer === undefined) return false;
-  return !(await peer.endsWithin(DEATH_TIMEOUT_MS));
-}
-
-/** @throws {MapramError} with the name that users know instead of the addon's. */
-function connectTo(socket: string, name: string): UnixConnection {
-  try {
-    return UnixConnection.connect(socket);
-  } catch (error) {
-    throw atPath(asMapramError(error), name);
-  }
-}
-
-function atPath({ code, message, cause }: MapramError, path: string): MapramError {
+function atPath(error: unknown, path: string): MapramError {
+  const { code, message, cause } = asMapramError(error);
   return new MapramError(code, message, { path, cause });
-}
-
-function upper(sentence: string): string {
-  return sentence.charAt(0).toUpperCase() + sentence.slice(1);
 }
 
 function parseMessage(text: string): Message {
@@ -283,31 +262,22 @@ function parseMessage(text: string): Message {
 }
 
 /** What a refusal of QEMU's means where its own words do not say what to do; by a part of its words (QEMU 10.0.2). */
-const MEANINGS: readonly (readonly [RegExp, ErrorCode, string])[] = [
-  [
-    /SCM_RIGHTS/,
-    'E_QMP',
-    'No descriptor reaches QEMU through this socket, which is a relay (socat, ssh -L): mapram needs a unix socket of QEMU itself, on its host',
-  ],
-  [
-    /permitted only after machine initialization/,
-    'E_GUEST_UNSUPPORTED',
-    'QEMU was started with -preconfig and has no machine yet: give it the QMP command x-exit-preconfig first',
-  ],
+const MEANINGS: readonly { words: RegExp; code: ErrorCode; message: string }[] = [
+  {
+    words: /SCM_RIGHTS/,
+    code: 'E_QMP',
+    message:
+      'No descriptor reaches QEMU through this socket, which is a relay (socat, ssh -L): mapram needs a unix socket of QEMU itself, on its host',
+  },
+  {
+    words: /permitted only after machine initialization/,
+    code: 'E_GUEST_UNSUPPORTED',
+    message:
+      'QEMU was started with -preconfig and has no machine yet: give it the QMP command x-exit-preconfig first',
+  },
 ];
 
-function refusal(command: string, error: unknown, path: string): MapramError {
-  const description = String((error as { desc?: unknown } | undefined)?.desc);
-  const said = new MapramError('E_QMP', `QEMU refused the QMP command ${command}: ${description}`, { path });
-  const [, code, message] = MEANINGS.find(([words]) => words.test(description)) ?? [];
-  return code === undefined || message === undefined
-    ? said
-    : new MapramError(code, message, { path, cause: said });
-}
-
 function closedError(path: string, cause?: Error): MapramError {
-  return new MapramError('E_GUEST_GONE', 'QEMU closed the QMP connection: its process ended or was killed', {
-    path,
-    cause,
-  });
+  const message = 'QEMU closed the QMP connection: its process ended or was killed';
+  return new MapramError('E_GUEST_GONE', message, { path, cause });
 }
