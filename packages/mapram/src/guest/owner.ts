@@ -5,7 +5,7 @@ import { type Guest, type GuestLink, openGuest } from './link.ts';
 import { PUT_BACK_TIMEOUT_MS } from './monitor.ts';
 import { confirmGuestProcess, findGuestProcess } from './process.ts';
 import { queryStatus } from './queries.ts';
-import { isLive, type RunWatch, stopGuest } from './run-state.ts';
+import { isLive, RunWatch } from './run-state.ts';
 
 /** A process that was killed closes its connections and then takes its time to end. */
 const DEATH_TIMEOUT_MS = 5_000;
@@ -54,6 +54,13 @@ type Stage =
   | 'begun'
   | 'restored';
 
+/** What is done for good by some stages, whatever fails after it. */
+const OUTCOMES: Readonly<Partial<Record<Stage, string>>> = {
+  perhapsPublished: 'image is whole and may be in its place',
+  published: 'image is whole and in its place',
+  restored: 'guest is restored in full',
+};
+
 /**
  * A guest in the hands of one job, from before anything happens to it until it is left: as it was found, or as the job was told.
  * What putting it back takes (a connection to its monitor, a pidfd of its process) is held from before it is stopped.
@@ -73,9 +80,8 @@ export class GuestOwner {
   #found: string | undefined;
   /** Set once a lost connection could not be had again. */
   #isUnreachable = false;
-  #isRunning = false;
   /** When the guest was stopped, or first written to. */
-  #since: number | undefined;
+  #since = 0;
   #resumedAt: number | undefined;
   #resuming: Promise<void> | undefined;
 
@@ -110,18 +116,17 @@ export class GuestOwner {
 
   /** Whether the guest ran when it was found. */
   get wasLive(): boolean {
-    return this.#found !== undefined && isLive(this.#found);
+    return isLive(this.#found ?? '');
   }
 
   /** Milliseconds since the guest was stopped, or first written to. */
   get heldMs(): number {
-    return this.#since === undefined ? 0 : performance.now() - this.#since;
+    return performance.now() - this.#since;
   }
 
   /** Milliseconds for which a guest that ran has stood still. */
   get pauseMs(): number {
-    if (!this.wasLive || this.#since === undefined) return 0;
-    return (this.#resumedAt ?? performance.now()) - this.#since;
+    return this.wasLive ? (this.#resumedAt ?? performance.now()) - this.#since : 0;
   }
 
   /**
@@ -139,19 +144,17 @@ export class GuestOwner {
 
   /** Stops the guest if it runs, and returns the state that it was found in. From here on every way out puts it back. */
   async stop(): Promise<string> {
-    const take = (found: string): void => {
+    this.#watch = new RunWatch(this.#link.monitor);
+    return this.#watch.stop(this.#link.options, (found) => {
       this.#stage = 'stopped';
       this.#found = found;
-    };
-    const stopped = await stopGuest(this.#link.monitor, { signal: this.#job.signal }, { take });
-    this.#watch = stopped.watch;
-    this.#since = stopped.since;
-    return stopped.found;
+      this.#since = performance.now();
+    });
   }
 
   /** @throws {MapramError} E_GUEST_RAN if the guest ran since it was stopped. */
   async requireStill(): Promise<void> {
-    await this.#watch?.requireStill(this.#link.monitor, { signal: this.#job.signal });
+    await this.#watch?.requireStill(this.#link.monitor, this.#link.options);
   }
 
   /** Lets the guest run as soon as its memory is not needed any more. Should it not, it is told again at the end. */
@@ -178,12 +181,11 @@ export class GuestOwner {
 
   /** After the image was published: leaves the guest as it shall be, which is not cancelled any more, and says how it is. */
   async settle(then: 'pause' | 'resume' | 'quit'): Promise<'running' | 'paused' | 'gone'> {
-    if (then === 'pause') return this.#ask();
     if (then === 'quit') {
       await this.#quit();
       return 'gone';
     }
-    if (this.#resumedAt === undefined) await this.#resume();
+    if (then === 'resume' && this.#resumedAt === undefined) await this.#resume();
     return this.#ask();
   }
 
@@ -208,15 +210,13 @@ export class GuestOwner {
    */
   async explain(error: unknown): Promise<unknown> {
     if (this.#stage === 'untouched' && this.#job.writingSince !== undefined) this.begin();
-    const failure = this.#mustPutBack ? await this.#resume().then(nothing, messageOf) : undefined;
+    const failure = this.#mustPutBack ? await this.#resume().then(nothing, asMapramError) : undefined;
     const state = await this.#stateAfter(error);
     this.#job.guestState = state;
-    const complaint = state === 'paused' ? failure : undefined;
+    const complaint = state === 'paused' ? failure?.message : undefined;
     if (isReason(error, this.#job.signal)) {
-      if (this.#stage === 'published') this.#job.notice = 'the image is whole and in its place';
-      else if (this.#stage === 'perhapsPublished')
-        this.#job.notice = 'the image is whole and may be in its place';
-      else this.#job.notice = complaint;
+      const outcome = OUTCOMES[this.#stage];
+      this.#job.notice = outcome === undefined ? complaint : `the ${outcome}`;
       return error;
     }
     const described = this.#describe(asMapramError(error), state);
@@ -239,7 +239,6 @@ export class GuestOwner {
 
   /** Nothing needs the guest while what has failed or was cancelled comes to its end. */
   readonly #putBackAtOnce = (): void => {
-    if (!this.#mustPutBack) return;
     const resume = async (): Promise<void> => {
       if (!this.#mustPutBack) return;
       await this.#resume();
@@ -250,19 +249,24 @@ export class GuestOwner {
 
   /** Lets the guest run; once at a time, whoever asks. It is no matter of ours then: another client may have paused it since. */
   #resume(): Promise<void> {
-    this.#resuming ??= this.#cont()
-      .then(() => {
-        this.#resumedAt = performance.now();
-        this.#isRunning = true;
-        if (this.#stage === 'stopped') this.#stage = 'resumed';
-      })
-      .catch((error: unknown) => {
-        throw following(undefined, 'the guest could not be resumed:', error);
-      })
-      .finally(() => {
-        this.#resuming = undefined;
-      });
+    this.#resuming ??= this.#cont().finally(() => {
+      this.#resuming = undefined;
+    });
     return this.#resuming;
+  }
+
+  /** Lets the guest run, if need be over a new connection. */
+  async #cont(): Promise<void> {
+    try {
+      await this.#contUnlessMigrated().catch(async (error: unknown) => {
+        if (!(await this.#isReconnected())) throw error;
+        await this.#contUnlessMigrated();
+      });
+    } catch (error) {
+      throw following(undefined, 'the guest could not be resumed:', error);
+    }
+    this.#resumedAt = performance.now();
+    if (this.#stage === 'stopped') this.#stage = 'resumed';
   }
 
   async #quit(): Promise<void> {
@@ -287,24 +291,12 @@ export class GuestOwner {
     throw following(undefined, 'QEMU could not be ended:', failure ?? late);
   }
 
-  /** Lets the guest run, if need be over a new connection. */
-  async #cont(): Promise<void> {
-    try {
-      await this.#contUnlessMigrated();
-    } catch (error) {
-      if (!(await this.#isReconnected())) throw error;
-      await this.#contUnlessMigrated();
-    }
-  }
-
   /** A guest that someone has migrated away meanwhile runs elsewhere. A QEMU that does not say how it is gets the command. */
   async #contUnlessMigrated(): Promise<void> {
-    const { monitor } = this.#link;
-    const answer = await queryStatus(monitor, { timeoutMs: ASK_TIMEOUT_MS }).catch(nothing);
-    const status = answer?.status ?? '';
+    const status = (await this.#status()) ?? '';
     if (MIGRATED.has(status) && status !== this.#found)
       throw new MapramError('E_GUEST_RAN', `someone else has migrated it (it is ${status})`);
-    await monitor.execute('cont', {}, PATIENT);
+    await this.#link.monitor.execute('cont', {}, PATIENT);
   }
 
   /** Whether there is a new connection in the place of one that was lost, to the same QEMU, which still lives. */
@@ -359,47 +351,33 @@ export class GuestOwner {
     if (this.#link.isLost()) return process.endsWithin(DEATH_TIMEOUT_MS);
     // A monitor of the caller's has words of its own for a connection that is lost.
     const mayBeDying = looksGone || ('monitor' in this.#guest && code === 'E_QMP');
-    if (!mayBeDying || (await this.#answers())) return process.hasEnded();
+    if (!mayBeDying || (await this.#status()) !== undefined) return process.hasEnded();
     return process.endsWithin(looksGone ? TEAR_DOWN_TIMEOUT_MS : DEATH_TIMEOUT_MS);
-  }
-
-  async #answers(): Promise<boolean> {
-    return this.#isLive().then(
-      () => true,
-      () => false,
-    );
   }
 
   /** How the guest is, by QEMU; or as we know it, if QEMU does not say and lives. */
   async #ask(): Promise<'running' | 'paused' | 'gone'> {
-    const again = async (): Promise<boolean | undefined> =>
-      (await this.#isReconnected()) ? this.#isLive() : undefined;
-    const runs = await this.#isLive().catch(again).catch(nothing);
-    if (runs === undefined && (await this.#process?.endsWithin(DEATH_TIMEOUT_MS))) return 'gone';
-    return (runs ?? this.#isRunning) ? 'running' : 'paused';
+    let status = await this.#status();
+    if (status === undefined && (await this.#isReconnected())) status = await this.#status();
+    if (status === undefined && (await this.#process?.endsWithin(DEATH_TIMEOUT_MS))) return 'gone';
+    const runs = status === undefined ? this.#resumedAt !== undefined : isLive(status);
+    return runs ? 'running' : 'paused';
   }
 
-  /** Whether the guest runs, by QEMU. */
-  async #isLive(): Promise<boolean> {
-    return isLive((await queryStatus(this.#link.monitor, { timeoutMs: ASK_TIMEOUT_MS })).status);
+  /** The guest's state, by QEMU; undefined if it does not say. */
+  async #status(): Promise<string | undefined> {
+    const answer = await queryStatus(this.#link.monitor, { timeoutMs: ASK_TIMEOUT_MS }).catch(nothing);
+    return answer?.status;
   }
 
   #describe(thrown: MapramError, state: GuestState): MapramError {
     const error = this.#blame(thrown, state);
-    switch (this.#stage) {
-      case 'begun': {
-        const message = 'The guest was restored in part only, so its QEMU must be started anew:';
-        return following('E_RESTORE_INCOMPLETE', message, error);
-      }
-      case 'restored':
-        return following(undefined, 'The guest is restored in full, but', error);
-      case 'perhapsPublished':
-        return following(undefined, 'The image is whole and may be in its place, but', error);
-      case 'published':
-        return following(undefined, 'The image is whole and in its place, but', error);
-      default:
-        return error;
+    if (this.#stage === 'begun') {
+      const message = 'The guest was restored in part only, so its QEMU must be started anew:';
+      return following('E_RESTORE_INCOMPLETE', message, error);
     }
+    const outcome = OUTCOMES[this.#stage];
+    return outcome === undefined ? error : following(undefined, `The ${outcome}, but`, error);
   }
 
   /** A QEMU that dies shows in many ways: a read that fails, a connection that closes, an answer that does not come. */
@@ -421,10 +399,6 @@ function silenceOf(job: OwningJob): (text: string | undefined) => void {
 
 function isReason(error: unknown, signal: AbortSignal): boolean {
   return signal.aborted && error === signal.reason;
-}
-
-function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
 }
 
 function nothing(): undefined {}

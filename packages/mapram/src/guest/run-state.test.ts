@@ -2,33 +2,39 @@ import { execFileSync } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, it, onTestFinished } from 'vitest';
+import type { Monitor } from './monitor.ts';
 import { interpose, startQemu, stateOf, tell } from './qemu.fixture.ts';
 import { QmpClient } from './qmp.ts';
-import { isLive, type StoppedGuest, stopGuest } from './run-state.ts';
+import { isLive, RunWatch } from './run-state.ts';
+
+/** Stops the guest, and tells the state that it was found in, how often it was taken, and what watches it since. */
+async function stopGuest(monitor: Monitor): Promise<{ found: string; taken: string[]; watch: RunWatch }> {
+  const watch = new RunWatch(monitor);
+  const taken: string[] = [];
+  const found = await watch.stop({}, (state) => taken.push(state));
+  return { found, taken, watch };
+}
 
 async function stopped(...extra: string[]) {
   const qemu = await startQemu(...extra);
   const monitor = await QmpClient.connect(qemu.socket);
   onTestFinished(() => monitor.close());
-  const taken: string[] = [];
-  const stop = (): Promise<StoppedGuest> => stopGuest(monitor, {}, { take: (found) => taken.push(found) });
-  return { qemu, monitor, taken, stop };
+  return { qemu, monitor, stop: () => stopGuest(monitor) };
 }
 
-describe('stopGuest', () => {
+describe('RunWatch', () => {
   it('stops a running guest and says so before', async () => {
-    const { qemu, stop, taken, monitor } = await stopped();
+    const { qemu, stop, monitor } = await stopped();
     const guest = await stop();
     expect(guest.found).toBe('running');
-    expect(taken).toEqual(['running']);
+    expect(guest.taken).toEqual(['running']);
     expect(await stateOf(qemu)).toBe('paused');
     await guest.watch.requireStill(monitor, {});
   });
 
   it('leaves a standing guest as it is', async () => {
-    const { qemu, stop, taken } = await stopped('-S');
-    expect((await stop()).found).toBe('prelaunch');
-    expect(taken).toEqual(['prelaunch']);
+    const { qemu, stop } = await stopped('-S');
+    expect(await stop()).toMatchObject({ found: 'prelaunch', taken: ['prelaunch'] });
     expect(await stateOf(qemu)).toBe('prelaunch');
   });
 
@@ -58,11 +64,7 @@ describe('stopGuest', () => {
 
   it('sees what comes after the stop of another client, which leaves nothing to stop', async () => {
     const { qemu, monitor } = await stopped();
-    const guest = await stopGuest(
-      interpose(monitor, 'stop', () => tell(qemu, ['stop'])),
-      {},
-      { take: () => {} },
-    );
+    const guest = await stopGuest(interpose(monitor, 'stop', () => tell(qemu, ['stop'])));
     await tell(qemu, ['cont'], ['stop']);
     await expect(guest.watch.requireStill(monitor, {})).rejects.toMatchObject({ code: 'E_GUEST_RAN' });
   });
@@ -95,7 +97,7 @@ describe('stopGuest', () => {
       execute: monitor.execute.bind(monitor),
       events: { on: () => {}, off: () => {} },
     };
-    const guest = await stopGuest(deaf, {}, { take: () => {} });
+    const guest = await stopGuest(deaf);
     await guest.watch.requireStill(deaf, {});
     await tell(qemu, ['cont']);
     await expect(guest.watch.requireStill(deaf, {})).rejects.toMatchObject({ code: 'E_GUEST_RAN' });

@@ -25,45 +25,7 @@ export const LOADABLE_STATES: ReadonlySet<string> = new Set([
   'internal-error',
 ]);
 
-/** A guest that stands still for us. */
-export interface StoppedGuest {
-  /** The state that it was found in. */
-  found: string;
-  /** When it was stopped, or found standing, by `performance.now()`. */
-  since: number;
-  /** Tells whether it stood still since. */
-  watch: RunWatch;
-}
-
-/** Who puts the guest back. */
-export interface Keeper {
-  /** Called when the guest is found standing, or right before it is stopped. */
-  take(found: string): void;
-}
-
-/** Stops the guest if it runs. */
-export async function stopGuest(
-  monitor: Monitor,
-  options: ExecuteOptions,
-  keeper: Keeper,
-): Promise<StoppedGuest> {
-  const watch = new RunWatch(monitor);
-  try {
-    const { status: found } = await queryStatus(monitor, options);
-    const since = performance.now();
-    options.signal?.throwIfAborted();
-    keeper.take(found);
-    // `stop` flushes the guest's disks, which takes as long as the storage takes; the signal ends the wait.
-    if (isLive(found)) await monitor.execute('stop', {}, { ...options, timeoutMs: 0 });
-    await watch.begin(options);
-    return { found, since, watch };
-  } catch (error) {
-    watch.release();
-    throw error;
-  }
-}
-
-/** Watches for signs that a stopped guest did not stand still: another client may have resumed, reset, loaded or migrated it. */
+/** Stops a guest, and watches for signs that it did not stand still: another client may have resumed, reset, loaded or migrated it. */
 export class RunWatch {
   readonly #monitor: Monitor;
   readonly #listeners: Readonly<Record<string, () => void>> = {
@@ -82,11 +44,23 @@ export class RunWatch {
     for (const [name, listener] of Object.entries(this.#listeners)) monitor.events.on(name, listener);
   }
 
-  /** Begins to count: what came before the answer to `stop` was before the guest stood. @throws {MapramError} E_GUEST_RAN */
-  async begin(options: ExecuteOptions): Promise<void> {
+  /**
+   * Stops the guest if it runs, and returns the state that it was found in.
+   *
+   * @param take called with it when the guest is found standing, or right before it is stopped.
+   * @throws {MapramError} E_GUEST_RAN
+   */
+  async stop(options: ExecuteOptions, take: (found: string) => void): Promise<string> {
+    const { status: found } = await queryStatus(this.#monitor, options);
+    options.signal?.throwIfAborted();
+    take(found);
+    // `stop` flushes the guest's disks, which takes as long as the storage takes; the signal ends the wait.
+    if (isLive(found)) await this.#monitor.execute('stop', {}, { ...options, timeoutMs: 0 });
+    // What came before the answer to `stop` was before the guest stood.
     this.#sign = undefined;
     this.#state = (await queryStatus(this.#monitor, options)).status;
     await this.requireStill(this.#monitor, options);
+    return found;
   }
 
   /** @throws {MapramError} E_GUEST_RAN if it did not stand still since it was stopped. */
