@@ -8,16 +8,12 @@ export async function holdsFile(pid: number, isWanted: (path: string) => Promise
   const fds = await readdir(directory).catch((cause: unknown) => {
     throw refusal(pid, directory, cause);
   });
-  const looks = await Promise.allSettled(fds.map((fd) => isWanted(`${directory}/${fd}`)));
-  if (looks.some((look) => look.status === 'fulfilled' && look.value)) return true;
+  const looks = await Promise.all(fds.map((fd) => isWanted(`${directory}/${fd}`).catch(asMapramError)));
+  if (looks.includes(true)) return true;
   // The directory shows more users its names than may look behind them: root without CAP_SYS_PTRACE, say.
-  const refused = looks.find((look) => look.status === 'rejected' && isRefusal(look.reason));
-  if (refused?.status === 'rejected') throw refusal(pid, directory, refused.reason);
+  const refused = looks.find((look) => look instanceof MapramError && look.code === 'E_PERMISSION');
+  if (refused !== undefined) throw refusal(pid, directory, refused);
   return false;
-}
-
-function isRefusal(error: unknown): boolean {
-  return asMapramError(error).code === 'E_PERMISSION';
 }
 
 function refusal(pid: number, directory: string, cause: unknown): MapramError {

@@ -3,17 +3,16 @@ import { asMapramError, MapramError } from '../errors.ts';
 
 /** The content of a file of /proc, or an empty text if what it is about is not there. @throws {MapramError} */
 export async function readIfThere(path: string): Promise<string> {
-  try {
-    return await readFile(path, 'utf8');
-  } catch (error) {
-    if (isAbsence(error)) return '';
-    throw asMapramError(error);
-  }
+  return ifThere(readFile(path, 'utf8'), '');
 }
 
-/** Whether an error of Node's says that a process or one of its threads is not there. Nothing else says so. */
-export function isAbsence(error: unknown): boolean {
-  return error instanceof Error && 'code' in error && (error.code === 'ENOENT' || error.code === 'ESRCH');
+/** What a look at /proc finds, or `nothing` if the process or thread that it is about is not there. @throws {MapramError} */
+export async function ifThere<T>(look: Promise<T>, nothing: T): Promise<T> {
+  return look.catch((error: NodeJS.ErrnoException) => {
+    // Nothing else says so.
+    if (error.code === 'ENOENT' || error.code === 'ESRCH') return nothing;
+    throw asMapramError(error);
+  });
 }
 
 /**
@@ -22,12 +21,8 @@ export function isAbsence(error: unknown): boolean {
  * @throws {MapramError} E_HOST_UNSUPPORTED if the /proc that is mounted here is no use.
  */
 export async function requireOwnProc(): Promise<void> {
-  // The process's numbers in the namespaces from that of the mount down to its own (proc(5)).
-  const numbers = /^NSpid:(.*)$/m
-    .exec(await readIfThere('/proc/self/status'))?.[1]
-    ?.trim()
-    .split(/\s+/);
-  if (numbers?.length === 1) return;
+  // The process's numbers in the namespaces from that of the mount down to its own (proc(5)): one where these are the same.
+  if (/^NSpid:[\t ]+\d+$/m.test(await readIfThere('/proc/self/status'))) return;
   const message =
     '/proc is of another pid namespace than mapram, so that no process can be told by it: mount one here (mount -t proc proc /proc, or unshare --mount-proc), or run mapram in that namespace';
   throw new MapramError('E_HOST_UNSUPPORTED', message, { path: '/proc' });

@@ -1,7 +1,7 @@
 import { readdir } from 'node:fs/promises';
-import { asMapramError, MapramError } from '../errors.ts';
+import { MapramError } from '../errors.ts';
 import type { GuestLink } from './link.ts';
-import { isAbsence, readIfThere, requireOwnProc } from './proc.ts';
+import { ifThere, readIfThere, requireOwnProc } from './proc.ts';
 import { NO_PROCESSORS, queryCpus, queryStatus } from './queries.ts';
 
 /**
@@ -19,18 +19,18 @@ export async function findGuestProcess(link: GuestLink): Promise<number> {
     return claimedPid;
   }
   const threads = await threadsOfGuest(link);
-  const refusals: MapramError[] = [];
+  let refused: MapramError | undefined;
   for (const pid of await findCandidates(link, threads)) {
     try {
       if ((await findDoubt(link, pid, threads)) === undefined) return pid;
     } catch (error) {
       if (!isAboutProcess(error)) throw error;
-      refusals.push(error);
+      if (error.code === 'E_PERMISSION') refused ??= error;
     }
   }
   // A relay lets QEMU itself be far away; that descriptors arrive at all is asked by looking for one in our own hands.
   if (link.peerPid !== undefined) await link.handover.reaches(process.pid);
-  throw await unlessGone(link, whyNotFound(link, threads, refusals));
+  throw await unlessGone(link, whyNotFound(link, threads, refused));
 }
 
 /**
@@ -38,12 +38,9 @@ export async function findGuestProcess(link: GuestLink): Promise<number> {
  * number that QEMU gives, which in another pid namespace is some other process's.
  */
 async function findCandidates({ peerPid }: GuestLink, [thread]: readonly number[]): Promise<Set<number>> {
-  const candidates = new Set<number>();
-  if (peerPid !== undefined && peerPid > 0) candidates.add(peerPid);
-  const status = await readIfThere(`/proc/${thread}/status`);
-  const group = /^Tgid:\s+(\d+)$/m.exec(status)?.[1];
-  if (group !== undefined) candidates.add(Number(group));
-  return candidates;
+  const group = /^Tgid:\s+(\d+)$/m.exec(await readIfThere(`/proc/${thread}/status`))?.[1];
+  const candidates = [peerPid, Number(group)];
+  return new Set(candidates.filter((pid): pid is number => pid !== undefined && pid > 0));
 }
 
 /** Whether it is the look at a process that failed, rather than our means for it or QEMU. */
@@ -55,17 +52,13 @@ function isAboutProcess(error: unknown): error is MapramError {
 function whyNotFound(
   { peerPid }: GuestLink,
   [thread]: readonly number[],
-  refusals: readonly MapramError[],
+  refused: MapramError | undefined,
 ): MapramError {
   const isOutOfSight = peerPid === 0;
-  const refused = refusals.find(({ code }) => code === 'E_PERMISSION');
   if (refused !== undefined && !isOutOfSight) return refused;
   const way = isOutOfSight ? 'run mapram in that namespace, or in one above it' : 'name its process';
-  return new MapramError(
-    'E_GUEST_UNSUPPORTED',
-    `QEMU's thread ${thread} is not visible here, for QEMU runs in another pid namespace: ${way}`,
-    { field: 'pid' },
-  );
+  const message = `QEMU's thread ${thread} is not visible here, for QEMU runs in another pid namespace: ${way}`;
+  return new MapramError('E_GUEST_UNSUPPORTED', message, { field: 'pid' });
 }
 
 /** The threads of the guest's processors, at least one. */
@@ -115,10 +108,7 @@ async function findDoubt(
 
 /** The process's threads by the numbers that they have in their own, innermost, pid namespace. */
 async function threadsOf(pid: number): Promise<Set<number>> {
-  const tasks = await readdir(`/proc/${pid}/task`).catch((error: unknown) => {
-    if (isAbsence(error)) return [];
-    throw asMapramError(error);
-  });
+  const tasks = await ifThere(readdir(`/proc/${pid}/task`), []);
   // One after the other, for there may be more threads than this process has descriptors.
   const threads = new Set<number>();
   for (const task of tasks) {
