@@ -77,31 +77,38 @@ export async function withSettings<T>(
   options: ExecuteOptions,
   use: () => Promise<T>,
 ): Promise<T> {
-  const capabilities = Object.entries(wanted.capabilities).filter(
-    ([name, state]) => guest.capabilities.has(name) && guest.capabilities.get(name) !== state,
-  );
-  const parameters = Object.entries(wanted.parameters).filter(
-    ([name, value]) => name in guest.parameters && guest.parameters[name] !== value,
-  );
-  const before: MigrationSettings = {
-    capabilities: Object.fromEntries(capabilities.map(([name, state]) => [name, !state])),
-    parameters: Object.fromEntries(parameters.map(([name]) => [name, guest.parameters[name]])),
-  };
+  const own = { capabilities: Object.fromEntries(guest.capabilities), parameters: guest.parameters };
   // A QEMU whose load has failed may be busy with it for long, and is started anew in any case.
   let patience: ExecuteOptions = { timeoutMs: GIVE_BACK_TIMEOUT_MS };
   try {
-    await apply(
-      monitor,
-      { capabilities: Object.fromEntries(capabilities), parameters: Object.fromEntries(parameters) },
-      options,
-    );
+    await change(monitor, own, wanted, options);
     const result = await use();
     patience = {};
     return result;
   } finally {
     // Nothing here may hide why `use` failed, and a QEMU that is gone needs nothing back.
-    await apply(monitor, before, patience).catch(() => {});
+    await change(monitor, wanted, own, patience).catch(() => {});
   }
+}
+
+/** Gives QEMU what differs between two settings. */
+async function change(
+  monitor: Monitor,
+  from: MigrationSettings,
+  to: MigrationSettings,
+  options: ExecuteOptions,
+): Promise<void> {
+  const states = differing(from.capabilities, to.capabilities);
+  const capabilities = states.map(([capability, state]) => ({ capability, state }));
+  if (states.length > 0) await monitor.execute('migrate-set-capabilities', { capabilities }, options);
+  const values = differing(from.parameters, to.parameters);
+  const parameters = Object.fromEntries(values);
+  if (values.length > 0) await monitor.execute('migrate-set-parameters', parameters, options);
+}
+
+/** Of the settings that are in both, those of `to` that are others in `from`. */
+function differing<T>(from: Readonly<Record<string, T>>, to: Readonly<Record<string, T>>): [string, T][] {
+  return Object.entries(to).filter(([name, value]) => name in from && from[name] !== value);
 }
 
 /**
@@ -127,10 +134,8 @@ export async function loadIncoming(monitor: Monitor, uri: string, options: Execu
       if (performance.now() - loadedAt > LONGEST_TAKING_UP_MS) throw neverTakenUp();
     }
     if (status === 'failed' || status === 'cancelled') {
-      throw new MapramError(
-        'E_QMP',
-        `QEMU could not load the image, and its log may say more: ${migration['error-desc'] ?? status}`,
-      );
+      const reason = migration['error-desc'] ?? status;
+      throw new MapramError('E_QMP', `QEMU could not load the image, and its log may say more: ${reason}`);
     }
     await delay(pauseMs, undefined, { signal: options.signal }).catch(() => options.signal?.throwIfAborted());
   }
@@ -150,17 +155,6 @@ async function startIncoming(monitor: Monitor, uri: string, options: ExecuteOpti
     if (!(error instanceof Error) || !error.message.includes("'exit-on-error'")) throw error;
     await monitor.execute('migrate-incoming', { uri }, options);
   }
-}
-
-async function apply(
-  monitor: Monitor,
-  { capabilities, parameters }: MigrationSettings,
-  options: ExecuteOptions,
-): Promise<void> {
-  const list = Object.entries(capabilities).map(([capability, state]) => ({ capability, state }));
-  if (list.length > 0) await monitor.execute('migrate-set-capabilities', { capabilities: list }, options);
-  if (Object.keys(parameters).length > 0)
-    await monitor.execute('migrate-set-parameters', { ...parameters }, options);
 }
 
 function unsupported(reason: string): MapramError {
