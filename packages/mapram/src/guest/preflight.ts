@@ -47,7 +47,7 @@ export async function findSaveObstacles({ monitor, options, handover }: GuestLin
     ...(await findStateObstacles(monitor, options)),
     ...(await findMigrationObstacles(monitor, options)),
     ...(await findMachineObstacles(monitor, options)),
-    ...(await findDeviceObstacles(monitor, commands, options)),
+    ...(await findDeviceObstacles(monitor, options)),
   ];
 }
 
@@ -98,25 +98,18 @@ async function confidentialSupport(monitor: Monitor, options?: ExecuteOptions): 
  * Devices whose state is not in the device sections alone: vfio sends part of it while the guest runs, and that of virtio-mem must
  * stand in front of the RAM.
  */
-async function findDeviceObstacles(
-  monitor: Monitor,
-  commands: ReadonlySet<string>,
-  options?: ExecuteOptions,
-): Promise<string[]> {
-  const obstacles: string[] = [];
+async function findDeviceObstacles(monitor: Monitor, options?: ExecuteOptions): Promise<string[]> {
+  const devices: string[] = [];
   for (const path of ['/machine/peripheral', '/machine/peripheral-anon', '/machine/unattached']) {
     for (const { name, type } of await listProperties(monitor, path, options)) {
-      const device = /^child<(vfio-.*|virtio-mem.*)>$/.exec(type)?.[1];
-      if (device !== undefined)
-        obstacles.push(`device ${name} is a ${device}, which cannot be saved from outside`);
+      const kind = /^child<(vfio-.*|virtio-mem.*)>$/.exec(type)?.[1];
+      if (kind !== undefined) devices.push(`device ${name} is a ${kind}`);
     }
   }
-  if (obstacles.length > 0 || !commands.has('query-memory-devices')) return obstacles;
-  const memoryDevices = await queryMemoryDevices(monitor, options);
-  return memoryDevices
-    .filter(({ type }) => type === 'virtio-mem')
-    .map(
-      ({ data: { id = 'without an id' } }) =>
-        `memory device ${id} is a virtio-mem, which cannot be saved from outside`,
-    );
+  if (devices.length === 0) {
+    for (const { type, data } of await queryMemoryDevices(monitor, options)) {
+      if (type === 'virtio-mem') devices.push(`memory device ${data.id ?? 'without an id'} is a ${type}`);
+    }
+  }
+  return devices.map((device) => `${device}, which cannot be saved from outside`);
 }
