@@ -1,5 +1,5 @@
 import { MapramError } from '../errors.ts';
-import { COMMAND_TIMEOUT_MS, type ExecuteOptions, type Monitor, type MonitorEvents } from './monitor.ts';
+import { COMMAND_TIMEOUT_MS, type Monitor, type MonitorEvents } from './monitor.ts';
 import { within } from './within.ts';
 
 /**
@@ -11,12 +11,23 @@ export function callersMonitor(monitor: Monitor): Monitor {
     events: callersEvents(monitor.events),
     pid: monitor.pid,
     execute: async (command, args, options = {}) => {
-      const { timeoutMs = COMMAND_TIMEOUT_MS, signal } = options;
+      const { timeoutMs = COMMAND_TIMEOUT_MS, signal, fds = [] } = options;
       const answer = async (): Promise<unknown> => monitor.execute(command, args, options);
+      const late = async (): Promise<MapramError> => {
+        const seconds = timeoutMs / 1000;
+        const message = `The monitor did not answer the QMP command ${command} within ${seconds} s`;
+        return new MapramError('E_QMP', message);
+      };
       try {
-        return await within(answer(), { timeoutMs, late: async () => noAnswer(command, timeoutMs), signal });
-      } catch (error) {
-        throw explain(command, error, options);
+        return await within(answer(), { timeoutMs, late, signal });
+      } catch (cause) {
+        signal?.throwIfAborted();
+        if (cause instanceof MapramError) throw cause;
+        const reason = cause instanceof Error ? cause.message : String(cause);
+        const hint =
+          fds.length === 0 ? '' : '; for a monitor that cannot pass descriptors name a scratchFile';
+        const message = `The monitor failed at the QMP command ${command}: ${reason}${hint}`;
+        throw new MapramError('E_QMP', message, { cause });
       }
     },
   };
@@ -39,20 +50,4 @@ function callersEvents(events: MonitorEvents): MonitorEvents {
       }
     },
   };
-}
-
-function noAnswer(command: string, timeoutMs: number): MapramError {
-  const message = `The monitor did not answer the QMP command ${command} within ${timeoutMs / 1000} s`;
-  return new MapramError('E_QMP', message);
-}
-
-function explain(command: string, error: unknown, options: ExecuteOptions = {}): unknown {
-  const { signal, fds = [] } = options;
-  if (signal?.aborted) return signal.reason;
-  if (error instanceof MapramError) return error;
-  const reason = error instanceof Error ? error.message : String(error);
-  const hint = fds.length === 0 ? '' : '; for a monitor that cannot pass descriptors name a scratchFile';
-  return new MapramError('E_QMP', `The monitor failed at the QMP command ${command}: ${reason}${hint}`, {
-    cause: error,
-  });
 }

@@ -239,6 +239,7 @@ export class GuestOwner {
 
   /** Nothing needs the guest while what has failed or was cancelled comes to its end. */
   readonly #putBackAtOnce = (): void => {
+    if (!this.#mustPutBack) return;
     const resume = async (): Promise<void> => {
       if (!this.#mustPutBack) return;
       await this.#resume();
@@ -277,11 +278,10 @@ export class GuestOwner {
       if (!(await this.#process?.endsWithin(DEATH_TIMEOUT_MS))) throw error;
       return undefined;
     });
-    if (sign !== undefined)
-      throw new MapramError(
-        'E_GUEST_RAN',
-        `someone else used the guest since (${sign}), so it was not ended`,
-      );
+    if (sign !== undefined) {
+      const message = `someone else used the guest since (${sign}), so it was not ended`;
+      throw new MapramError('E_GUEST_RAN', message);
+    }
     // Sent once only: a QEMU that ends closes the connection, and a monitor of the caller's says so in words of its own.
     const failure = await this.#link.monitor.execute('quit', {}, PATIENT).then(nothing, asMapramError);
     const hasObeyed = failure === undefined || (isReached && this.#link.isLost());

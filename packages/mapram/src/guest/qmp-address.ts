@@ -26,11 +26,8 @@ const SOCKET_OPTIONS =
 export function parseQmpAddress(text: string): QmpAddress {
   // A file may have any name, such as `vm.1:4`.
   if (OTHER_KINDS.test(text) && !existsSync(text)) {
-    throw new MapramError(
-      'E_USAGE',
-      `${text} is no unix socket, and over nothing else can mapram pass descriptors to QEMU: give QEMU one on this host (-qmp unix:PATH,server=on,wait=off)`,
-      { field: 'qmp' },
-    );
+    const message = `${text} is no unix socket, and over nothing else can mapram pass descriptors to QEMU: give QEMU one on this host (-qmp unix:PATH,server=on,wait=off)`;
+    throw new MapramError('E_USAGE', message, { field: 'qmp' });
   }
   if (text.startsWith('@')) return abstract(text.slice(1));
   if (!text.startsWith('unix:')) return { socket: text, name: text };

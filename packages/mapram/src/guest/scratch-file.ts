@@ -57,21 +57,15 @@ export class ScratchFileHandover implements Handover {
   }
 
   async lend(): Promise<void> {
-    throw new MapramError('E_USAGE', 'Method qemu needs a monitor that passes descriptors', {
-      field: 'method',
-    });
+    const message = 'Method qemu needs a monitor that passes descriptors';
+    throw new MapramError('E_USAGE', message, { field: 'method' });
   }
 
   /** A refusal is QEMU's word on the file; that of a QEMU which answers nothing else either says nothing of it. */
   async #whyUnreadable(error: unknown): Promise<unknown> {
     if (!(error instanceof MapramError && error.code === 'E_QMP')) return error;
-    const refused = following('E_PERMISSION', 'QEMU cannot read the scratch file:', error, {
-      path: this.#path,
-    });
-    return queryStatus(this.#monitor).then(
-      () => refused,
-      () => error,
-    );
+    if ((await queryStatus(this.#monitor).catch(() => undefined)) === undefined) return error;
+    return following('E_PERMISSION', 'QEMU cannot read the scratch file:', error, { path: this.#path });
   }
 
   /** Gives the file, which QEMU has just made, its content; nobody but QEMU's user may read it. */
