@@ -1,16 +1,15 @@
-import { execFileSync, spawn } from 'node:child_process';
-import { closeSync, ftruncateSync, mkdirSync, openSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { execFileSync } from 'node:child_process';
+import { closeSync, ftruncateSync, mkdirSync, openSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { beforeEach, describe, expect, type TestContext, test } from 'vitest';
+import { beforeEach, describe, expect, test } from 'vitest';
 import type { Cleanup } from './support/cleanup.ts';
 import { type CliReport, run, succeed } from './support/cli.ts';
 import { loopDevice } from './support/device.ts';
-import { ext4, IS_ROOT, mounted, tmpfs } from './support/filesystem.ts';
+import { ext4, fuse, IS_ROOT, mounted, needTools, tmpfs } from './support/filesystem.ts';
 import { largeGuest, names, pausedGuest, testCleanup, waitingQemu } from './support/fixtures.ts';
 import { printed, startProgram } from './support/library.ts';
 import { expectSameRam } from './support/oracle.ts';
 import { diskDirectory, memoryDirectory } from './support/paths.ts';
-import { waitFor } from './support/wait.ts';
 
 // File systems that images are written to. On each a save works, or it is refused before the guest is stopped and says what to do;
 // and doctor foretells which.
@@ -25,7 +24,7 @@ const FILE_SYSTEMS: {
   { name: 'xfs', tools: ['mkfs.xfs'], make: (cleanup) => onDisk(cleanup, ['mkfs.xfs', '-q']) },
   { name: 'overlayfs on ext4', tools: [], make: (cleanup) => overlay(cleanup, ext4(cleanup, 512)) },
   { name: 'overlayfs on tmpfs', tools: [], make: (cleanup) => overlay(cleanup, tmpfs(cleanup, 512)) },
-  { name: 'FUSE', tools: ['unionfs'], make: fuse },
+  { name: 'FUSE', tools: ['unionfs'], make: async (cleanup) => (await fuse(cleanup)).directory },
   { name: 'ext4 on a disk of 4 KiB sectors', tools: ['mkfs.ext4'], make: fourKibSectors },
   { name: 'tmpfs', tools: [], make: (cleanup) => tmpfs(cleanup, 512) },
   { name: 'ramfs, which does not say how much is free', tools: [], make: ramfs },
@@ -63,34 +62,6 @@ function fourKibSectors(cleanup: Cleanup): string {
 
 function ramfs(cleanup: Cleanup): string {
   return mounted(cleanup, join(diskDirectory(cleanup), 'mount'), ['-t', 'ramfs', 'ramfs']);
-}
-
-/** A FUSE server that has neither O_TMPFILE nor RENAME_NOREPLACE. */
-async function fuse(cleanup: Cleanup): Promise<string> {
-  const behind = diskDirectory(cleanup);
-  const directory = join(diskDirectory(cleanup), 'mount');
-  mkdirSync(directory);
-  const server = spawn('unionfs', ['-f', `${behind}=RW`, directory], { stdio: 'ignore' });
-  const ended = new Promise((resolve) => server.once('exit', resolve));
-  cleanup.add(async () => {
-    execFileSync('umount', ['--lazy', directory]);
-    server.kill();
-    await ended;
-  });
-  const device = statSync(behind).dev;
-  const isMounted = (): true | undefined => (statSync(directory).dev === device ? undefined : true);
-  await waitFor('the FUSE server', 10_000, isMounted);
-  return directory;
-}
-
-function needTools(context: TestContext, tools: string[]): void {
-  for (const tool of tools) {
-    try {
-      execFileSync('which', [tool], { stdio: 'pipe' });
-    } catch {
-      context.skip(`${tool} is not installed`);
-    }
-  }
 }
 
 beforeEach((context) => {

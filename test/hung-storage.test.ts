@@ -1,11 +1,13 @@
 import { execFileSync } from 'node:child_process';
+import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { describe, expect, type TestContext, test } from 'vitest';
 import type { Cleanup } from './support/cleanup.ts';
-import { type CliRun, report, start } from './support/cli.ts';
-import { ext4, IS_ROOT } from './support/filesystem.ts';
-import { largeGuest, midSave, names, SMALL, testCleanup } from './support/fixtures.ts';
+import { type CliRun, report, start, succeed } from './support/cli.ts';
+import { ext4, fuse, IS_ROOT, needTools } from './support/filesystem.ts';
+import { largeGuest, midSave, names, pausedGuest, SMALL, testCleanup } from './support/fixtures.ts';
+import { diskDirectory } from './support/paths.ts';
 import { Qemu } from './support/qemu.ts';
 
 // Nothing needs the guest while writes wait for a disk that does not answer.
@@ -104,4 +106,21 @@ test('storage that hangs before the guest is stopped is named, and a signal ends
   expect(result.stderr).toContain('this process ends when it does');
   expect(report(result)).toMatchObject({ error: { code: 'E_CANCELLED' }, guestState: 'untouched' });
   expect(names(directory)).toEqual(['lost+found']);
+});
+
+test('a CD of the guest’s on a server that is gone does not keep a save from replacing an image', async (context) => {
+  if (!IS_ROOT) context.skip('mounting a file system needs root');
+  needTools(context, ['unionfs']);
+  const cleanup = testCleanup();
+  const { directory, server } = await fuse(cleanup);
+  writeFileSync(join(directory, 'cd'), 'x'.repeat(4096));
+  const cd = `file=${join(directory, 'cd')},format=raw,media=cdrom,readonly=on`;
+  const qemu = await pausedGuest(cleanup, { extra: ['-drive', cd] });
+  const image = join(diskDirectory(cleanup), 'image');
+  writeFileSync(image, 'old');
+  server.kill('SIGSTOP');
+  cleanup.add(() => void server.kill('SIGCONT'));
+  // For a second the kernel believes what it knows of a file there.
+  await sleep(2_000);
+  await succeed(['save', '--qmp', qemu.socket, '--force', image]);
 });

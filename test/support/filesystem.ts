@@ -1,8 +1,10 @@
-import { execFileSync } from 'node:child_process';
-import { closeSync, ftruncateSync, mkdirSync, openSync, rmSync } from 'node:fs';
+import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
+import { closeSync, ftruncateSync, mkdirSync, openSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
+import type { TestContext } from 'vitest';
 import type { Cleanup } from './cleanup.ts';
 import { diskDirectory } from './paths.ts';
+import { waitFor } from './wait.ts';
 
 /** True where file systems can be mounted and huge pages reserved. */
 export const IS_ROOT: boolean = process.getuid?.() === 0;
@@ -40,4 +42,33 @@ export function mounted(cleanup: Cleanup, directory: string, words: string[]): s
     rmSync(directory, { recursive: true, force: true, maxRetries: 5 });
   });
   return directory;
+}
+
+/** A directory on a FUSE server, which has neither O_TMPFILE nor RENAME_NOREPLACE, and that server. */
+export async function fuse(cleanup: Cleanup): Promise<{ directory: string; server: ChildProcess }> {
+  const behind = diskDirectory(cleanup);
+  const directory = join(diskDirectory(cleanup), 'mount');
+  mkdirSync(directory);
+  const server = spawn('unionfs', ['-f', `${behind}=RW`, directory], { stdio: 'ignore' });
+  const ended = new Promise((resolve) => server.once('exit', resolve));
+  cleanup.add(async () => {
+    execFileSync('umount', ['--lazy', directory]);
+    server.kill();
+    await ended;
+  });
+  const device = statSync(behind).dev;
+  const isMounted = (): true | undefined => (statSync(directory).dev === device ? undefined : true);
+  await waitFor('the FUSE server', 10_000, isMounted);
+  return { directory, server };
+}
+
+/** Skips a test that cannot run without these programs. */
+export function needTools(context: TestContext, tools: string[]): void {
+  for (const tool of tools) {
+    try {
+      execFileSync('which', [tool], { stdio: 'pipe' });
+    } catch {
+      context.skip(`${tool} is not installed`);
+    }
+  }
 }

@@ -10,8 +10,10 @@ import type { MemorySave } from '../options.ts';
 type Lineage = readonly string[];
 
 const BIG = { bigint: true } as const;
-/** How long one file that the guest has open is waited for: it may be on a server that is gone. */
+/** How long one file that the guest has open is waited for. */
 const LOOK_TIMEOUT_MS = 10_000;
+/** File systems that ask a server what a file is, and hang when it is gone. */
+const SERVED = /^(9p|afs|ceph|cifs|fuse|lustre|nfs|smb|virtiofs)/;
 
 /**
  * Refuses to replace a file that holds the memory to be saved, or to write to a device that does. What cannot be looked at is
@@ -57,7 +59,7 @@ export async function requireTargetApartFromGuest(
     const path = `${directory}/${fd}`;
     const name = (await ifThere(readlink(path))) ?? '';
     // No pipes and sockets.
-    if (!name.startsWith('/')) continue;
+    if (!name.startsWith('/') || (await isServedApart(pid, fd, targets))) continue;
     const late = async (): Promise<MapramError> =>
       new MapramError('E_IO', `${name}, which the guest has open, does not answer`, { path: name });
     const found = await within(lineage(stat(path, BIG)), { timeoutMs: LOOK_TIMEOUT_MS, late, signal });
@@ -74,6 +76,15 @@ async function targetsOf(image: string): Promise<Lineage[]> {
   const replaced = found?.isBlockDevice() ? Promise.resolve(found) : lstat(image, BIG);
   const targets = [await lineage(replaced), await lineage(lstat(`${image}.partial`, BIG))];
   return targets.filter((target) => target.length > 0);
+}
+
+/** Whether an open file is on a server, and none of the targets by its inode number alone, which the kernel knows (since 5.14). */
+async function isServedApart(pid: number, fd: string, targets: readonly Lineage[]): Promise<boolean> {
+  const facts = await readIfThere(`/proc/${pid}/fdinfo/${fd}`);
+  const [mount, inode] = ['mnt_id', 'ino'].map((key) => RegExp(`^${key}:\\s*(\\d+)$`, 'm').exec(facts)?.[1]);
+  const mounts = await readIfThere(`/proc/${pid}/mountinfo`);
+  const type = RegExp(`^${mount} .* - (\\S+) `, 'm').exec(mounts)?.[1] ?? '';
+  return inode !== undefined && SERVED.test(type) && !targets.flat().some((id) => id.endsWith(`/${inode}`));
 }
 
 /** Whether one of the targets is, lies in, or holds what `other` is of. Two partitions of one device are apart. */
