@@ -26,7 +26,7 @@ pub struct NativeError {
 impl From<Error> for NativeError {
     fn from(error: Error) -> Self {
         Self {
-            code: error.kind.code().to_owned(),
+            code: error.kind.to_string(),
             message: error.message.clone(),
             path: error.path.as_ref().map(|path| path.to_string_lossy().into_owned()),
             offset: error.offset.and_then(|offset| i64::try_from(offset).ok()),

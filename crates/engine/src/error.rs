@@ -7,62 +7,54 @@ use std::path::PathBuf;
 /// Result of an engine operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// The stable class of an [`Error`]; its [`code`](ErrorKind::code) is what users see.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The stable class of an [`Error`]; displayed, it is the code that crosses into JavaScript and the CLI's JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ErrorKind {
     /// The target file exists and replacing it was not asked for.
+    #[error("E_TARGET_EXISTS")]
     TargetExists,
     /// Another process is writing the same target.
+    #[error("E_TARGET_BUSY")]
     TargetBusy,
     /// A file or directory does not exist.
+    #[error("E_NOT_FOUND")]
     NotFound,
     /// The file system or quota is full, or the file size limit was hit.
+    #[error("E_NO_SPACE")]
     NoSpace,
     /// The disk or the file system failed.
+    #[error("E_IO")]
     Io,
     /// The image is damaged or is not an image.
+    #[error("E_IMAGE_INVALID")]
     ImageInvalid,
     /// The host lacks something that was asked for.
+    #[error("E_HOST_UNSUPPORTED")]
     HostUnsupported,
     /// The kernel refused access.
+    #[error("E_PERMISSION")]
     Permission,
     /// The process whose memory was read or written is gone.
+    #[error("E_GUEST_GONE")]
     GuestGone,
     /// The guest's monitor refuses a connection.
+    #[error("E_QMP")]
     Qmp,
     /// The job was cancelled.
+    #[error("E_CANCELLED")]
     Cancelled,
     /// A limit or an argument was violated by the caller.
+    #[error("E_USAGE")]
     Usage,
     /// A bug in mapram: a panic, or something that cannot be.
+    #[error("E_INTERNAL")]
     Internal,
 }
 
-impl ErrorKind {
-    /// The code that crosses into JavaScript and the CLI's JSON.
-    #[must_use]
-    pub fn code(self) -> &'static str {
-        match self {
-            Self::TargetExists => "E_TARGET_EXISTS",
-            Self::TargetBusy => "E_TARGET_BUSY",
-            Self::NotFound => "E_NOT_FOUND",
-            Self::NoSpace => "E_NO_SPACE",
-            Self::Io => "E_IO",
-            Self::ImageInvalid => "E_IMAGE_INVALID",
-            Self::HostUnsupported => "E_HOST_UNSUPPORTED",
-            Self::Permission => "E_PERMISSION",
-            Self::GuestGone => "E_GUEST_GONE",
-            Self::Qmp => "E_QMP",
-            Self::Cancelled => "E_CANCELLED",
-            Self::Usage => "E_USAGE",
-            Self::Internal => "E_INTERNAL",
-        }
-    }
-}
-
 /// What went wrong, where, and why.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
 pub struct Error {
     /// The stable class.
     pub kind: ErrorKind,
@@ -73,6 +65,7 @@ pub struct Error {
     /// The byte offset concerned, in that file.
     pub offset: Option<u64>,
     /// The operating system's reason.
+    #[source]
     pub cause: Option<io::Error>,
 }
 
@@ -80,6 +73,11 @@ impl Error {
     /// An error of `kind` that says `message`.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self { kind, message: message.into(), path: None, offset: None, cause: None }
+    }
+
+    /// The error for what the caller must not ask for.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Usage, message)
     }
 
     /// The error for a bug in mapram; `what` is one sentence without its end.
@@ -90,7 +88,8 @@ impl Error {
     /// The error for a system call that failed with `cause`; the kind follows from its errno.
     pub fn os(message: impl Into<String>, cause: impl Into<io::Error>) -> Self {
         let cause = cause.into();
-        Self { cause: Some(clone_os(&cause)), ..Self::new(kind_of(&cause), message) }
+        let kind = kind_of(&cause);
+        Self { cause: Some(cause), ..Self::new(kind, message) }
     }
 
     /// The same error with another kind.
@@ -112,35 +111,14 @@ impl Error {
     }
 }
 
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
-    }
-}
-
-impl std::error::Error for Error {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.cause.as_ref().map(|cause| cause as _)
-    }
-}
-
 /// What a request of the I/O engine fails with whose thread panicked.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("an I/O thread panicked: a bug in mapram, please report it")]
 pub(crate) struct Panicked;
 
-impl fmt::Display for Panicked {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an I/O thread panicked: a bug in mapram, please report it")
-    }
-}
-
-impl std::error::Error for Panicked {}
-
-fn clone_os(cause: &io::Error) -> io::Error {
-    match cause.raw_os_error() {
-        Some(errno) => io::Error::from_raw_os_error(errno),
-        None => io::Error::new(cause.kind(), cause.to_string()),
-    }
+/// Refuses what the caller must not ask for: a `Usage` with `message` unless it `is_allowed`.
+pub(crate) fn require(is_allowed: bool, message: impl FnOnce() -> String) -> Result<()> {
+    if is_allowed { Ok(()) } else { Err(Error::usage(message())) }
 }
 
 fn kind_of(cause: &io::Error) -> ErrorKind {
@@ -179,7 +157,7 @@ mod tests {
     #[test]
     fn a_panic_is_a_bug_of_ours() {
         let error = Error::os("writing failed", io::Error::other(Panicked));
-        assert_eq!(error.kind.code(), "E_INTERNAL");
+        assert_eq!(error.kind.to_string(), "E_INTERNAL");
         assert!(error.cause.unwrap().to_string().contains("please report"));
     }
 }

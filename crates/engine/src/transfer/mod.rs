@@ -20,8 +20,9 @@ mod save;
 mod threads;
 
 use crate::bitmap::PageBitmap;
+use crate::error::require;
 use crate::memory::Memory;
-use crate::{Error, ErrorKind, PAGE_BYTES, Result, to_usize};
+use crate::{PAGE_BYTES, Result, to_usize};
 
 pub use buffers::Buffers;
 pub use chunks::{Chunk, ChunkQueue, Turn};
@@ -60,8 +61,6 @@ pub struct Options {
 /// `Usage` if the bitmaps are not those of the blocks.
 fn check_bitmaps(memory: &Memory, bitmaps: &[PageBitmap]) -> Result<()> {
     let pages = memory.blocks().iter().map(|length| length / PAGE_BYTES);
-    if bitmaps.iter().map(PageBitmap::pages).eq(pages) {
-        return Ok(());
-    }
-    Err(Error::new(ErrorKind::Usage, "the page bitmaps are not those of the RAM blocks"))
+    let are_theirs = bitmaps.iter().map(PageBitmap::pages).eq(pages);
+    require(are_theirs, || "the page bitmaps are not those of the RAM blocks".into())
 }

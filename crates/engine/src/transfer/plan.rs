@@ -3,8 +3,9 @@
 use std::ops::Range;
 
 use super::CHUNK_BYTES;
+use crate::error::require;
 use crate::memory::{Extent, Memory};
-use crate::{Error, ErrorKind, PAGE_BYTES, Result};
+use crate::{PAGE_BYTES, Result};
 
 /// The planned bytes of one block.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -57,16 +58,17 @@ impl Plan {
         sources: Sources,
     ) -> Result<Self> {
         check_chunk_bytes(chunk_bytes)?;
-        if blocks.len() != memory.blocks().len() {
-            return usage(format!("{} plans for {} RAM blocks", blocks.len(), memory.blocks().len()));
-        }
+        let (plans, wanted) = (blocks.len(), memory.blocks().len());
+        require(plans == wanted, || format!("{plans} plans for {wanted} RAM blocks"))?;
         let splits = blocks.first().map_or(0, |block| block.splits.len());
         for (index, (block, &length)) in blocks.iter().zip(memory.blocks()).enumerate() {
             check_extents(index, &block.extents, length, memory, sources)?;
-            if block.splits.len() != splits {
-                return usage(format!("RAM block {index} is split for another number of channels"));
-            }
-            check_splits(index, &block.splits, length, chunk_bytes)?;
+            let is_split_alike = block.splits.len() == splits;
+            require(is_split_alike, || format!("RAM block {index} is split for another number of channels"))?;
+            let is_on_grid = |split: &u64| split.is_multiple_of(chunk_bytes) || *split >= length;
+            require(block.splits.is_sorted() && block.splits.iter().all(is_on_grid), || {
+                format!("RAM block {index} is split within a chunk, or not in ascending order")
+            })?;
         }
         Ok(Self { chunk_bytes, channels: splits + 1, blocks, gaps })
     }
@@ -121,10 +123,8 @@ impl Plan {
 /// # Errors
 /// `Usage` for a size that is no power of two within [`CHUNK_BYTES`].
 pub(super) fn check_chunk_bytes(chunk_bytes: u64) -> Result<()> {
-    if chunk_bytes.is_power_of_two() && CHUNK_BYTES.contains(&chunk_bytes) {
-        return Ok(());
-    }
-    usage(format!("chunks of {chunk_bytes} bytes are not supported"))
+    let is_possible = chunk_bytes.is_power_of_two() && CHUNK_BYTES.contains(&chunk_bytes);
+    require(is_possible, || format!("chunks of {chunk_bytes} bytes are not supported"))
 }
 
 fn check_extents(
@@ -137,25 +137,14 @@ fn check_extents(
     let aligned = |value: u64| value.is_multiple_of(PAGE_BYTES);
     let mut last_end = 0;
     for extent in extents {
-        let end = extent.offset.checked_add(extent.length).filter(|end| *end <= length);
         let is_whole = extent.length > 0 && aligned(extent.offset) && aligned(extent.length);
         let has_source = sources == Sources::Ignored || memory.source_block(extent.source) == Some(block);
-        match end {
-            Some(end) if is_whole && has_source && extent.offset >= last_end => last_end = end,
-            _ => return usage(format!("RAM block {block} of {length} bytes has a bad extent: {extent:?}")),
-        }
+        let end = extent.offset.saturating_add(extent.length);
+        require(
+            is_whole && has_source && (last_end..=length).contains(&extent.offset) && end <= length,
+            || format!("RAM block {block} of {length} bytes has a bad extent: {extent:?}"),
+        )?;
+        last_end = end;
     }
     Ok(())
-}
-
-fn check_splits(block: usize, splits: &[u64], length: u64, chunk_bytes: u64) -> Result<()> {
-    let is_on_grid = |split: &u64| split.is_multiple_of(chunk_bytes) || *split >= length;
-    if splits.is_sorted() && splits.iter().all(is_on_grid) {
-        return Ok(());
-    }
-    usage(format!("RAM block {block} is split within a chunk, or not in ascending order"))
-}
-
-fn usage<T>(message: String) -> Result<T> {
-    Err(Error::new(ErrorKind::Usage, message))
 }

@@ -1,10 +1,12 @@
 //! The threads of one transfer.
 
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use super::{Control, MAX_CHUNKS_IN_FLIGHT, MAX_POOL_BYTES, MAX_THREADS, Options, to_usize};
+use crate::error::require;
 use crate::io::MAX_QUEUE_DEPTH;
 use crate::{Error, ErrorKind, Result};
 
@@ -17,11 +19,10 @@ impl Options {
     /// # Errors
     /// `Usage`.
     pub fn validate(&self) -> Result<()> {
-        if !(1..=MAX_CHUNKS_IN_FLIGHT).contains(&self.queue_depth) {
-            let message =
-                format!("a queue depth of {} is not within 1 to {MAX_CHUNKS_IN_FLIGHT}", self.queue_depth);
-            return Err(Error::new(ErrorKind::Usage, message));
-        }
+        let depth = self.queue_depth;
+        require((1..=MAX_CHUNKS_IN_FLIGHT).contains(&depth), || {
+            format!("a queue depth of {depth} is not within 1 to {MAX_CHUNKS_IN_FLIGHT}")
+        })?;
         check(self.threads)
     }
 
@@ -50,12 +51,8 @@ pub(super) struct Team<'a> {
 
 impl<'a> Team<'a> {
     fn new(threads: usize, control: &'a Control) -> Self {
-        Self {
-            control,
-            stopped: AtomicBool::new(false),
-            waiting: Mutex::new(threads),
-            changed: Condvar::new(),
-        }
+        let (stopped, changed) = (AtomicBool::new(false), Condvar::new());
+        Self { control, stopped, waiting: Mutex::new(threads), changed }
     }
 
     /// Progress and cancel, shared with the transfer's owner.
@@ -66,19 +63,21 @@ impl<'a> Team<'a> {
     /// `Cancelled` once the transfer was cancelled or another thread has failed.
     pub fn check(&self) -> Result<()> {
         self.control.check()?;
-        if self.stopped.load(Ordering::SeqCst) { Err(another_failed()) } else { Ok(()) }
+        if self.stopped.load(Ordering::SeqCst) {
+            return Err(Error::new(ErrorKind::Cancelled, "another thread failed"));
+        }
+        Ok(())
     }
 
-    /// Waits until every thread has come here, so that none begins what others cannot join in; `Cancelled` if one failed
-    /// before it did.
+    /// Waits until every thread has come here, so that none begins what others cannot join in; `Cancelled` as by
+    /// [`check`](Self::check).
     pub fn wait_for_all(&self) -> Result<()> {
         let mut missing = self.lock();
         *missing -= 1;
         self.changed.notify_all();
-        while *missing > 0 && !self.stopped.load(Ordering::SeqCst) {
-            missing = self.changed.wait(missing).unwrap_or_else(PoisonError::into_inner);
-        }
-        if self.stopped.load(Ordering::SeqCst) { Err(another_failed()) } else { Ok(()) }
+        let is_early = |missing: &mut usize| *missing > 0 && !self.stopped.load(Ordering::SeqCst);
+        drop(self.changed.wait_while(missing, is_early).unwrap_or_else(PoisonError::into_inner));
+        self.check()
     }
 
     /// Stops the others. Told to the owner at once, for this thread may have to wait long for what it has in flight.
@@ -95,27 +94,11 @@ impl<'a> Team<'a> {
     }
 }
 
-fn another_failed() -> Error {
-    Error::new(ErrorKind::Cancelled, "another thread failed")
-}
-
-/// Stops the others when a thread ends badly, by an error or by a panic.
-struct Alarm<'a>(&'a Team<'a>);
-
-impl Drop for Alarm<'_> {
-    fn drop(&mut self) {
-        self.0.fail();
-    }
-}
-
 /// # Errors
 /// `Usage` for a number of threads that is not within 1 to [`MAX_THREADS`].
 pub(super) fn check(threads: usize) -> Result<()> {
-    if (1..=MAX_THREADS).contains(&threads) {
-        return Ok(());
-    }
-    let message = format!("{threads} threads are not within 1 to {MAX_THREADS}");
-    Err(Error::new(ErrorKind::Usage, message))
+    let is_possible = (1..=MAX_THREADS).contains(&threads);
+    require(is_possible, || format!("{threads} threads are not within 1 to {MAX_THREADS}"))
 }
 
 /// Runs `work` on `threads` threads of their own and waits for all. When one fails, the others stop early.
@@ -130,12 +113,10 @@ pub(super) fn run(
     check(threads)?;
     let team = &Team::new(threads, control);
     let body = move || {
-        let alarm = Alarm(team);
-        work(team)?;
-        std::mem::forget(alarm);
-        Ok(())
+        let outcome = panic::catch_unwind(AssertUnwindSafe(|| work(team))).unwrap_or_else(|_| panicked());
+        outcome.inspect_err(|_| team.fail())
     };
-    let outcomes: Vec<Result<()>> = thread::scope(|scope| {
+    let cause = thread::scope(|scope| {
         let start = |index| {
             let started = thread::Builder::new().name(format!("mapram-{index}")).spawn_scoped(scope, body);
             started.map_err(|cause| {
@@ -146,12 +127,11 @@ pub(super) fn run(
         let started: Vec<_> = (0..threads).map(start).collect();
         let join =
             |thread: thread::ScopedJoinHandle<'_, Result<()>>| thread.join().unwrap_or_else(|_| panicked());
-        started.into_iter().map(|thread| thread.and_then(join)).collect()
+        let errors = started.into_iter().filter_map(|thread| thread.and_then(join).err());
+        // The threads that stopped because another one failed only say "cancelled".
+        errors.min_by_key(|error| error.kind == ErrorKind::Cancelled)
     });
-    let mut errors: Vec<Error> = outcomes.into_iter().filter_map(Result::err).collect();
-    // The threads that stopped because another one failed only say "cancelled".
-    let cause = errors.iter().position(|error| error.kind != ErrorKind::Cancelled).unwrap_or(0);
-    if errors.is_empty() { Ok(()) } else { Err(errors.swap_remove(cause)) }
+    cause.map_or(Ok(()), Err)
 }
 
 fn panicked() -> Result<()> {
