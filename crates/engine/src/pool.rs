@@ -1,11 +1,10 @@
 //! The chunk buffers of one thread: a single anonymous mapping cut into equal slots.
 
-use std::ffi::c_void;
 use std::ptr;
 
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+use memmap2::{Advice, MmapMut, MmapRaw};
 
-use crate::{Error, ErrorKind, PAGE, Result};
+use crate::{Error, PAGE, Result};
 
 const HUGE_PAGE: usize = 2 << 20;
 
@@ -15,18 +14,12 @@ const HUGE_PAGE: usize = 2 << 20;
 /// a Rust reference into it would be a lie; whoever uses a slot keeps track of who may touch it.
 #[derive(Debug)]
 pub struct Pool {
-    mapping: *mut c_void,
-    mapping_bytes: usize,
-    base: *mut u8,
+    mapping: MmapRaw,
+    /// Where the first slot is in the mapping.
+    start: usize,
     slots: usize,
     stride: usize,
 }
-
-// SAFETY: the pool is plain process-wide memory that stays mapped until it is dropped; nothing about it belongs to
-// the thread that made it, and its fields never change.
-unsafe impl Send for Pool {}
-// SAFETY: as above; through a shared reference the pool only hands out addresses.
-unsafe impl Sync for Pool {}
 
 impl Pool {
     /// A pool of `slots` slots of `slot_bytes` bytes each. A slot starts on a 2 MiB boundary if it is at least that
@@ -35,22 +28,29 @@ impl Pool {
     /// # Errors
     /// `Usage` for an empty or impossibly large pool, or the errno of mmap(2).
     pub fn new(slots: usize, slot_bytes: usize) -> Result<Self> {
-        let alignment = if slot_bytes >= HUGE_PAGE { HUGE_PAGE } else { PAGE };
-        let stride = slot_bytes.checked_next_multiple_of(alignment);
+        let alignment = |bytes| if bytes >= HUGE_PAGE { HUGE_PAGE } else { PAGE };
+        let stride = slot_bytes.checked_next_multiple_of(alignment(slot_bytes));
         let bytes = stride
             .and_then(|stride| stride.checked_mul(slots))
             .filter(|bytes| *bytes <= isize::MAX as usize / 2);
         let (Some(stride), Some(bytes @ 1..)) = (stride, bytes) else {
-            let message = format!("a pool of {slots} buffers of {slot_bytes} bytes cannot be made");
-            return Err(Error::new(ErrorKind::Usage, message));
+            return Err(Error::usage(format!(
+                "a pool of {slots} buffers of {slot_bytes} bytes cannot be made"
+            )));
         };
-        let base_alignment = base_alignment(bytes);
-        let (mapping, mapping_bytes) = map(bytes, base_alignment)
-            .map_err(|cause| Error::os(format!("allocating {bytes} bytes of I/O buffers failed"), cause))?;
-        let base: *mut u8 = mapping.cast();
-        // The mapping leaves room for this, and the sum cannot overflow in user space.
-        let base = base.wrapping_add(base.addr().next_multiple_of(base_alignment) - base.addr());
-        Ok(Self { mapping, mapping_bytes, base, slots, stride })
+        // The first slot begins a huge page wherever one fits, whatever the slots need. These are transparent ones:
+        // reserved ones (hugetlb) belong to the guests that the administrator set them aside for.
+        let mapping: MmapRaw = MmapMut::map_anon(bytes + alignment(bytes))
+            .map_err(|cause| Error::os(format!("allocating {bytes} bytes of I/O buffers failed"), cause))?
+            .into();
+        // A child that the embedder forks in the middle of a direct read would share these pages, and the rest of the
+        // read could land in its copy.
+        let _ = mapping.advise(Advice::DontFork);
+        // Only speed is lost where the kernel has no transparent huge pages.
+        let _ = mapping.advise(Advice::HugePage);
+        let address = mapping.as_mut_ptr().addr();
+        let start = address.next_multiple_of(alignment(bytes)) - address;
+        Ok(Self { mapping, start, slots, stride })
     }
 
     /// Has the kernel give the pool its memory now rather than at its first use.
@@ -60,7 +60,7 @@ impl Pool {
     pub unsafe fn touch(&self) {
         for offset in (0..self.bytes()).step_by(PAGE) {
             // SAFETY: the byte lies within the mapping, and nobody uses it yet. The write is volatile as nobody reads it.
-            unsafe { ptr::write_volatile(self.base.wrapping_add(offset), 0) };
+            unsafe { ptr::write_volatile(self.base().wrapping_add(offset), 0) };
         }
     }
 
@@ -83,13 +83,13 @@ impl Pool {
     #[must_use]
     pub fn slot(&self, index: usize) -> *mut u8 {
         assert!(index < self.slots, "slot {index} of a pool of {}", self.slots);
-        self.base.wrapping_add(index * self.stride)
+        self.base().wrapping_add(index * self.stride)
     }
 
     /// The first byte of the pool.
     #[must_use]
     pub fn base(&self) -> *mut u8 {
-        self.base
+        self.mapping.as_mut_ptr().wrapping_add(self.start)
     }
 
     /// Bytes from the first to the last, alignment between the slots included.
@@ -101,49 +101,15 @@ impl Pool {
     /// Whether all of the `length` bytes at `address` lie in the pool.
     #[must_use]
     pub fn contains(&self, address: *const u8, length: usize) -> bool {
-        let within = address.addr().checked_sub(self.base.addr());
+        let within = address.addr().checked_sub(self.base().addr());
         within.and_then(|start| start.checked_add(length)).is_some_and(|end| end <= self.bytes())
     }
-}
-
-impl Drop for Pool {
-    fn drop(&mut self) {
-        // SAFETY: this is exactly what was mapped, it is unmapped once, and whoever had an address from the pool was
-        // told that it is valid only as long as the pool lives. The call cannot fail for a whole mapping.
-        let _ = unsafe { munmap(self.mapping, self.mapping_bytes) };
-    }
-}
-
-/// What the first slot is aligned to: a huge page wherever one fits, whatever the slots need.
-fn base_alignment(bytes: usize) -> usize {
-    if bytes >= HUGE_PAGE { HUGE_PAGE } else { PAGE }
-}
-
-/// Maps pages with room to align the start, and asks for transparent huge pages: reserved ones (hugetlb) belong to the
-/// guests that the administrator set them aside for.
-fn map(bytes: usize, alignment: usize) -> rustix::io::Result<(*mut c_void, usize)> {
-    let bytes = bytes + alignment;
-    // SAFETY: the kernel chooses the address, so no existing mapping is touched.
-    let mapping = unsafe {
-        mmap_anonymous(ptr::null_mut(), bytes, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)
-    }?;
-    // A child that the embedder forks in the middle of a direct read would share these pages, and the rest of the
-    // read could land in its copy.
-    let _ = advise(mapping, bytes, Advice::LinuxDontFork);
-    // Only speed is lost where the kernel has no transparent huge pages.
-    let _ = advise(mapping, bytes, Advice::LinuxHugepage);
-    Ok((mapping, bytes))
-}
-
-fn advise(mapping: *mut c_void, bytes: usize, advice: Advice) -> rustix::io::Result<()> {
-    // SAFETY: only called on mappings made in this module, before anyone else knows of them, and with advice that
-    // changes no contents.
-    unsafe { madvise(mapping, bytes, advice) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ErrorKind;
 
     #[test]
     fn slots_are_aligned_apart_and_writable() {
