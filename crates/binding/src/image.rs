@@ -147,7 +147,7 @@ impl ImageFile {
             Ok(JobOutcome {
                 bitmaps: Some(bitmaps.iter().map(|bitmap| Uint8Array::new(bitmap.to_bytes())).collect()),
                 data_bytes: Some(number(data_pages * PAGE_BYTES)),
-                transferred_bytes: Some(number(saved.written_bytes)),
+                transferred_bytes: Some(number(saved.image_bytes)),
                 copied_bytes: Some(number(saved.copied_bytes)),
                 ..JobOutcome::default()
             })

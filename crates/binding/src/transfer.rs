@@ -86,7 +86,7 @@ pub fn restore(
         };
         let restored = job.run(engine(&engine_name)?.as_ref(), control)?;
         Ok(JobOutcome {
-            transferred_bytes: Some(number(restored.read_bytes)),
+            transferred_bytes: Some(number(restored.image_bytes)),
             copied_bytes: Some(number(restored.copied_bytes)),
             ..JobOutcome::default()
         })

@@ -1,8 +1,9 @@
 //! A block's page bitmap as the image stores it: bit *i* is page *i*, least significant bit of byte 0 first.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::PAGE_BYTES;
+use crate::{PAGE_BYTES, to_usize};
 
 /// One bit for each page of a RAM block; set means that the image holds the page, clear that it reads zero.
 ///
@@ -23,10 +24,28 @@ pub struct PageRun {
 }
 
 impl PageRun {
-    /// The pages of `length` bytes from `offset` on, both page-aligned.
+    /// The pages of `bytes`, which start and end with a page.
     #[must_use]
-    pub fn of(offset: u64, length: u64) -> Self {
-        Self { first: offset / PAGE_BYTES, count: length / PAGE_BYTES }
+    pub fn of(bytes: Range<u64>) -> Self {
+        Self { first: bytes.start / PAGE_BYTES, count: (bytes.end - bytes.start) / PAGE_BYTES }
+    }
+
+    /// The page behind the last one.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.first + self.count
+    }
+
+    /// Their bytes.
+    #[must_use]
+    pub fn bytes(&self) -> Range<u64> {
+        self.first * PAGE_BYTES..self.end() * PAGE_BYTES
+    }
+
+    /// How many bytes that are.
+    #[must_use]
+    pub fn length(&self) -> u64 {
+        self.count * PAGE_BYTES
     }
 }
 
@@ -40,15 +59,13 @@ impl PageBitmap {
         Self { words, pages }
     }
 
-    /// The bitmap stored in `bytes` (little-endian, `8 * ceil(pages / 64)` bytes; missing bytes count as zero, bits
+    /// The bitmap stored in `bytes` (little-endian, `8 * ceil(pages / 64)` bytes; missing words count as zero, bits
     /// at and beyond `pages` are dropped).
     #[must_use]
     pub fn from_bytes(bytes: &[u8], pages: u64) -> Self {
         let bitmap = Self::new(pages);
-        for (word, chunk) in bitmap.words.iter().zip(bytes.chunks(8)) {
-            let mut padded = [0_u8; 8];
-            padded[..chunk.len()].copy_from_slice(chunk);
-            word.store(u64::from_le_bytes(padded), Ordering::Relaxed);
+        for (word, bytes) in bitmap.words.iter().zip(bytes.as_chunks().0) {
+            word.store(u64::from_le_bytes(*bytes), Ordering::Relaxed);
         }
         if let (Some(last), tail @ 1..) = (bitmap.words.last(), pages % WORD_BITS) {
             last.fetch_and((1 << tail) - 1, Ordering::Relaxed);
@@ -85,22 +102,20 @@ impl PageBitmap {
     }
 
     fn change(&self, run: PageRun, change: impl Fn(&AtomicU64, u64) -> u64) {
-        let end = (run.first + run.count).min(self.pages);
+        let end = run.end().min(self.pages);
         let mut page = run.first;
         while page < end {
             let bit = page % WORD_BITS;
             let count = (WORD_BITS - bit).min(end - page);
             let mask = (u64::MAX >> (WORD_BITS - count)) << bit;
-            if let Some(word) = self.word(page) {
-                change(word, mask);
-            }
+            change(self.word(page), mask);
             page += count;
         }
     }
 
     /// The maximal runs of bits equal to `set` within `range` of pages, ascending.
     pub fn runs(&self, range: PageRun, set: bool) -> impl Iterator<Item = PageRun> + '_ {
-        let end = (range.first + range.count).min(self.pages);
+        let end = range.end().min(self.pages);
         let mut next = range.first;
         std::iter::from_fn(move || {
             let first = self.find(next, end, set);
@@ -116,7 +131,7 @@ impl PageBitmap {
     fn find(&self, from: u64, end: u64, set: bool) -> u64 {
         let mut page = from;
         while page < end {
-            let value = self.word(page).map_or(0, |word| word.load(Ordering::Relaxed));
+            let value = self.word(page).load(Ordering::Relaxed);
             let wanted = (if set { value } else { !value }) >> (page % WORD_BITS);
             if wanted != 0 {
                 return (page + u64::from(wanted.trailing_zeros())).min(end);
@@ -126,8 +141,8 @@ impl PageBitmap {
         end
     }
 
-    fn word(&self, page: u64) -> Option<&AtomicU64> {
-        self.words.get(usize::try_from(page / WORD_BITS).ok()?)
+    fn word(&self, page: u64) -> &AtomicU64 {
+        &self.words[to_usize(page / WORD_BITS)]
     }
 }
 

@@ -34,16 +34,15 @@ fn combined(stride: &[u8; STRIDE]) -> u64 {
 /// The first page of `buffer` has the number `first_page`. A last part shorter than a page counts as a page.
 pub fn nonzero_runs(buffer: &[u8], first_page: u64, mut found: impl FnMut(PageRun)) {
     let mut run = PageRun { first: first_page, count: 0 };
-    for (page, bytes) in (first_page..).zip(buffer.chunks(PAGE)) {
+    for bytes in buffer.chunks(PAGE) {
         if !is_zero(bytes) {
-            if run.count == 0 {
-                run.first = page;
-            }
             run.count += 1;
-        } else if run.count > 0 {
-            found(run);
-            run.count = 0;
+            continue;
         }
+        if run.count > 0 {
+            found(run);
+        }
+        run = PageRun { first: run.end() + 1, count: 0 };
     }
     if run.count > 0 {
         found(run);

@@ -69,7 +69,7 @@ fn what_is_saved_is_restored_by_every_engine() {
             match copying {
                 Copying::Auto => {}
                 Copying::Never => assert_eq!(saved.copied_bytes, 0),
-                Copying::Always => assert!(saved.copied_bytes >= saved.written_bytes / 2),
+                Copying::Always => assert!(saved.copied_bytes >= saved.image_bytes / 2),
             }
             image.sync().unwrap();
             image.publish().unwrap();
@@ -144,7 +144,7 @@ fn unplanned_pages_stay_as_they_are() {
         copying: Copying::Auto,
         buffers: &Buffers::default(),
     };
-    assert_eq!(job.run(&image, &Control::default()).unwrap().written_bytes, 4096);
+    assert_eq!(job.run(&image, &Control::default()).unwrap().image_bytes, 4096);
     image.sync().unwrap();
     image.publish().unwrap();
     let bytes = read(&File::open(&path).unwrap(), guest.areas().file_offset(0, 0), 8 * 4096);
@@ -163,7 +163,7 @@ fn measuring_counts_what_a_save_writes() {
     let path = directory.path().join("image");
     let image = ImageWriter::create(io::auto(8, 1).unwrap(), &path, false, true).unwrap();
     let (saved, _) = save(&guest, &image, how(3, CHUNK_BYTES), &Buffers::default(), &control).unwrap();
-    assert_eq!(saved.written_bytes, measured);
+    assert_eq!(saved.image_bytes, measured);
 }
 
 #[test]

@@ -46,6 +46,14 @@ pub struct Extent {
     pub source: u32,
 }
 
+impl Extent {
+    /// Its bytes, from the start of the block.
+    #[must_use]
+    pub fn bytes(&self) -> Range<u64> {
+        self.offset..self.offset + self.length
+    }
+}
+
 /// A run of a block's bytes and its place in a buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Piece {

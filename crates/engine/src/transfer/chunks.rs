@@ -1,9 +1,11 @@
 //! A plan's channels, cut into chunks for the threads.
 
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use super::Plan;
-use crate::memory::Extent;
+use super::plan::{BlockPlan, Plan, within};
+use super::to_usize;
+use crate::memory::{Extent, Piece};
 
 /// The planned extents of one cell of the chunk grid: what one buffer holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +23,22 @@ impl Chunk {
     #[must_use]
     pub fn data_bytes(&self) -> u64 {
         self.extents.iter().map(|extent| extent.length).sum()
+    }
+
+    /// Its bytes from the first extent to the last, gaps included.
+    pub(super) fn span(&self) -> Range<u64> {
+        self.offset..self.extents.last().map_or(self.offset, |extent| extent.bytes().end)
+    }
+
+    /// Where the block's byte at `offset` is in a buffer that holds this chunk.
+    pub(super) fn place(&self, offset: u64) -> usize {
+        to_usize(offset - self.offset)
+    }
+
+    /// The same of some of the chunk's bytes.
+    pub(super) fn piece(&self, bytes: Range<u64>) -> Piece {
+        let (offset, length) = (bytes.start, to_usize(bytes.end - bytes.start));
+        Piece { offset, length, buffer_offset: self.place(offset) }
     }
 }
 
@@ -49,9 +67,7 @@ pub struct Turn(Option<usize>);
 struct Cursor {
     channel: usize,
     block: usize,
-    /// The next extent of the block; `None` until it was looked for.
-    extent: Option<usize>,
-    /// Bytes before this one are done.
+    /// The block's bytes before this one are done.
     offset: u64,
 }
 
@@ -59,7 +75,7 @@ impl<'a> ChunkQueue<'a> {
     /// All channels of `plan`.
     #[must_use]
     pub fn new(plan: &'a Plan) -> Self {
-        let cursor = |channel| Cursor { channel, block: 0, extent: None, offset: 0 };
+        let cursor = |channel| Cursor { channel, block: 0, offset: 0 };
         let channels = Channels { cursors: (0..plan.channels()).map(cursor).collect(), untouched: 0 };
         Self { plan, channels: Mutex::new(channels) }
     }
@@ -83,44 +99,15 @@ impl<'a> ChunkQueue<'a> {
 
 impl Cursor {
     fn next_chunk(&mut self, plan: &Plan) -> Option<Chunk> {
-        let (mut first, part_end) = self.find(plan)?;
-        let cell_end = ((first.offset / plan.chunk_bytes() + 1) * plan.chunk_bytes()).min(part_end);
-        let mut chunk = Chunk { block: self.block, offset: first.offset, extents: Vec::new() };
-        let extents = &plan.blocks()[self.block].extents;
-        let mut index = self.extent.unwrap_or(0);
-        while first.offset < cell_end {
-            let end = (first.offset + first.length).min(cell_end);
-            chunk.extents.push(Extent { length: end - first.offset, ..first });
-            self.offset = end;
-            if end < first.offset + first.length {
-                break;
-            }
-            index += 1;
-            match extents.get(index) {
-                Some(next) => first = *next,
-                None => break,
-            }
-        }
-        self.extent = Some(index);
-        Some(chunk)
-    }
-
-    /// What is left of the channel's next extent, and where its part of that block ends.
-    fn find(&mut self, plan: &Plan) -> Option<(Extent, u64)> {
-        while let Some(block) = plan.blocks().get(self.block) {
+        while let Some(BlockPlan { extents, .. }) = plan.blocks().get(self.block) {
             let part = plan.part(self.block, self.channel);
-            let start = self.offset.max(part.start);
-            let is_done = |extent: &Extent| extent.offset + extent.length <= start;
-            let index = self.extent.unwrap_or_else(|| block.extents.partition_point(is_done));
-            if let Some(extent) =
-                block.extents.get(index).filter(|extent| extent.offset.max(start) < part.end)
-            {
-                self.extent = Some(index);
-                let offset = extent.offset.max(start);
-                let length = extent.offset + extent.length - offset;
-                return Some((Extent { offset, length, ..*extent }, part.end));
+            if let Some(first) = within(extents, self.offset.max(part.start)..part.end).next() {
+                // Of the chunk grid: a channel's part ends there, or where the block does.
+                self.offset = (first.offset / plan.chunk_bytes() + 1) * plan.chunk_bytes();
+                let extents = within(extents, first.offset..self.offset).collect();
+                return Some(Chunk { block: self.block, offset: first.offset, extents });
             }
-            *self = Self { block: self.block + 1, extent: None, offset: 0, ..*self };
+            *self = Self { block: self.block + 1, offset: 0, ..*self };
         }
         None
     }

@@ -1,7 +1,7 @@
 //! What a running transfer tells whoever watches it, and hears from whoever cancels it.
 
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use crate::{Error, ErrorKind, Result};
@@ -15,7 +15,8 @@ pub struct Control {
     done: AtomicU64,
     total: AtomicU64,
     completions: AtomicU64,
-    readers: AtomicUsize,
+    /// Read-locked by threads that look at guest memory; nobody waits for it.
+    reading: RwLock<()>,
     writing_since: OnceLock<Instant>,
 }
 
@@ -51,7 +52,7 @@ impl Control {
             bytes_total: self.total.load(Ordering::Relaxed),
             completions: self.completions.load(Ordering::Relaxed),
             stopping: is_set(&self.cancelled) || is_set(&self.failed),
-            reading: self.readers.load(Ordering::SeqCst) > 0,
+            reading: self.reading.try_write().is_err(),
             writing_for: self.writing_since.get().map(Instant::elapsed),
         }
     }
@@ -79,9 +80,8 @@ impl Control {
 
     /// To be held by a thread while it looks at guest memory. It has to [`check`](Self::check) afterwards, and before it
     /// looks: either it sees the cancel, or whoever cancelled sees it.
-    pub(super) fn reading(&self) -> Reading<'_> {
-        self.readers.fetch_add(1, Ordering::SeqCst);
-        Reading(&self.readers)
+    pub(super) fn reading(&self) -> RwLockReadGuard<'_, ()> {
+        self.reading.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn start(&self, total: u64) {
@@ -94,14 +94,5 @@ impl Control {
 
     pub(super) fn count_completions(&self, count: usize) {
         self.completions.fetch_add(count as u64, Ordering::Relaxed);
-    }
-}
-
-/// A thread looks at guest memory for as long as this lives.
-pub(super) struct Reading<'a>(&'a AtomicUsize);
-
-impl Drop for Reading<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }

@@ -1,9 +1,11 @@
 //! A chunk's bytes out of guest memory, and which of its pages are not zero.
 
+use std::collections::BTreeMap;
+
 use super::chunks::Chunk;
 use super::{Gaps, JOINED_ZERO_PAGES, to_usize};
 use crate::bitmap::PageRun;
-use crate::memory::{Memory, Piece};
+use crate::memory::{Extent, Memory, Piece};
 use crate::{PAGE_BYTES, Result, scan};
 
 /// What a chunk of guest memory holds.
@@ -23,18 +25,21 @@ pub(super) struct Data {
 pub(super) unsafe fn gather(memory: &Memory, chunk: &Chunk, gaps: Gaps, buffer: *mut u8) -> Result<Data> {
     // SAFETY: the caller's promise.
     unsafe { read_extents(memory, chunk, buffer) }?;
-    if gaps == Gaps::Zero {
-        for pair in chunk.extents.windows(2) {
-            let (start, end) = (pair[0].offset + pair[0].length, pair[1].offset);
-            if is_joined(end - start) {
-                let within = to_usize(start - chunk.offset);
-                // SAFETY: the gap lies between two extents of the chunk, hence within the buffer.
-                unsafe { std::ptr::write_bytes(buffer.wrapping_add(within), 0, to_usize(end - start)) };
-            }
-        }
+    for pair in chunk.extents.windows(2).filter(|pair| gaps.may_be_written(&pair[0], &pair[1])) {
+        let gap = chunk.piece(pair[0].bytes().end..pair[1].offset);
+        // SAFETY: the gap lies between two extents of the chunk, hence within the buffer.
+        unsafe { std::ptr::write_bytes(buffer.wrapping_add(gap.buffer_offset), 0, gap.length) };
     }
     // SAFETY: the extents were just read to the buffer, which nobody else accesses.
     Ok(unsafe { find_data(chunk, gaps, buffer) })
+}
+
+impl Gaps {
+    /// Whether the bytes between two extents, if there are any, may be written along with them.
+    fn may_be_written(self, one: &Extent, next: &Extent) -> bool {
+        let gap_bytes = next.offset - one.bytes().end;
+        gap_bytes == 0 || (self == Self::Zero && is_joined(gap_bytes))
+    }
 }
 
 /// Finds the pages that are not zero in the chunk's extents, whose bytes begin at `base`.
@@ -44,43 +49,32 @@ pub(super) unsafe fn gather(memory: &Memory, chunk: &Chunk, gaps: Gaps, buffer: 
 /// nobody may write to them meanwhile.
 pub(super) unsafe fn find_data(chunk: &Chunk, gaps: Gaps, base: *const u8) -> Data {
     let mut data = Data::default();
-    // The first page of the present stretch of pages whose bytes may be written.
-    let mut known_from = 0;
-    let mut end_of_last = None;
-    for extent in &chunk.extents {
-        let joins = |end: u64| end == extent.offset || (gaps == Gaps::Zero && is_joined(extent.offset - end));
-        if !end_of_last.is_some_and(joins) {
-            known_from = extent.offset / PAGE_BYTES;
-        }
-        end_of_last = Some(extent.offset + extent.length);
-        let start = base.wrapping_add(to_usize(extent.offset - chunk.offset));
-        // SAFETY: the caller vouches for the bytes of the extent.
-        let bytes = unsafe { std::slice::from_raw_parts(start, to_usize(extent.length)) };
-        scan::nonzero_runs(bytes, extent.offset / PAGE_BYTES, |run| {
-            append(&mut data.pages, run, |gap| gap == 0);
-            append(&mut data.requests, run, |gap| {
-                is_joined(gap * PAGE_BYTES) && run.first - gap >= known_from
+    for stretch in chunk.extents.chunk_by(|one, next| gaps.may_be_written(one, next)) {
+        let first = data.pages.len();
+        for extent in stretch {
+            let start = base.wrapping_add(chunk.place(extent.offset));
+            // SAFETY: the caller vouches for the bytes of the extent.
+            let bytes = unsafe { std::slice::from_raw_parts(start, to_usize(extent.length)) };
+            scan::nonzero_runs(bytes, extent.offset / PAGE_BYTES, |run| {
+                match data.pages[first..].last_mut() {
+                    Some(last) if last.end() == run.first => last.count += run.count,
+                    _ => data.pages.push(run),
+                }
             });
-        });
+        }
+        data.requests.extend(join(&data.pages[first..]));
     }
     data
 }
 
-/// Adds `run`, or makes the last run longer if the pages between the two are so few as `joins` wants.
-fn append(runs: &mut Vec<PageRun>, run: PageRun, joins: impl Fn(u64) -> bool) {
-    match runs.last_mut() {
-        Some(last) if joins(run.first - (last.first + last.count)) => {
-            last.count = run.first + run.count - last.first;
-        }
-        _ => runs.push(run),
-    }
-}
-
 /// Runs of pages, ascending, with short gaps between them filled.
-pub(super) fn join(runs: &[PageRun]) -> Vec<PageRun> {
-    let mut joined = Vec::new();
-    runs.iter().for_each(|run| append(&mut joined, *run, |gap| is_joined(gap * PAGE_BYTES)));
-    joined
+pub(super) fn join(runs: &[PageRun]) -> impl Iterator<Item = PageRun> {
+    let is_near = |one: &PageRun, next: &PageRun| is_joined(next.bytes().start - one.bytes().end);
+    let whole = |runs: &[PageRun]| {
+        let (first, end) = (runs[0].first, runs[runs.len() - 1].end());
+        PageRun { first, count: end - first }
+    };
+    runs.chunk_by(is_near).map(whole)
 }
 
 fn is_joined(gap_bytes: u64) -> bool {
@@ -92,20 +86,11 @@ fn is_joined(gap_bytes: u64) -> bool {
 /// # Safety
 /// As for [`gather`].
 pub(super) unsafe fn read_extents(memory: &Memory, chunk: &Chunk, buffer: *mut u8) -> Result<()> {
-    let mut sources: Vec<u32> = chunk.extents.iter().map(|extent| extent.source).collect();
-    sources.sort_unstable();
-    sources.dedup();
-    for source in sources {
-        let pieces: Vec<Piece> = chunk
-            .extents
-            .iter()
-            .filter(|extent| extent.source == source)
-            .map(|extent| Piece {
-                offset: extent.offset,
-                length: to_usize(extent.length),
-                buffer_offset: to_usize(extent.offset - chunk.offset),
-            })
-            .collect();
+    let mut pieces: BTreeMap<u32, Vec<Piece>> = BTreeMap::new();
+    for extent in &chunk.extents {
+        pieces.entry(extent.source).or_default().push(chunk.piece(extent.bytes()));
+    }
+    for (source, pieces) in pieces {
         // SAFETY: every piece lies within the chunk, for which the caller vouches.
         unsafe { memory.read(source, &pieces, buffer) }?;
     }
@@ -115,7 +100,6 @@ pub(super) unsafe fn read_extents(memory: &Memory, chunk: &Chunk, buffer: *mut u
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::Extent;
 
     fn run(first: u64, count: u64) -> PageRun {
         PageRun { first, count }
@@ -124,7 +108,7 @@ mod tests {
     #[test]
     fn runs_are_joined_across_short_gaps_only() {
         let runs = [run(0, 2), run(18, 1), run(36, 1), run(40, 4)];
-        assert_eq!(join(&runs), [run(0, 19), run(36, 8)]);
+        assert_eq!(join(&runs).collect::<Vec<_>>(), [run(0, 19), run(36, 8)]);
     }
 
     /// Pages 0 to 3 and 6 to 9 are planned; 1, 3 and 7 hold data.

@@ -1,6 +1,6 @@
 //! Planned page ranges on their way between guest memory and an image file.
 //!
-//! All transfers are stages on one `pump`. It runs on a few threads, each with one I/O queue and one pool of chunk buffers;
+//! All transfers to or from a file are stages on one `pump`. It runs on a few threads, each with one I/O queue and one pool of chunk buffers;
 //! each takes the chunks of one channel after the other and keeps several in flight. All engines' short results and
 //! transient errors are handled in one place, `requests`.
 
@@ -19,9 +19,9 @@ mod room;
 mod save;
 mod threads;
 
-use crate::bitmap::PageBitmap;
+use crate::bitmap::{PageBitmap, PageRun};
 use crate::error::require;
-use crate::memory::Memory;
+use crate::memory::{Extent, Memory};
 use crate::{PAGE_BYTES, Result, to_usize};
 
 pub use buffers::Buffers;
@@ -31,9 +31,9 @@ pub use compare::{CompareJob, Difference};
 pub use control::{Control, Progress};
 pub use measure::measure;
 pub use plan::{BlockPlan, Gaps, Plan, Sources};
-pub use restore::{RestoreJob, Restored};
+pub use restore::RestoreJob;
 pub use room::require_room;
-pub use save::{SaveJob, Saved};
+pub use save::SaveJob;
 
 /// Most threads of one transfer.
 pub const MAX_THREADS: usize = 64;
@@ -55,6 +55,28 @@ pub struct Options {
     pub queue_depth: u32,
     /// Threads, 1 to [`MAX_THREADS`].
     pub threads: usize,
+}
+
+/// What a finished save or restore has moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Transferred {
+    /// Bytes written to the image's page areas, or read from them, joined zero pages included.
+    pub image_bytes: u64,
+    /// Bytes that were copied to a buffer of ours or from it: planned ones of a save, those of a restore's pages. The others
+    /// were written, or read, where they are.
+    pub copied_bytes: u64,
+}
+
+/// The runs of an extent's pages that may be written and whose bits are `set`.
+fn writable_runs<'a>(
+    memory: &'a Memory,
+    bitmap: &'a PageBitmap,
+    block: usize,
+    extent: &Extent,
+    set: bool,
+) -> impl Iterator<Item = PageRun> + use<'a> {
+    let parts = memory.writable_parts(block, extent.bytes());
+    parts.flat_map(move |part| bitmap.runs(PageRun::of(part), set))
 }
 
 /// # Errors

@@ -73,16 +73,6 @@ impl Plan {
         Ok(Self { chunk_bytes, channels: splits + 1, blocks, gaps })
     }
 
-    /// All that `memory` may hold, for one channel.
-    ///
-    /// # Errors
-    /// As [`Memory::scan`].
-    pub(super) fn of_all(memory: &Memory, chunk_bytes: u64) -> Result<Self> {
-        let scan = |block| Ok(BlockPlan { extents: memory.scan(block)?, splits: Vec::new() });
-        let blocks = (0..memory.blocks().len()).map(scan).collect::<Result<_>>()?;
-        Self::new(memory, chunk_bytes, blocks, Gaps::Zero, Sources::Used)
-    }
-
     /// Largest request, in bytes.
     #[must_use]
     pub fn chunk_bytes(&self) -> u64 {
@@ -118,6 +108,15 @@ impl Plan {
         let start = channel.checked_sub(1).map_or(0, |before| splits[before]);
         start..splits.get(channel).copied().unwrap_or(u64::MAX)
     }
+}
+
+/// The parts of `extents`, ascending, that lie within `bytes`.
+pub(super) fn within(extents: &[Extent], bytes: Range<u64>) -> impl Iterator<Item = Extent> {
+    let first = extents.partition_point(|extent| extent.bytes().end <= bytes.start);
+    extents[first..].iter().map_while(move |extent| {
+        let (offset, end) = (extent.offset.max(bytes.start), extent.bytes().end.min(bytes.end));
+        (offset < end).then(|| Extent { offset, length: end - offset, ..*extent })
+    })
 }
 
 /// # Errors

@@ -3,117 +3,142 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use rustix::fs::{FileType, SeekFrom};
+use slab::Slab;
 
-use super::{Control, to_usize};
+use super::chunks::Chunk;
+use super::{Control, Options, to_usize};
 use crate::bitmap::PageRun;
-use crate::image::PageAreas;
-use crate::io::{self as engines, Completion, Direction, Queue};
-use crate::{Error, ErrorKind, PAGE_BYTES, Result};
+use crate::image::{ImageReader, PageAreas};
+use crate::io::{self as engines, Completion, Direction, Io, Queue, set_up_error};
+use crate::pool::Pool;
+use crate::{Error, ErrorKind, PAGE, Result};
 
 /// How often a request may come back without progress (EAGAIN, EINTR, a short result of less than a page).
 const MAX_STALLS: u32 = 64;
 /// From this many stalls on, the thread sleeps a millisecond before the request is tried again.
 const STALLS_BEFORE_SLEEP: u32 = 8;
 
-/// Contiguous bytes on their way between memory and a file.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Request<'a> {
-    /// The file.
-    pub file: BorrowedFd<'a>,
-    /// Which way.
+/// The image whose pages a transfer moves, and how.
+pub(super) struct Target<'a> {
+    pub io: &'a dyn Io,
+    pub options: Options,
     pub direction: Direction,
-    /// File offset in bytes.
-    pub offset: u64,
-    /// First byte in our memory.
-    pub buffer: *mut u8,
-    /// Bytes.
-    pub length: usize,
+    pub file: BorrowedFd<'a>,
+    /// What errors call the file.
+    pub path: &'a Path,
+    pub areas: &'a PageAreas,
+    /// Bytes of all requests so far.
+    pub requested_bytes: AtomicU64,
 }
 
-impl<'a> Request<'a> {
-    /// The pages `run` of a block, between their place in an image and `buffer`, where the first of them is.
-    pub fn of_pages(
-        file: BorrowedFd<'a>,
-        direction: Direction,
-        areas: &PageAreas,
-        (block, run): (usize, PageRun),
-        buffer: *mut u8,
-    ) -> Self {
-        let offset = areas.file_offset(block, run.first * PAGE_BYTES);
-        Self { file, direction, offset, buffer, length: to_usize(run.count * PAGE_BYTES) }
+impl<'a> Target<'a> {
+    /// An image to be read.
+    pub fn reading(image: &'a ImageReader, io: &'a dyn Io, options: Options) -> Self {
+        let (file, path, areas) = (image.fd(), image.path(), image.areas());
+        let requested_bytes = AtomicU64::new(0);
+        Self { io, options, direction: Direction::Read, file, path, areas, requested_bytes }
+    }
+}
+
+/// Pages on their way between their place in the image and memory.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Request {
+    pub pages: PageRun,
+    /// Where the first of them is in memory.
+    pub address: *mut u8,
+}
+
+impl Request {
+    /// Pages of a chunk whose first byte is at `start` in memory.
+    pub fn within(chunk: &Chunk, pages: PageRun, start: *mut u8) -> Self {
+        Self { pages, address: start.wrapping_add(chunk.place(pages.bytes().start)) }
     }
 }
 
 /// One thread's queue, and which slots have requests in flight.
 pub(super) struct Requests<'a> {
     queue: Box<dyn Queue + 'a>,
-    /// What errors call the file.
-    path: &'a Path,
+    target: &'a Target<'a>,
     control: &'a Control,
-    flights: Vec<Option<Flight<'a>>>,
-    unused: Vec<usize>,
+    /// What is in flight, by its token.
+    flights: Slab<Flight>,
+    /// Of each slot.
     outstanding: Vec<usize>,
-    finished: Vec<usize>,
+    /// Slots without any.
+    free: Vec<usize>,
     completions: Vec<Completion>,
 }
 
+/// What is still to be moved of a request.
 #[derive(Debug, Clone, Copy)]
-struct Flight<'a> {
+struct Flight {
     slot: usize,
-    request: Request<'a>,
+    offset: u64,
+    address: *mut u8,
+    length: usize,
     stalls: u32,
 }
 
 impl<'a> Requests<'a> {
-    /// Requests of `slots` slots, at most `capacity` at once, on the file that errors call `path`.
-    pub fn new(
-        queue: Box<dyn Queue + 'a>,
-        slots: usize,
-        capacity: usize,
-        path: &'a Path,
-        control: &'a Control,
-    ) -> Self {
-        Self {
-            queue,
-            path,
+    /// Requests of the slots of `pool`, of which none has any yet.
+    ///
+    /// # Errors
+    /// `HostUnsupported` if the engine cannot be set up.
+    pub fn new(target: &'a Target<'a>, pool: &'a Pool, control: &'a Control) -> Result<Self> {
+        let queue = target.io.queue(target.options.requests(), pool);
+        Ok(Self {
+            queue: queue.map_err(|cause| set_up_error(target.io.name(), cause))?,
+            target,
             control,
-            flights: vec![None; capacity],
-            unused: (0..capacity).rev().collect(),
-            outstanding: vec![0; slots],
-            finished: Vec::new(),
-            completions: Vec::with_capacity(capacity),
-        }
+            flights: Slab::new(),
+            outstanding: vec![0; pool.slots()],
+            free: (0..pool.slots()).collect(),
+            completions: Vec::new(),
+        })
     }
 
-    /// Starts a request of `slot`, waiting for others first while the queue is full.
+    /// Starts the requests of `slot` for pages of `block`, waiting for others first while the queue is full.
     ///
     /// # Safety
-    /// The request's bytes must be valid, and not be touched by the caller, until the slot was returned by
-    /// [`Self::take_finished`] or this was dropped.
-    pub unsafe fn start(&mut self, slot: usize, request: Request<'a>) -> Result<()> {
-        // Counted before waiting, or the slot's earlier requests, finishing meanwhile, would finish the whole slot.
-        self.outstanding[slot] += 1;
-        while self.unused.is_empty() {
-            self.wait()?;
+    /// The requests' bytes must be valid, and not be touched by the caller, until the slot was returned by
+    /// [`Self::take_free`] or this was dropped.
+    pub unsafe fn start(&mut self, slot: usize, block: usize, requests: &mut Vec<Request>) -> Result<()> {
+        // All are counted before any can end, for the slot is free with the last one.
+        self.outstanding[slot] = requests.len();
+        if requests.is_empty() {
+            self.free.push(slot);
         }
-        if let Some(token) = self.unused.pop() {
-            self.submit(token, Flight { slot, request, stalls: 0 })?;
+        for Request { pages, address } in requests.drain(..) {
+            while self.flights.len() >= self.target.options.requests() as usize {
+                self.wait()?;
+            }
+            let offset = self.target.areas.file_offset(block, pages.bytes().start);
+            let length = to_usize(pages.length());
+            self.target.requested_bytes.fetch_add(pages.length(), Ordering::Relaxed);
+            self.submit(Flight { slot, offset, address, length, stalls: 0 })?;
         }
         Ok(())
     }
 
-    /// A slot all of whose requests have finished, if there is one.
-    pub fn take_finished(&mut self) -> Option<usize> {
-        self.finished.pop()
-    }
-
-    /// Waits until at least one request has moved on.
+    /// A slot all of whose requests have ended; waits for one if need be.
     ///
     /// # Errors
     /// The first request that failed for good. The others are still in flight; dropping this waits for them.
-    pub fn wait(&mut self) -> Result<()> {
+    pub fn take_free(&mut self) -> Result<usize> {
+        loop {
+            match self.free.pop() {
+                Some(slot) => return Ok(slot),
+                None => self.wait()?,
+            }
+        }
+    }
+
+    /// Waits until at least one request has moved on.
+    fn wait(&mut self) -> Result<()> {
         let mut completions = std::mem::take(&mut self.completions);
         self.queue.wait(&mut completions).map_err(|cause| Error::os("waiting for I/O failed", cause))?;
         self.control.count_completions(completions.len());
@@ -122,88 +147,90 @@ impl<'a> Requests<'a> {
         outcome
     }
 
-    fn submit(&mut self, token: usize, flight: Flight<'a>) -> Result<()> {
-        let Request { file, direction, offset, buffer, length } = flight.request;
-        self.flights[token] = Some(flight);
-        let length = u32::try_from(length).map_err(|_| {
-            Error::new(ErrorKind::Internal, format!("a request of {length} bytes is too long"))
-        })?;
-        let fd = file.as_raw_fd();
-        let request = engines::Request { token: token as u64, direction, fd, offset, buffer, length };
-        // SAFETY: the caller leaves the bytes alone until the slot has finished or this, and with it the queue, is gone;
-        // the file is borrowed for as long.
-        let pushed = unsafe { self.queue.push(request) };
-        pushed.map_err(|cause| self.failure(&flight.request, cause))
+    fn submit(&mut self, flight: Flight) -> Result<()> {
+        let Flight { offset, address: buffer, length, .. } = flight;
+        let (direction, fd) = (self.target.direction, self.target.file.as_raw_fd());
+        // What an engine cannot take at once is a short result.
+        let length = u32::try_from(length).unwrap_or(u32::MAX);
+        let token = self.flights.insert(flight) as u64;
+        // SAFETY: the caller leaves the bytes alone until the slot is free or this, and with it the queue, is gone; the file is
+        // borrowed for as long.
+        let pushed =
+            unsafe { self.queue.push(engines::Request { token, direction, fd, offset, buffer, length }) };
+        pushed.map_err(|cause| self.failure(offset, cause))
     }
 
     fn complete(&mut self, completion: Completion) -> Result<()> {
-        let token = usize::try_from(completion.token).unwrap_or(usize::MAX);
-        let Some(mut flight) = self.flights.get_mut(token).and_then(Option::take) else {
-            let message = "the I/O engine completed a request that it was not given";
-            return Err(Error::new(ErrorKind::Internal, message));
-        };
-        let request = &mut flight.request;
+        let unknown = || Error::internal("the I/O engine completed a request that it was not given");
+        let mut flight = self.flights.try_remove(to_usize(completion.token)).ok_or_else(unknown)?;
         let moved = match completion.result {
             Ok(moved) => moved as usize,
             Err(cause) if is_transient(&cause) => 0,
-            Err(cause) => return Err(self.failure(request, cause)),
+            Err(cause) => return Err(self.failure(flight.offset, cause)),
         };
-        if moved >= request.length {
-            self.finish(token, flight.slot);
+        if moved >= flight.length {
+            self.end(flight.slot);
             return Ok(());
         }
         // Direct I/O can only go on at a page boundary; what lies behind the last one is moved again.
-        let whole_pages = moved - moved % to_usize(PAGE_BYTES);
-        request.buffer = request.buffer.wrapping_add(whole_pages);
-        request.offset += whole_pages as u64;
-        request.length -= whole_pages;
-        flight.stalls = if whole_pages == 0 { flight.stalls + 1 } else { 0 };
-        if request.direction == Direction::Read && whole_pages == 0 {
-            self.check_not_truncated(request)?;
+        let whole_pages = moved - moved % PAGE;
+        flight.address = flight.address.wrapping_add(whole_pages);
+        flight.offset += whole_pages as u64;
+        flight.length -= whole_pages;
+        if whole_pages > 0 {
+            flight.stalls = 0;
+        } else {
+            self.stall(&mut flight)?;
         }
-        self.again(token, flight)
+        self.submit(flight)
+    }
+
+    /// Counts a request that has not moved on, and gives up on it in the end.
+    fn stall(&self, flight: &mut Flight) -> Result<()> {
+        if self.target.direction == Direction::Read {
+            self.check_not_truncated(flight)?;
+        }
+        flight.stalls += 1;
+        if flight.stalls > MAX_STALLS {
+            return Err(self.failure(flight.offset, io::Error::from_raw_os_error(libc::EAGAIN)));
+        }
+        if flight.stalls > STALLS_BEFORE_SLEEP {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
     }
 
     /// A read that comes to nothing may have met the end of the file: it was checked, but somebody may have cut it since.
-    fn check_not_truncated(&self, request: &Request<'_>) -> Result<()> {
-        let (length, what) = length_of(request.file).map_err(|cause| self.failure(request, cause))?;
-        if request.offset + request.length as u64 <= length {
+    fn check_not_truncated(&self, flight: &Flight) -> Result<()> {
+        let (length, what) =
+            length_of(self.target.file).map_err(|cause| self.failure(flight.offset, cause))?;
+        if flight.offset + flight.length as u64 <= length {
             return Ok(());
         }
         let message = format!("the {what} ends before the end of a page that the image's bitmap names");
-        Err(Error::new(ErrorKind::ImageInvalid, message).at_offset(request.offset).at_path(self.path))
+        Err(self.located(Error::new(ErrorKind::ImageInvalid, message), flight.offset))
     }
 
-    fn again(&mut self, token: usize, flight: Flight<'a>) -> Result<()> {
-        if flight.stalls > MAX_STALLS {
-            let cause = io::Error::from_raw_os_error(libc::EAGAIN);
-            return Err(self.failure(&flight.request, cause));
-        }
-        if flight.stalls > STALLS_BEFORE_SLEEP {
-            std::thread::sleep(std::time::Duration::from_millis(1));
-        }
-        self.submit(token, flight)
-    }
-
-    fn finish(&mut self, token: usize, slot: usize) {
-        self.unused.push(token);
+    fn end(&mut self, slot: usize) {
         self.outstanding[slot] -= 1;
         if self.outstanding[slot] == 0 {
-            debug_assert!(!self.finished.contains(&slot), "slot {slot} finished twice");
-            self.finished.push(slot);
+            self.free.push(slot);
         }
     }
 
-    fn failure(&self, request: &Request<'_>, cause: io::Error) -> Error {
-        let offset = request.offset;
-        let verb = match request.direction {
+    fn failure(&self, offset: u64, cause: io::Error) -> Error {
+        let verb = match self.target.direction {
             // No buffer of ours can say so, but guest memory that was taken away after it was found there.
             Direction::Read if is_of_memory(&cause) => "reading the image into the guest's memory",
             Direction::Read => "reading the image",
             Direction::Write if is_of_memory(&cause) => "reading the guest's memory to write the image",
             Direction::Write => "writing the image",
         };
-        Error::os(format!("{verb} failed at offset {offset}"), cause).at_offset(offset).at_path(self.path)
+        self.located(Error::os(format!("{verb} failed at offset {offset}"), cause), offset)
+    }
+
+    fn located(&self, error: Error, offset: u64) -> Error {
+        error.at_offset(offset).at_path(self.target.path)
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use rustix::fs::{fstat, fstatfs};
 
+use super::plan::within;
 use super::{check_bitmaps, to_usize};
 use crate::bitmap::{PageBitmap, PageRun};
 use crate::memory::{Backing, Extent, FileRange, FileSystem, Memory, Region, obtainable_bytes};
@@ -63,17 +64,10 @@ fn limited_tmpfs(FileRange { file, .. }: &FileRange) -> Result<Option<(u64, u64)
 
 /// Bytes of marked pages of the region for which its file holds nothing yet.
 fn missing_bytes(region: &Region, bitmap: &PageBitmap, extents: &[Extent]) -> u64 {
-    let marked = |start: u64, end: u64| -> u64 {
-        let pages =
-            PageRun { first: start / PAGE_BYTES, count: end.saturating_sub(start).div_ceil(PAGE_BYTES) };
-        bitmap.runs(pages, true).map(|run| run.count).sum()
-    };
-    let (start, end) = (region.offset, region.offset + region.length);
-    let there: u64 = extents
-        .iter()
-        .map(|extent| marked(extent.offset.max(start), (extent.offset + extent.length).min(end)))
-        .sum();
-    marked(start, end).saturating_sub(there) * PAGE_BYTES
+    let marked = |bytes| -> u64 { bitmap.runs(PageRun::of(bytes), true).map(|run| run.length()).sum() };
+    let whole = region.offset..region.offset + region.length;
+    let there: u64 = within(extents, whole.clone()).map(|extent| marked(extent.bytes())).sum();
+    marked(whole) - there
 }
 
 /// The same for huge pages, without those at the region's ends that are not all its own. What may be there counts as there.
@@ -83,9 +77,9 @@ fn missing_huge_bytes(region: &Region, file_offset: u64, bitmap: &PageBitmap, ex
     let first = region.offset + (file_offset.next_multiple_of(page_bytes) - file_offset);
     let starts = (first..end).step_by(to_usize(page_bytes)).filter(|start| start + page_bytes <= end);
     let is_missing = |start: &u64| {
-        let next = extents.partition_point(|extent| extent.offset + extent.length <= *start);
-        let is_hole = extents.get(next).is_none_or(|extent| extent.offset >= start + page_bytes);
-        is_hole && bitmap.runs(PageRun::of(*start, page_bytes), true).next().is_some()
+        let bytes = *start..start + page_bytes;
+        within(extents, bytes.clone()).next().is_none()
+            && bitmap.runs(PageRun::of(bytes), true).next().is_some()
     };
     starts.filter(is_missing).map(|_| page_bytes).sum()
 }

@@ -1,18 +1,17 @@
 //! Guest memory to image: read a chunk, find its zero pages, write the rest.
 
-use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::chunks::{Chunk, ChunkQueue};
 use super::gather::{Data, find_data, gather};
 use super::pump::{Pump, Stage};
-use super::requests::Request;
-use super::{Buffers, Control, Gaps, Options, Plan, check_bitmaps, threads, to_usize};
+use super::requests::{Request, Target};
+use super::{Buffers, Control, Gaps, Options, Plan, Transferred, check_bitmaps, threads, to_usize};
+use crate::Result;
 use crate::bitmap::{PageBitmap, PageRun};
 use crate::image::{ImageWriter, PageAreas, takes_small_segments};
 use crate::io::Direction;
 use crate::memory::{Copying, Memory, OwnPages};
-use crate::{PAGE_BYTES, Result};
 
 /// A save that is ready to run.
 #[derive(Debug)]
@@ -33,15 +32,6 @@ pub struct SaveJob<'a> {
     pub buffers: &'a Buffers,
 }
 
-/// What a finished save wrote.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Saved {
-    /// Bytes written to the image's page areas, joined zero pages included.
-    pub written_bytes: u64,
-    /// Planned bytes that were copied to a buffer; the others were looked at, and written, where they are.
-    pub copied_bytes: u64,
-}
-
 impl SaveJob<'_> {
     /// Transfers everything. The file is set to the length of the page areas first, so that no write extends it; metadata,
     /// syncing and publishing are the caller's.
@@ -49,7 +39,7 @@ impl SaveJob<'_> {
     /// # Errors
     /// `Usage` for areas or bitmaps that are not those of the blocks, `Cancelled`, or whatever the memory or the disk said.
     /// The image is incomplete then and is to be discarded.
-    pub fn run(self, image: &ImageWriter, control: &Control) -> Result<Saved> {
+    pub fn run(self, image: &ImageWriter, control: &Control) -> Result<Transferred> {
         self.options.validate()?;
         self.areas.check_blocks(self.memory.blocks())?;
         check_bitmaps(self.memory, self.bitmaps)?;
@@ -62,15 +52,23 @@ impl SaveJob<'_> {
         let glad = takes_small_segments(image.fd());
         let data = |block: usize| self.plan.blocks()[block].extents.as_slice();
         let own_pages = OwnPages::new(self.memory, self.copying, glad, data)?;
-        let (written, copied) = (AtomicU64::new(0), AtomicU64::new(0));
-        let stage = Save { job: &self, own_pages, file: image.fd(), control, written, copied };
+        let stage = Save { job: &self, own_pages, copied: AtomicU64::new(0) };
+        let target = Target {
+            io: image.io().as_ref(),
+            options: self.options,
+            direction: Direction::Write,
+            file: image.fd(),
+            path: image.path(),
+            areas: self.areas,
+            requested_bytes: AtomicU64::new(0),
+        };
         threads::run(self.options.threads, control, &|team| {
             let pool = self.buffers.take(slots, to_usize(self.plan.chunk_bytes()))?;
-            let io = image.io().as_ref();
-            Pump::new(team, &pool, io, self.options.requests(), image.path())?.run(&stage, &chunks)
+            Pump::new(team, &pool, &target)?.run(&stage, &chunks)
         })?;
         image.end_transfer()?;
-        Ok(Saved { written_bytes: stage.written.into_inner(), copied_bytes: stage.copied.into_inner() })
+        let image_bytes = target.requested_bytes.into_inner();
+        Ok(Transferred { image_bytes, copied_bytes: stage.copied.into_inner() })
     }
 }
 
@@ -78,24 +76,19 @@ impl SaveJob<'_> {
 struct Save<'a> {
     job: &'a SaveJob<'a>,
     own_pages: OwnPages<'a>,
-    file: BorrowedFd<'a>,
-    control: &'a Control,
-    written: AtomicU64,
     copied: AtomicU64,
 }
 
 impl Save<'_> {
     /// What the chunk holds, and the address of its first byte: in guest memory, or in `buffer`.
     fn look(&self, chunk: &Chunk, buffer: *mut u8) -> Result<(Data, *mut u8)> {
-        let end = chunk.extents.last().map_or(chunk.offset, |extent| extent.offset + extent.length);
-        let span = chunk.offset..end;
-        if let Some(mapping) = self.own_pages.find(chunk.block, &span) {
+        if let Some(mapping) = self.own_pages.find(chunk.block, &chunk.span()) {
             let address = mapping.address(chunk.offset);
             // Gaps are holes, which must not be touched: the guest's memory would grow.
             // SAFETY: the extents' pages are mapped and present, and the guest stands still; one that goes missing all the
             // same is replaced by zeros and becomes an error.
             let look = || unsafe { find_data(chunk, Gaps::Unknown, address) };
-            return Ok((mapping.look(span, &chunk.extents, look)?, address));
+            return Ok((mapping.look(chunk.span(), &chunk.extents, look)?, address));
         }
         self.copied.fetch_add(chunk.data_bytes(), Ordering::Relaxed);
         // SAFETY: the buffer holds a whole chunk, and nothing is in flight on it.
@@ -107,31 +100,18 @@ impl Save<'_> {
 // SAFETY: requests are of the chunk's buffer, which is not touched after `start`, or of our mapping of guest memory, which is
 // only read and lives as long as this.
 unsafe impl Stage for Save<'_> {
-    /// Bytes that were planned.
-    type Pending = u64;
+    type Pending = ();
 
-    fn start<'a>(
-        &'a self,
-        chunk: &Chunk,
-        buffer: *mut u8,
-        requests: &mut Vec<Request<'a>>,
-    ) -> Result<Self::Pending> {
-        let SaveJob { areas, bitmaps, .. } = self.job;
+    fn start(&self, chunk: &Chunk, buffer: *mut u8, requests: &mut Vec<Request>) -> Result<()> {
         let (data, first) = self.look(chunk, buffer)?;
-        let bitmap = &bitmaps[chunk.block];
-        chunk.extents.iter().for_each(|extent| bitmap.clear(PageRun::of(extent.offset, extent.length)));
+        let bitmap = &self.job.bitmaps[chunk.block];
+        chunk.extents.iter().for_each(|extent| bitmap.clear(PageRun::of(extent.bytes())));
         data.pages.iter().for_each(|run| bitmap.set(*run));
-        for run in data.requests {
-            self.written.fetch_add(run.count * PAGE_BYTES, Ordering::Relaxed);
-            let buffer = first.wrapping_add(to_usize(run.first * PAGE_BYTES - chunk.offset));
-            let pages = (chunk.block, run);
-            requests.push(Request::of_pages(self.file, Direction::Write, areas, pages, buffer));
-        }
-        Ok(chunk.data_bytes())
+        requests.extend(data.requests.into_iter().map(|pages| Request::within(chunk, pages, first)));
+        Ok(())
     }
 
-    fn finish(&self, planned_bytes: u64, _buffer: *mut u8) -> Result<()> {
-        self.control.advance(planned_bytes);
+    fn finish(&self, _chunk: &Chunk, (): (), _buffer: *mut u8) -> Result<()> {
         Ok(())
     }
 }

@@ -2,9 +2,10 @@
 
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLockReadGuard};
 use std::thread;
 
+use super::chunks::{Chunk, ChunkQueue, Turn};
 use super::{Control, MAX_CHUNKS_IN_FLIGHT, MAX_POOL_BYTES, MAX_THREADS, Options, to_usize};
 use crate::error::require;
 use crate::io::MAX_QUEUE_DEPTH;
@@ -65,6 +66,23 @@ impl<'a> Team<'a> {
         self.control.check()?;
         if self.stopped.load(Ordering::SeqCst) {
             return Err(Error::new(ErrorKind::Cancelled, "another thread failed"));
+        }
+        Ok(())
+    }
+
+    /// To be held while guest memory is looked at; `Cancelled` as by [`check`](Self::check).
+    pub fn reading(&self) -> Result<RwLockReadGuard<'_, ()>> {
+        let reading = self.control.reading();
+        self.check()?;
+        Ok(reading)
+    }
+
+    /// Hands out chunks until none is left.
+    pub fn each_chunk(&self, chunks: &ChunkQueue<'_>, look: impl Fn(Chunk) -> Result<()>) -> Result<()> {
+        let mut turn = Turn::default();
+        while let Some(chunk) = chunks.next(&mut turn) {
+            let _reading = self.reading()?;
+            look(chunk)?;
         }
         Ok(())
     }
