@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use mapram_engine::bitmap::PageBitmap;
 use mapram_engine::image::{Alignment, ImageWriter, direct_alignment};
-use mapram_engine::transfer::{Buffers, Gaps, Plan, SaveJob, Sources};
+use mapram_engine::transfer::{Buffers, Content, Plan, SaveJob};
 use mapram_engine::{Error, ErrorKind, PAGE_BYTES, Result};
 use napi::Env;
 use napi::bindgen_prelude::{Object, Uint8Array};
@@ -130,7 +130,7 @@ impl ImageFile {
         Job::new(move |control| {
             let (memory, areas) = (memory?, areas?);
             let chunk_bytes = integer(how.chunk_bytes, "chunkBytes")?;
-            let plan = Plan::new(&memory, chunk_bytes, plan?, Gaps::Zero, Sources::Used)?;
+            let plan = Plan::new(&memory, chunk_bytes, plan?, Content::AllData)?;
             let bitmaps: Vec<PageBitmap> =
                 memory.blocks().iter().map(|length| PageBitmap::new(length / PAGE_BYTES)).collect();
             let job = SaveJob {

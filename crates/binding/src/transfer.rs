@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use mapram_engine::bitmap::PageBitmap;
 use mapram_engine::image::{ImageReader, PageAreas};
-use mapram_engine::transfer::{self, CompareJob, Gaps, Plan, RestoreJob, Sources};
+use mapram_engine::transfer::{self, CompareJob, Content, Plan, RestoreJob};
 use mapram_engine::{Error, ErrorKind, PAGE_BYTES, Result};
 use mapram_host::descriptor;
 use napi::bindgen_prelude::Uint8Array;
@@ -76,7 +76,7 @@ pub fn restore(
     Job::new(move |control| {
         let (memory, image) = (memory?, image.open()?);
         let chunk_bytes = integer(how.chunk_bytes, "chunkBytes")?;
-        let plan = Plan::new(&memory, chunk_bytes, plan?, Gaps::Unknown, Sources::Ignored)?;
+        let plan = Plan::new(&memory, chunk_bytes, plan?, Content::Places)?;
         let job = RestoreJob {
             image: &image,
             memory: &memory,
@@ -127,7 +127,7 @@ pub fn measure(memory: &GuestMemory, plan: TransferPlan, how: TransferOptions) -
     Job::new(move |control| {
         let memory = memory?;
         let chunk_bytes = integer(how.chunk_bytes, "chunkBytes")?;
-        let plan = Plan::new(&memory, chunk_bytes, plan?, Gaps::Zero, Sources::Used)?;
+        let plan = Plan::new(&memory, chunk_bytes, plan?, Content::AllData)?;
         let written_bytes = transfer::measure(&memory, &plan, options(&how).threads, control)?;
         Ok(JobOutcome { transferred_bytes: Some(number(written_bytes)), ..JobOutcome::default() })
     })

@@ -14,7 +14,7 @@ use mapram_engine::io::{self, Direction, Io, Request};
 use mapram_engine::memory::{Backing, Extent, FileRange, Memory, Piece, Process, ProcessRange, Region};
 use mapram_engine::pool::Pool;
 use mapram_engine::scan::nonzero_runs;
-use mapram_engine::transfer::{BlockPlan, ChunkQueue, Gaps, Plan, Sources, Turn};
+use mapram_engine::transfer::{BlockPlan, ChunkQueue, Content, Plan, Turn};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
@@ -58,7 +58,7 @@ fn zero_scan(criterion: &mut Criterion) {
 fn plan_of_extents(memory: &Memory, length: u64) -> mapram_engine::Result<Plan> {
     let extent = |index: u64| Extent { offset: 2 * index * length, length, source: 0 };
     let block = BlockPlan { extents: (0..GIB / (2 * length)).map(extent).collect(), splits: Vec::new() };
-    Plan::new(memory, CHUNK_BYTES as u64, vec![block], Gaps::Unknown, Sources::Ignored)
+    Plan::new(memory, CHUNK_BYTES as u64, vec![block], Content::Places)
 }
 
 fn plan(criterion: &mut Criterion) {

@@ -17,7 +17,7 @@ use mapram_engine::io::{self, Completion, Files, Io, Queue, Request};
 use mapram_engine::memory::{Backing, Copying, Extent, FileRange, Memory, Region};
 use mapram_engine::pool::Pool;
 use mapram_engine::transfer::{
-    self, BlockPlan, Buffers, Control, Gaps, Options, Plan, RestoreJob, SaveJob, Sources,
+    self, BlockPlan, Buffers, Content, Control, Options, Plan, RestoreJob, SaveJob,
 };
 use support::huge_pages::{HUGE_PAGE_BYTES, HugePages};
 use support::{
@@ -137,7 +137,7 @@ fn unplanned_pages_stay_as_they_are() {
     let blocks = vec![BlockPlan { extents, splits: Vec::new() }];
     let job = SaveJob {
         memory: &memory,
-        plan: &Plan::new(&memory, CHUNK_BYTES, blocks, Gaps::Unknown, Sources::Used).unwrap(),
+        plan: &Plan::new(&memory, CHUNK_BYTES, blocks, Content::SomeData).unwrap(),
         areas: &guest.areas(),
         bitmaps: &bitmaps,
         options: OPTIONS,

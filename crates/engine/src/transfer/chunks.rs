@@ -76,7 +76,7 @@ impl<'a> ChunkQueue<'a> {
     #[must_use]
     pub fn new(plan: &'a Plan) -> Self {
         let cursor = |channel| Cursor { channel, block: 0, offset: 0 };
-        let channels = Channels { cursors: (0..plan.channels()).map(cursor).collect(), untouched: 0 };
+        let channels = Channels { cursors: (0..plan.channels).map(cursor).collect(), untouched: 0 };
         Self { plan, channels: Mutex::new(channels) }
     }
 
@@ -99,11 +99,11 @@ impl<'a> ChunkQueue<'a> {
 
 impl Cursor {
     fn next_chunk(&mut self, plan: &Plan) -> Option<Chunk> {
-        while let Some(BlockPlan { extents, .. }) = plan.blocks().get(self.block) {
+        while let Some(BlockPlan { extents, .. }) = plan.blocks.get(self.block) {
             let part = plan.part(self.block, self.channel);
             if let Some(first) = within(extents, self.offset.max(part.start)..part.end).next() {
                 // Of the chunk grid: a channel's part ends there, or where the block does.
-                self.offset = (first.offset / plan.chunk_bytes() + 1) * plan.chunk_bytes();
+                self.offset = (first.offset / plan.chunk_bytes + 1) * plan.chunk_bytes;
                 let extents = within(extents, first.offset..self.offset).collect();
                 return Some(Chunk { block: self.block, offset: first.offset, extents });
             }
@@ -118,7 +118,7 @@ mod tests {
     use super::*;
     use crate::PAGE_BYTES;
     use crate::memory::{Backing, FileRange, Memory, Region};
-    use crate::transfer::{BlockPlan, Gaps, Sources};
+    use crate::transfer::{BlockPlan, Content};
     use proptest::prelude::*;
     use std::sync::Arc;
 
@@ -161,7 +161,7 @@ mod tests {
             };
             let blocks: Vec<BlockPlan> = blocks.into_iter().map(plan).collect();
             let wanted: Vec<(usize, u64)> = blocks.iter().enumerate().flat_map(|(block, plan)| pages(block, &plan.extents)).collect();
-            let plan = Plan::new(&memory(), CHUNK, blocks, Gaps::Zero, Sources::Ignored).unwrap();
+            let plan = Plan::new(&memory(), CHUNK, blocks, Content::Places).unwrap();
             let queue = ChunkQueue::new(&plan);
             let mut found = Vec::new();
             let mut cells = std::collections::HashSet::new();
@@ -197,7 +197,7 @@ mod tests {
         let with = |extents: Vec<Extent>, splits: Vec<u64>| {
             let other = BlockPlan { extents: Vec::new(), splits: vec![BLOCK; splits.len()] };
             let blocks = vec![BlockPlan { extents, splits }, other];
-            Plan::new(&memory, CHUNK, blocks, Gaps::Zero, Sources::Used).map(drop)
+            Plan::new(&memory, CHUNK, blocks, Content::AllData).map(drop)
         };
         assert!(
             with(vec![extent(0, 4096), extent(4096, 4096)], vec![CHUNK, CHUNK]).is_err(),
@@ -221,9 +221,9 @@ mod tests {
         assert!(with(vec![], vec![4096]).is_err(), "two channels share a cell");
         assert!(with(vec![], vec![2 * CHUNK, CHUNK]).is_err(), "descending splits");
         let uneven = vec![BlockPlan::default(), BlockPlan { splits: vec![CHUNK], ..BlockPlan::default() }];
-        assert!(Plan::new(&memory, CHUNK, uneven, Gaps::Zero, Sources::Used).is_err());
+        assert!(Plan::new(&memory, CHUNK, uneven, Content::AllData).is_err());
         let blocks = || vec![BlockPlan::default(); 2];
-        assert!(Plan::new(&memory, 12345, blocks(), Gaps::Zero, Sources::Used).is_err());
-        assert!(Plan::new(&memory, CHUNK, vec![BlockPlan::default()], Gaps::Zero, Sources::Used).is_err());
+        assert!(Plan::new(&memory, 12345, blocks(), Content::AllData).is_err());
+        assert!(Plan::new(&memory, CHUNK, vec![BlockPlan::default()], Content::AllData).is_err());
     }
 }

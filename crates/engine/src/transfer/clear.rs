@@ -4,10 +4,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::chunks::{Chunk, ChunkQueue};
 use super::gather::gather;
-use super::{BlockPlan, Control, Gaps, Plan, Sources, check_bitmaps, threads, to_usize, writable_runs};
+use super::{BlockPlan, Content, Control, Plan, check_bitmaps, threads, to_usize, writable};
 use crate::Result;
 use crate::bitmap::{PageBitmap, PageRun};
-use crate::memory::{Extent, Memory};
+use crate::memory::Memory;
 use crate::pool::Pool;
 
 /// Most bytes that are looked at in one go.
@@ -42,7 +42,7 @@ pub fn clear(memory: &Memory, bitmaps: &[PageBitmap], threads: usize, control: &
 pub(super) fn plan(memory: &Memory, buffer_bytes: u64) -> Result<Plan> {
     let scan = |block| Ok(BlockPlan { extents: memory.scan(block)?, splits: Vec::new() });
     let blocks = (0..memory.blocks().len()).map(scan).collect::<Result<_>>()?;
-    Plan::new(memory, buffer_bytes.min(MAX_CHUNK_BYTES), blocks, Gaps::Zero, Sources::Used)
+    Plan::new(memory, buffer_bytes.min(MAX_CHUNK_BYTES), blocks, Content::AllData)
 }
 
 /// What several threads clear together.
@@ -65,23 +65,17 @@ impl<'a> Clear<'a> {
 
     /// Clears a chunk of a [`plan`]; `buffer` has room for it, and nothing else uses it.
     pub fn clear(&self, chunk: Chunk, buffer: *mut u8) -> Result<()> {
-        let block = chunk.block;
-        let clear_parts =
-            |extent: &Extent| {
-                let source = extent.source;
-                writable_runs(self.memory, &self.bitmaps[block], block, extent, false)
-                    .map(move |run| Extent { offset: run.bytes().start, length: run.length(), source })
-            };
-        let chunk = Chunk { extents: chunk.extents.iter().flat_map(clear_parts).collect(), ..chunk };
+        let extents = writable(self.memory, self.bitmaps, &chunk, false).collect();
+        let chunk = Chunk { extents, ..chunk };
         // SAFETY: the buffer holds a whole chunk and is used for nothing else.
-        let dirty = unsafe { gather(self.memory, &chunk, Gaps::Unknown, buffer) }?.pages;
+        let dirty = unsafe { gather(self.memory, &chunk, Content::SomeData, buffer) }?.pages;
         if dirty.is_empty() {
             return Ok(());
         }
         let pieces: Vec<_> = dirty.iter().map(|run| chunk.piece(run.bytes())).collect();
         self.control.note_writing();
         // SAFETY: the zeros are as many as a chunk has bytes, and nobody writes to them.
-        unsafe { self.memory.write(block, &pieces, self.zeros.as_ptr()) }?;
+        unsafe { self.memory.write(chunk.block, &pieces, self.zeros.as_ptr()) }?;
         self.cleared.fetch_add(dirty.iter().map(PageRun::length).sum(), Ordering::Relaxed);
         Ok(())
     }

@@ -7,7 +7,7 @@ use super::gather::{join, read_extents};
 use super::plan::within;
 use super::pump::{Pump, Stage};
 use super::requests::{Request, Target};
-use super::{BlockPlan, Control, Gaps, Options, Plan, Sources, threads, to_usize};
+use super::{BlockPlan, Content, Control, Options, Plan, threads, to_usize};
 use crate::bitmap::PageRun;
 use crate::image::ImageReader;
 use crate::io::Io;
@@ -52,11 +52,10 @@ impl CompareJob<'_> {
             return Ok(None);
         }
         control.start(plan.data_bytes());
-        let scan = |(block, planned): (usize, &BlockPlan)| match planned.extents.is_empty() {
-            true => Ok(Vec::new()),
-            false => self.memory.scan(block),
+        let scan = |(block, planned): (usize, &BlockPlan)| {
+            if planned.extents.is_empty() { Ok(Vec::new()) } else { self.memory.scan(block) }
         };
-        let extents = plan.blocks().iter().enumerate().map(scan).collect::<Result<_>>()?;
+        let extents = plan.blocks.iter().enumerate().map(scan).collect::<Result<_>>()?;
         let chunk_bytes = to_usize(self.chunk_bytes);
         let stage = Compare { job: &self, chunk_bytes, extents, found: OnceLock::new() };
         let target = Target::reading(self.image, io, self.options);
@@ -76,7 +75,7 @@ impl CompareJob<'_> {
             let extent = Extent { offset: region.offset, length: region.length, source: 0 };
             blocks[region.block].extents.push(extent);
         }
-        Plan::new(self.memory, self.chunk_bytes, blocks, Gaps::Unknown, Sources::Ignored)
+        Plan::new(self.memory, self.chunk_bytes, blocks, Content::Places)
     }
 }
 

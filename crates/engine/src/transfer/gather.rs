@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::chunks::Chunk;
-use super::{Gaps, JOINED_ZERO_PAGES, to_usize};
+use super::{Content, JOINED_ZERO_PAGES, to_usize};
 use crate::bitmap::PageRun;
 use crate::memory::{Extent, Memory, Piece};
 use crate::{PAGE_BYTES, Result, scan};
@@ -17,28 +17,33 @@ pub(super) struct Data {
     pub requests: Vec<PageRun>,
 }
 
-/// Reads the chunk's extents to their places in `buffer` and says which pages are not zero. Where `gaps` are known to be
-/// zero, those that are short enough to be written along are zero in the buffer; all others are undefined there.
+/// Reads the chunk's extents to their places in `buffer` and says which pages are not zero. Gaps that may be written along
+/// with their neighbours are zero in the buffer; all others are undefined there.
 ///
 /// # Safety
 /// `buffer` must be valid for writes of a whole chunk, and nobody else may access it meanwhile.
-pub(super) unsafe fn gather(memory: &Memory, chunk: &Chunk, gaps: Gaps, buffer: *mut u8) -> Result<Data> {
+pub(super) unsafe fn gather(
+    memory: &Memory,
+    chunk: &Chunk,
+    content: Content,
+    buffer: *mut u8,
+) -> Result<Data> {
     // SAFETY: the caller's promise.
     unsafe { read_extents(memory, chunk, buffer) }?;
-    for pair in chunk.extents.windows(2).filter(|pair| gaps.may_be_written(&pair[0], &pair[1])) {
+    for pair in chunk.extents.windows(2).filter(|pair| content.may_be_written(&pair[0], &pair[1])) {
         let gap = chunk.piece(pair[0].bytes().end..pair[1].offset);
         // SAFETY: the gap lies between two extents of the chunk, hence within the buffer.
         unsafe { std::ptr::write_bytes(buffer.wrapping_add(gap.buffer_offset), 0, gap.length) };
     }
     // SAFETY: the extents were just read to the buffer, which nobody else accesses.
-    Ok(unsafe { find_data(chunk, gaps, buffer) })
+    Ok(unsafe { find_data(chunk, content, buffer) })
 }
 
-impl Gaps {
+impl Content {
     /// Whether the bytes between two extents, if there are any, may be written along with them.
     fn may_be_written(self, one: &Extent, next: &Extent) -> bool {
         let gap_bytes = next.offset - one.bytes().end;
-        gap_bytes == 0 || (self == Self::Zero && is_joined(gap_bytes))
+        gap_bytes == 0 || (self == Self::AllData && is_joined(gap_bytes))
     }
 }
 
@@ -47,9 +52,9 @@ impl Gaps {
 /// # Safety
 /// The bytes of every extent, from `base` on as far as the extent is from the start of the chunk, must be readable, and
 /// nobody may write to them meanwhile.
-pub(super) unsafe fn find_data(chunk: &Chunk, gaps: Gaps, base: *const u8) -> Data {
+pub(super) unsafe fn find_data(chunk: &Chunk, content: Content, base: *const u8) -> Data {
     let mut data = Data::default();
-    for stretch in chunk.extents.chunk_by(|one, next| gaps.may_be_written(one, next)) {
+    for stretch in chunk.extents.chunk_by(|one, next| content.may_be_written(one, next)) {
         let first = data.pages.len();
         for extent in stretch {
             let start = base.wrapping_add(chunk.place(extent.offset));
@@ -122,11 +127,11 @@ mod tests {
             |first, count| Extent { offset: first * PAGE_BYTES, length: count * PAGE_BYTES, source: 0 };
         let chunk = Chunk { block: 0, offset: 0, extents: vec![extent(0, 4), extent(6, 4)] };
         // SAFETY: the bytes are a local array.
-        let zero = unsafe { find_data(&chunk, Gaps::Zero, bytes.as_ptr()) };
+        let zero = unsafe { find_data(&chunk, Content::AllData, bytes.as_ptr()) };
         assert_eq!(zero.pages, [run(1, 1), run(3, 1), run(7, 1)]);
         assert_eq!(zero.requests, [run(1, 7)]);
         // SAFETY: as above.
-        let unknown = unsafe { find_data(&chunk, Gaps::Unknown, bytes.as_ptr()) };
+        let unknown = unsafe { find_data(&chunk, Content::SomeData, bytes.as_ptr()) };
         assert_eq!(unknown.pages, zero.pages);
         assert_eq!(unknown.requests, [run(1, 3), run(7, 1)]);
     }

@@ -19,10 +19,10 @@ pub fn measure(memory: &Memory, plan: &Plan, threads: usize, control: &Control) 
     let chunks = ChunkQueue::new(plan);
     let counted = AtomicU64::new(0);
     threads::run(threads, control, &|team| {
-        let pool = Pool::new(1, to_usize(plan.chunk_bytes()))?;
+        let pool = Pool::new(1, to_usize(plan.chunk_bytes))?;
         team.each_chunk(&chunks, |chunk| {
             // SAFETY: the buffer holds a whole chunk and is this thread's alone.
-            let data = unsafe { gather(memory, &chunk, plan.gaps(), pool.slot(0)) }?;
+            let data = unsafe { gather(memory, &chunk, plan.content, pool.slot(0)) }?;
             counted.fetch_add(data.requests.iter().map(PageRun::length).sum(), Ordering::Relaxed);
             Ok(())
         })

@@ -30,7 +30,7 @@ pub use clear::clear;
 pub use compare::{CompareJob, Difference};
 pub use control::{Control, Progress};
 pub use measure::measure;
-pub use plan::{BlockPlan, Gaps, Plan, Sources};
+pub use plan::{BlockPlan, Content, Plan};
 pub use restore::RestoreJob;
 pub use room::require_room;
 pub use save::SaveJob;
@@ -67,16 +67,18 @@ pub struct Transferred {
     pub copied_bytes: u64,
 }
 
-/// The runs of an extent's pages that may be written and whose bits are `set`.
-fn writable_runs<'a>(
+/// The parts of a chunk that may be written and whose pages' bits are `set`.
+fn writable<'a>(
     memory: &'a Memory,
-    bitmap: &'a PageBitmap,
-    block: usize,
-    extent: &Extent,
+    bitmaps: &'a [PageBitmap],
+    chunk: &'a Chunk,
     set: bool,
-) -> impl Iterator<Item = PageRun> + use<'a> {
-    let parts = memory.writable_parts(block, extent.bytes());
-    parts.flat_map(move |part| bitmap.runs(PageRun::of(part), set))
+) -> impl Iterator<Item = Extent> {
+    chunk.extents.iter().flat_map(move |extent| {
+        let parts = memory.writable_parts(chunk.block, extent.bytes());
+        let runs = parts.flat_map(move |part| bitmaps[chunk.block].runs(PageRun::of(part), set));
+        runs.map(|run| Extent { offset: run.bytes().start, length: run.length(), ..*extent })
+    })
 }
 
 /// # Errors

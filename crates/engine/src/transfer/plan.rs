@@ -18,31 +18,26 @@ pub struct BlockPlan {
     pub splits: Vec<u64>,
 }
 
-/// What is known of a block's bytes that are in none of its extents.
+/// What the extents of a plan are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Gaps {
-    /// They read zero: a save may write short ones along with their neighbours.
-    Zero,
-    /// Nothing: they are left alone.
-    Unknown,
-}
-
-/// Whether a transfer reads the extents' sources.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sources {
-    /// A save does.
-    Used,
-    /// A restore does not.
-    Ignored,
+pub enum Content {
+    /// All data, with its sources. The bytes between read zero: a save may write short gaps along with their neighbours.
+    AllData,
+    /// Some data, with its sources. Nothing is known of the bytes between, which are left alone.
+    SomeData,
+    /// Places whose data is elsewhere; their sources are ignored, and the bytes between are left alone.
+    Places,
 }
 
 /// A plan whose every number was checked.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    chunk_bytes: u64,
-    channels: usize,
-    blocks: Vec<BlockPlan>,
-    gaps: Gaps,
+    /// Largest request, in bytes.
+    pub(super) chunk_bytes: u64,
+    /// Number of channels, at least 1.
+    pub(super) channels: usize,
+    pub(super) blocks: Vec<BlockPlan>,
+    pub(super) content: Content,
 }
 
 impl Plan {
@@ -50,19 +45,24 @@ impl Plan {
     ///
     /// # Errors
     /// `Usage`, naming the block and the number.
-    pub fn new(
-        memory: &Memory,
-        chunk_bytes: u64,
-        blocks: Vec<BlockPlan>,
-        gaps: Gaps,
-        sources: Sources,
-    ) -> Result<Self> {
+    pub fn new(memory: &Memory, chunk_bytes: u64, blocks: Vec<BlockPlan>, content: Content) -> Result<Self> {
         check_chunk_bytes(chunk_bytes)?;
         let (plans, wanted) = (blocks.len(), memory.blocks().len());
         require(plans == wanted, || format!("{plans} plans for {wanted} RAM blocks"))?;
         let splits = blocks.first().map_or(0, |block| block.splits.len());
         for (index, (block, &length)) in blocks.iter().zip(memory.blocks()).enumerate() {
-            check_extents(index, &block.extents, length, memory, sources)?;
+            let is_source = |source| content == Content::Places || memory.source_block(source) == Some(index);
+            let mut last_end = 0;
+            for extent in &block.extents {
+                let is_whole =
+                    [extent.offset, extent.length].iter().all(|value| value.is_multiple_of(PAGE_BYTES));
+                let is_behind_last = extent.length > 0 && extent.offset >= last_end;
+                last_end = extent.offset.saturating_add(extent.length);
+                require(
+                    is_whole && is_behind_last && last_end <= length && is_source(extent.source),
+                    || format!("RAM block {index} of {length} bytes has a bad extent: {extent:?}"),
+                )?;
+            }
             let is_split_alike = block.splits.len() == splits;
             require(is_split_alike, || format!("RAM block {index} is split for another number of channels"))?;
             let is_on_grid = |split: &u64| split.is_multiple_of(chunk_bytes) || *split >= length;
@@ -70,36 +70,13 @@ impl Plan {
                 format!("RAM block {index} is split within a chunk, or not in ascending order")
             })?;
         }
-        Ok(Self { chunk_bytes, channels: splits + 1, blocks, gaps })
-    }
-
-    /// Largest request, in bytes.
-    #[must_use]
-    pub fn chunk_bytes(&self) -> u64 {
-        self.chunk_bytes
-    }
-
-    /// Number of channels, at least 1.
-    #[must_use]
-    pub fn channels(&self) -> usize {
-        self.channels
-    }
-
-    /// What is known of the bytes that are not planned.
-    #[must_use]
-    pub fn gaps(&self) -> Gaps {
-        self.gaps
+        Ok(Self { chunk_bytes, channels: splits + 1, blocks, content })
     }
 
     /// Bytes in all extents.
     #[must_use]
     pub fn data_bytes(&self) -> u64 {
         self.blocks.iter().flat_map(|block| &block.extents).map(|extent| extent.length).sum()
-    }
-
-    /// The planned extents of each block.
-    pub(super) fn blocks(&self) -> &[BlockPlan] {
-        &self.blocks
     }
 
     /// The part of a block that a channel has.
@@ -124,26 +101,4 @@ pub(super) fn within(extents: &[Extent], bytes: Range<u64>) -> impl Iterator<Ite
 pub(super) fn check_chunk_bytes(chunk_bytes: u64) -> Result<()> {
     let is_possible = chunk_bytes.is_power_of_two() && CHUNK_BYTES.contains(&chunk_bytes);
     require(is_possible, || format!("chunks of {chunk_bytes} bytes are not supported"))
-}
-
-fn check_extents(
-    block: usize,
-    extents: &[Extent],
-    length: u64,
-    memory: &Memory,
-    sources: Sources,
-) -> Result<()> {
-    let aligned = |value: u64| value.is_multiple_of(PAGE_BYTES);
-    let mut last_end = 0;
-    for extent in extents {
-        let is_whole = extent.length > 0 && aligned(extent.offset) && aligned(extent.length);
-        let has_source = sources == Sources::Ignored || memory.source_block(extent.source) == Some(block);
-        let end = extent.offset.saturating_add(extent.length);
-        require(
-            is_whole && has_source && (last_end..=length).contains(&extent.offset) && end <= length,
-            || format!("RAM block {block} of {length} bytes has a bad extent: {extent:?}"),
-        )?;
-        last_end = end;
-    }
-    Ok(())
 }

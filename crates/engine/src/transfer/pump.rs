@@ -20,7 +20,9 @@ pub(super) unsafe trait Stage: Sync {
     fn start(&self, chunk: &Chunk, buffer: *mut u8, requests: &mut Vec<Request>) -> Result<Self::Pending>;
 
     /// Ends a chunk, whose requests have ended.
-    fn finish(&self, chunk: &Chunk, pending: Self::Pending, buffer: *mut u8) -> Result<()>;
+    fn finish(&self, _chunk: &Chunk, _pending: Self::Pending, _buffer: *mut u8) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// One thread's buffers and requests. Dropping it waits for what is in flight.
@@ -34,7 +36,7 @@ impl<'a> Pump<'a> {
     /// # Errors
     /// `HostUnsupported` if the engine cannot be set up.
     pub fn new(team: &'a Team<'a>, pool: &'a Pool, target: &'a Target<'a>) -> Result<Self> {
-        Ok(Self { team, pool, requests: Requests::new(target, pool, team.control())? })
+        Ok(Self { team, pool, requests: Requests::new(target, pool, team.control)? })
     }
 
     /// Takes chunks until none is left and their requests have ended. Each slot of the pool must hold a whole chunk.
@@ -73,7 +75,7 @@ impl<'a> Pump<'a> {
         let slot = self.requests.take_free()?;
         if let Some((chunk, pending)) = started[slot].take() {
             stage.finish(&chunk, pending, self.pool.slot(slot))?;
-            self.team.control().advance(chunk.data_bytes());
+            self.team.control.advance(chunk.data_bytes());
         }
         Ok(slot)
     }

@@ -8,7 +8,7 @@ use super::clear::{self, Clear};
 use super::gather::join;
 use super::pump::{Pump, Stage};
 use super::requests::{Request, Target};
-use super::{Control, Options, Plan, Transferred, threads, to_usize, writable_runs};
+use super::{Control, Options, Plan, Transferred, threads, to_usize, writable};
 use crate::Result;
 use crate::bitmap::PageRun;
 use crate::image::ImageReader;
@@ -45,7 +45,7 @@ impl RestoreJob<'_> {
         self.options.validate()?;
         self.image.areas().check_blocks(self.memory.blocks())?;
         self.memory.prepare_to_write()?;
-        let chunk_bytes = self.plan.chunk_bytes();
+        let chunk_bytes = self.plan.chunk_bytes;
         let to_clear = clear::plan(self.memory, chunk_bytes)?;
         let (cells_to_clear, chunks) = (ChunkQueue::new(&to_clear), ChunkQueue::new(self.plan));
         let clearing = Clear::new(self.memory, self.image.bitmaps(), control);
@@ -92,13 +92,10 @@ unsafe impl Stage for Fill<'_> {
     type Pending = Vec<Piece>;
 
     fn start(&self, chunk: &Chunk, buffer: *mut u8, requests: &mut Vec<Request>) -> Result<Vec<Piece>> {
-        let RestoreJob { image, memory, .. } = self.job;
-        let (block, bitmap) = (chunk.block, &image.bitmaps()[chunk.block]);
         let mut copied = Vec::new();
-        for pages in
-            chunk.extents.iter().flat_map(|extent| writable_runs(memory, bitmap, block, extent, true))
-        {
-            match self.direct_address(block, pages)? {
+        for part in writable(self.job.memory, self.job.image.bitmaps(), chunk, true) {
+            let pages = PageRun::of(part.bytes());
+            match self.direct_address(chunk.block, pages)? {
                 Some(address) => {
                     self.control.note_writing();
                     requests.push(Request { pages, address });

@@ -6,7 +6,7 @@ use super::chunks::{Chunk, ChunkQueue};
 use super::gather::{Data, find_data, gather};
 use super::pump::{Pump, Stage};
 use super::requests::{Request, Target};
-use super::{Buffers, Control, Gaps, Options, Plan, Transferred, check_bitmaps, threads, to_usize};
+use super::{Buffers, Content, Control, Options, Plan, Transferred, check_bitmaps, threads, to_usize};
 use crate::Result;
 use crate::bitmap::{PageBitmap, PageRun};
 use crate::image::{ImageWriter, PageAreas, takes_small_segments};
@@ -48,9 +48,9 @@ impl SaveJob<'_> {
         let data_bytes = self.plan.data_bytes();
         control.start(data_bytes);
         let chunks = ChunkQueue::new(self.plan);
-        let slots = self.options.slots(data_bytes, self.plan.chunk_bytes());
+        let slots = self.options.slots(data_bytes, self.plan.chunk_bytes);
         let glad = takes_small_segments(image.fd());
-        let data = |block: usize| self.plan.blocks()[block].extents.as_slice();
+        let data = |block: usize| self.plan.blocks[block].extents.as_slice();
         let own_pages = OwnPages::new(self.memory, self.copying, glad, data)?;
         let stage = Save { job: &self, own_pages, copied: AtomicU64::new(0) };
         let target = Target {
@@ -63,7 +63,7 @@ impl SaveJob<'_> {
             requested_bytes: AtomicU64::new(0),
         };
         threads::run(self.options.threads, control, &|team| {
-            let pool = self.buffers.take(slots, to_usize(self.plan.chunk_bytes()))?;
+            let pool = self.buffers.take(slots, to_usize(self.plan.chunk_bytes))?;
             Pump::new(team, &pool, &target)?.run(&stage, &chunks)
         })?;
         image.end_transfer()?;
@@ -87,12 +87,12 @@ impl Save<'_> {
             // Gaps are holes, which must not be touched: the guest's memory would grow.
             // SAFETY: the extents' pages are mapped and present, and the guest stands still; one that goes missing all the
             // same is replaced by zeros and becomes an error.
-            let look = || unsafe { find_data(chunk, Gaps::Unknown, address) };
+            let look = || unsafe { find_data(chunk, Content::SomeData, address) };
             return Ok((mapping.look(chunk.span(), &chunk.extents, look)?, address));
         }
         self.copied.fetch_add(chunk.data_bytes(), Ordering::Relaxed);
         // SAFETY: the buffer holds a whole chunk, and nothing is in flight on it.
-        let data = unsafe { gather(self.job.memory, chunk, self.job.plan.gaps(), buffer) }?;
+        let data = unsafe { gather(self.job.memory, chunk, self.job.plan.content, buffer) }?;
         Ok((data, buffer))
     }
 }
@@ -108,10 +108,6 @@ unsafe impl Stage for Save<'_> {
         chunk.extents.iter().for_each(|extent| bitmap.clear(PageRun::of(extent.bytes())));
         data.pages.iter().for_each(|run| bitmap.set(*run));
         requests.extend(data.requests.into_iter().map(|pages| Request::within(chunk, pages, first)));
-        Ok(())
-    }
-
-    fn finish(&self, _chunk: &Chunk, (): (), _buffer: *mut u8) -> Result<()> {
         Ok(())
     }
 }

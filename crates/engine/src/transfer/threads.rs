@@ -43,7 +43,8 @@ impl Options {
 
 /// The threads of one transfer, as each of them sees the others.
 pub(super) struct Team<'a> {
-    control: &'a Control,
+    /// Progress and cancel, shared with the transfer's owner.
+    pub control: &'a Control,
     /// Set when one of them ends badly.
     stopped: AtomicBool,
     waiting: Mutex<usize>,
@@ -54,11 +55,6 @@ impl<'a> Team<'a> {
     fn new(threads: usize, control: &'a Control) -> Self {
         let (stopped, changed) = (AtomicBool::new(false), Condvar::new());
         Self { control, stopped, waiting: Mutex::new(threads), changed }
-    }
-
-    /// Progress and cancel, shared with the transfer's owner.
-    pub fn control(&self) -> &'a Control {
-        self.control
     }
 
     /// `Cancelled` once the transfer was cancelled or another thread has failed.

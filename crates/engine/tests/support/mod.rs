@@ -19,7 +19,7 @@ use mapram_engine::image::{ImageReader, ImageWriter, PageArea, PageAreas};
 use mapram_engine::io::Io;
 use mapram_engine::memory::{Backing, Copying, Extent, FileRange, Memory, Region};
 use mapram_engine::transfer::{
-    BlockPlan, Buffers, Control, Gaps, Options, Plan, RestoreJob, SaveJob, Sources, Transferred,
+    BlockPlan, Buffers, Content, Control, Options, Plan, RestoreJob, SaveJob, Transferred,
 };
 use mapram_engine::{PAGE_BYTES, Result};
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -180,7 +180,7 @@ pub fn plan(memory: &Memory, channels: usize, chunk_bytes: u64) -> Plan {
         splits: splits(memory.blocks()[block], channels, chunk_bytes),
     };
     let blocks = (0..memory.blocks().len()).map(block).collect();
-    Plan::new(memory, chunk_bytes, blocks, Gaps::Zero, Sources::Used).unwrap()
+    Plan::new(memory, chunk_bytes, blocks, Content::AllData).unwrap()
 }
 
 /// A plan for a restore that covers every block whole.
@@ -190,7 +190,7 @@ pub fn whole_plan(memory: &Memory, channels: usize, chunk_bytes: u64) -> Plan {
         splits: splits(length, channels, chunk_bytes),
     };
     let blocks = memory.blocks().iter().map(block).collect();
-    Plan::new(memory, chunk_bytes, blocks, Gaps::Unknown, Sources::Ignored).unwrap()
+    Plan::new(memory, chunk_bytes, blocks, Content::Places).unwrap()
 }
 
 fn splits(length: u64, channels: usize, chunk_bytes: u64) -> Vec<u64> {
