@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use super::plan::{BlockPlan, Plan, within};
+use super::plan::{BlockPlan, Plan, clipped, not_before};
 use super::to_usize;
 use crate::memory::{Extent, Piece};
 
@@ -101,11 +101,14 @@ impl Cursor {
     fn next_chunk(&mut self, plan: &Plan) -> Option<Chunk> {
         while let Some(BlockPlan { extents, .. }) = plan.blocks.get(self.block) {
             let part = plan.part(self.block, self.channel);
-            if let Some(first) = within(extents, self.offset.max(part.start)..part.end).next() {
+            let start = self.offset.max(part.start);
+            let left = not_before(extents, start);
+            let first = left.first().map(|extent| extent.offset.max(start));
+            if let Some(offset) = first.filter(|offset| *offset < part.end) {
                 // Of the chunk grid: a channel's part ends there, or where the block does.
-                self.offset = (first.offset / plan.chunk_bytes + 1) * plan.chunk_bytes;
-                let extents = within(extents, first.offset..self.offset).collect();
-                return Some(Chunk { block: self.block, offset: first.offset, extents });
+                self.offset = (offset / plan.chunk_bytes + 1) * plan.chunk_bytes;
+                let extents = clipped(left, offset..self.offset).collect();
+                return Some(Chunk { block: self.block, offset, extents });
             }
             *self = Self { block: self.block + 1, offset: 0, ..*self };
         }

@@ -87,13 +87,22 @@ impl Plan {
     }
 }
 
-/// The parts of `extents`, ascending, that lie within `bytes`.
-pub(super) fn within(extents: &[Extent], bytes: Range<u64>) -> impl Iterator<Item = Extent> {
-    let first = extents.partition_point(|extent| extent.bytes().end <= bytes.start);
-    extents[first..].iter().map_while(move |extent| {
+/// Those of `extents`, ascending, that do not end at or before `start`.
+pub(super) fn not_before(extents: &[Extent], start: u64) -> &[Extent] {
+    &extents[extents.partition_point(|extent| extent.bytes().end <= start)..]
+}
+
+/// The parts within `bytes` of `extents`, ascending, none of which ends before.
+pub(super) fn clipped(extents: &[Extent], bytes: Range<u64>) -> impl Iterator<Item = Extent> {
+    extents.iter().map_while(move |extent| {
         let (offset, end) = (extent.offset.max(bytes.start), extent.bytes().end.min(bytes.end));
         (offset < end).then(|| Extent { offset, length: end - offset, ..*extent })
     })
+}
+
+/// The parts within `bytes` of `extents`, ascending.
+pub(super) fn within(extents: &[Extent], bytes: Range<u64>) -> impl Iterator<Item = Extent> {
+    clipped(not_before(extents, bytes.start), bytes)
 }
 
 /// # Errors

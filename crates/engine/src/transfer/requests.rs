@@ -139,12 +139,12 @@ impl<'a> Requests<'a> {
 
     /// Waits until at least one request has moved on.
     fn wait(&mut self) -> Result<()> {
-        let mut completions = std::mem::take(&mut self.completions);
-        self.queue.wait(&mut completions).map_err(|cause| Error::os("waiting for I/O failed", cause))?;
-        self.control.count_completions(completions.len());
-        let outcome = completions.drain(..).try_for_each(|completion| self.complete(completion));
-        self.completions = completions;
-        outcome
+        self.queue.wait(&mut self.completions).map_err(|cause| Error::os("waiting for I/O failed", cause))?;
+        self.control.count_completions(self.completions.len());
+        while let Some(completion) = self.completions.pop() {
+            self.complete(completion)?;
+        }
+        Ok(())
     }
 
     fn submit(&mut self, flight: Flight) -> Result<()> {
