@@ -12,8 +12,10 @@ use crate::{Error, ErrorKind, PAGE_BYTES, Result};
 #[derive(Debug)]
 pub struct ImageReader {
     file: File,
-    path: PathBuf,
-    areas: PageAreas,
+    /// What errors call the file.
+    pub(crate) path: PathBuf,
+    /// Where each block's pages are.
+    pub(crate) areas: PageAreas,
     bitmaps: Vec<PageBitmap>,
 }
 
@@ -31,8 +33,8 @@ impl ImageReader {
         areas: PageAreas,
         bitmaps: Vec<PageBitmap>,
     ) -> Result<Self> {
-        let pages = |length: u64| length / PAGE_BYTES;
-        if !bitmaps.iter().map(PageBitmap::pages).eq(areas.areas().iter().map(|area| pages(area.length))) {
+        let pages = areas.areas().iter().map(|area| area.length / PAGE_BYTES);
+        if !bitmaps.iter().map(PageBitmap::pages).eq(pages) {
             return Err(Error::new(ErrorKind::Usage, "the page bitmaps are not those of the RAM blocks"));
         }
         let file = reopen(file, path, direct)?;
@@ -43,18 +45,6 @@ impl ImageReader {
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
-    }
-
-    /// What errors call the file.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Where each block's pages are.
-    #[must_use]
-    pub fn areas(&self) -> &PageAreas {
-        &self.areas
     }
 
     /// Which pages the image holds, for each block.

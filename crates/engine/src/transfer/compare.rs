@@ -46,7 +46,7 @@ impl CompareJob<'_> {
     /// where the image ends too early, `Cancelled`, or whatever the memory or the disk said.
     pub fn run(self, io: &dyn Io, control: &Control) -> Result<Option<Difference>> {
         self.options.validate()?;
-        self.image.areas().check_blocks(self.memory.blocks())?;
+        self.image.areas.check_blocks(self.memory.blocks())?;
         let plan = self.plan()?;
         if plan.data_bytes() == 0 {
             return Ok(None);

@@ -38,7 +38,7 @@ pub(super) struct Target<'a> {
 impl<'a> Target<'a> {
     /// An image to be read.
     pub fn reading(image: &'a ImageReader, io: &'a dyn Io, options: Options) -> Self {
-        let (file, path, areas) = (image.fd(), image.path(), image.areas());
+        let (file, path, areas) = (image.fd(), &image.path, &image.areas);
         let requested_bytes = AtomicU64::new(0);
         Self { io, options, direction: Direction::Read, file, path, areas, requested_bytes }
     }

@@ -43,7 +43,7 @@ impl RestoreJob<'_> {
     /// where the image ends too early, `Io` if a file of the memory was cut, `Cancelled`, or whatever the memory or the disk said.
     pub fn run(self, io: &dyn Io, control: &Control) -> Result<Transferred> {
         self.options.validate()?;
-        self.image.areas().check_blocks(self.memory.blocks())?;
+        self.image.areas.check_blocks(self.memory.blocks())?;
         self.memory.prepare_to_write()?;
         let chunk_bytes = self.plan.chunk_bytes;
         let to_clear = clear::plan(self.memory, chunk_bytes)?;
