@@ -5,21 +5,24 @@
 //! an image unless it is a whole one.
 
 use std::fs;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Arc;
 
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 
-use super::writer::write_all;
+use super::opened::Opened;
+use super::refusal;
+use super::writer::Unpublished;
 use crate::io::Io;
 use crate::{Error, ErrorKind, PAGE, PAGE_BYTES, Result};
 
 /// Magic and version at the start of a migration stream (docs/format.md): less than a sector, so that no crash tears them.
 const MAGIC_BYTES: usize = 8;
+/// What is there instead where there is no image.
+const NO_MAGIC: [u8; MAGIC_BYTES] = [0; MAGIC_BYTES];
 /// What QEMU's migration streams begin with (QEMU_VM_FILE_MAGIC in migration/qemu-file-types.h).
 const MAGIC: &[u8] = b"QEVM";
 /// Bytes at the device's end that are kept for the record of the image's length (docs/format.md): a page, which no device has
@@ -34,17 +37,16 @@ const LOCKED: &str = "another program holds a lock on it, as a QEMU does whose g
 pub(super) struct Device {
     bytes: u64,
     /// Whether making what it held unreadable has begun.
-    wiped: AtomicBool,
+    wiped: bool,
     /// The image's first bytes, kept back until all others are durable.
-    magic: Mutex<[u8; MAGIC_BYTES]>,
+    magic: [u8; MAGIC_BYTES],
 }
 
 impl Device {
     /// Opens what `path` leads to, if that is a block device.
-    pub(super) fn open(io: &dyn Io, path: &Path, force: bool) -> Result<Option<(OwnedFd, Self)>> {
-        let failed = |action: &str, cause| {
-            Error::os(format!("{action} {} failed", path.display()), cause).at_path(path)
-        };
+    pub(super) fn open(io: &Arc<dyn Io>, path: &Path, force: bool) -> Result<Option<(Opened, Self)>> {
+        let failing = |action: &str| format!("{action} {} failed", path.display());
+        let failed = |action: &str, cause| Error::os(failing(action), cause).at_path(path);
         match retry_on_intr(|| io.status_of(path)) {
             Ok(status) if status.kind == FileType::BlockDevice => {}
             // Whoever creates a file there says what is wrong with the path.
@@ -59,31 +61,31 @@ impl Device {
             }
             _ => failed("opening", cause),
         })?;
-        let status = retry_on_intr(|| io.status(file.as_fd())).map_err(|cause| failed("examining", cause))?;
-        if status.kind != FileType::BlockDevice {
+        let device = Opened { io: Arc::clone(io), path: path.to_owned(), file };
+        let examining = failing("examining");
+        if device.call(&examining, |io, file| io.status(file))?.kind != FileType::BlockDevice {
             return Err(failed("opening", Errno::NODEV));
         }
-        if retry_on_intr(|| io.is_read_only(file.as_fd())).map_err(|cause| failed("examining", cause))? {
-            let message = format!("{} is read-only", path.display());
-            return Err(Error::new(ErrorKind::Permission, message).at_path(path));
+        if device.call(&examining, |io, file| io.is_read_only(file))? {
+            return Err(refusal(ErrorKind::Permission, path, "is read-only"));
         }
-        if retry_on_intr(|| io.is_locked(file.as_fd())).map_err(|cause| failed("examining", cause))? {
+        if device.call(&examining, |io, file| io.is_locked(file))? {
             return Err(in_use(path, LOCKED));
         }
         // A lock is on the node that was opened, which need not be ours, and on a part of the device, or all of it.
-        if let Some(other) = other_names(file.as_fd()).iter().find(|other| holds_lock(io, other)) {
+        if let Some(other) =
+            other_names(device.file.as_fd()).iter().find(|other| holds_lock(io.as_ref(), other))
+        {
             return Err(in_use(path, &format!("it shares its bytes with {}, and {LOCKED}", other.display())));
         }
-        let bytes = retry_on_intr(|| io.length(file.as_fd())).map_err(|cause| failed("examining", cause))?;
+        let bytes = device.call(&examining, |io, file| io.length(file))?;
         let mut start = [0; MAGIC.len()];
-        let got = retry_on_intr(|| io.read_at(file.as_fd(), &mut start, 0))
-            .map_err(|cause| failed("reading", cause))?;
+        let got = device.call(&failing("reading"), |io, file| io.read_at(file, &mut start, 0))?;
         if !force && start.get(..got) == Some(MAGIC) {
-            let message = format!("{} holds an image, and overwriting it was not asked for", path.display());
-            return Err(Error::new(ErrorKind::TargetExists, message).at_path(path));
+            let what = "holds an image, and overwriting it was not asked for";
+            return Err(refusal(ErrorKind::TargetExists, path, what));
         }
-        let device = Self { bytes, wiped: AtomicBool::new(false), magic: Mutex::default() };
-        Ok(Some((file, device)))
+        Ok(Some((device, Self { bytes, wiped: false, magic: NO_MAGIC })))
     }
 
     /// Bytes of the device.
@@ -92,69 +94,73 @@ impl Device {
     }
 
     /// Checks that an image of `bytes` has room, and makes what the device held unreadable.
-    pub(super) fn reserve(&self, io: &dyn Io, file: BorrowedFd<'_>, bytes: u64) -> Result<()> {
+    pub(super) fn reserve(&mut self, device: &Opened, bytes: u64) -> Result<()> {
         if bytes.checked_add(RECORD_BYTES).is_none_or(|needed| needed > self.bytes) {
             let message = format!(
                 "the image needs {bytes} bytes and {RECORD_BYTES} more at the device's end, and the device has {}",
                 self.bytes
             );
-            return Err(Error::new(ErrorKind::NoSpace, message));
+            return Err(Error::new(ErrorKind::NoSpace, message).at_path(&device.path));
         }
-        if !self.wiped.load(Ordering::Relaxed) {
+        if !self.wiped {
             // A wipe that fails half-way has touched the device too.
-            self.wiped.store(true, Ordering::Relaxed);
-            self.wipe(io, file)?;
+            self.wiped = true;
+            self.wipe(device)?;
             // What it held under the image's holes is harmless, so a device that cannot discard need not. The pages that
             // were overwritten are left out: what is read where something was discarded may be anything, the old magic too.
-            let _ = retry_on_intr(|| io.discard(file, RECORD_BYTES..self.bytes - RECORD_BYTES));
+            let _ = retry_on_intr(|| {
+                device.io.discard(device.file.as_fd(), RECORD_BYTES..self.bytes - RECORD_BYTES)
+            });
         }
         Ok(())
     }
 
-    /// What of `bytes`, which belong at `offset`, may be written now: the rest is the magic, which is kept back.
-    pub(super) fn withhold_magic<'a>(&self, offset: u64, bytes: &'a [u8]) -> (u64, &'a [u8]) {
+    /// Writes what of `bytes` may be written now: all but the magic, which is kept back.
+    pub(super) fn write(&mut self, device: &Opened, offset: u64, bytes: &[u8]) -> Result<()> {
         let start = usize::try_from(offset).unwrap_or(usize::MAX).min(MAGIC_BYTES);
         let (head, rest) = bytes.split_at(bytes.len().min(MAGIC_BYTES - start));
-        let mut magic = self.magic.lock().unwrap_or_else(PoisonError::into_inner);
-        magic[start..start + head.len()].copy_from_slice(head);
-        (offset + head.len() as u64, rest)
+        self.magic[start..start + head.len()].copy_from_slice(head);
+        device.write_all(offset + head.len() as u64, rest)
     }
 
     /// Makes an image of what was written, durably.
-    pub(super) fn write_magic(&self, io: &dyn Io, file: BorrowedFd<'_>) -> Result<()> {
-        let magic = *self.magic.lock().unwrap_or_else(PoisonError::into_inner);
-        write_all(io, file, 0, &magic)?;
-        sync(io, file)
+    pub(super) fn publish(&self, device: &Opened) -> Result<(), Unpublished> {
+        write_magic(device, self.magic).map_err(|mut error| {
+            // The magic may be there or not, and has to go before anybody is told that there is no image.
+            let perhaps_published = write_magic(device, NO_MAGIC).is_err();
+            if perhaps_published {
+                let path = device.path.display();
+                error.message += &format!(
+                    "; {path} may hold the whole image, for its first bytes could not be erased again"
+                );
+            }
+            Unpublished { error, perhaps_published }
+        })
     }
 
     /// Makes sure that nothing looks like an image, unless the device still holds what it held before.
-    pub(super) fn give_up(&self, io: &dyn Io, file: BorrowedFd<'_>) -> Result<()> {
-        if self.wiped.load(Ordering::Relaxed) { self.wipe(io, file) } else { Ok(()) }
-    }
-
-    /// Overwrites the magic, durably.
-    pub(super) fn erase_magic(io: &dyn Io, file: BorrowedFd<'_>) -> Result<()> {
-        write_all(io, file, 0, &[0; MAGIC_BYTES])?;
-        sync(io, file)
+    pub(super) fn give_up(&self, device: &Opened) -> Result<()> {
+        if self.wiped { self.wipe(device) } else { Ok(()) }
     }
 
     /// Overwrites the magic, durably, and only then the rest of the first page and the record at the end: a power cut
     /// may leave any sectors of a write, and all but the first would make an image that is not whole.
-    fn wipe(&self, io: &dyn Io, file: BorrowedFd<'_>) -> Result<()> {
+    fn wipe(&self, device: &Opened) -> Result<()> {
         let zeros = [0; PAGE];
-        Self::erase_magic(io, file)?;
-        write_all(io, file, MAGIC_BYTES as u64, &zeros[MAGIC_BYTES..])?;
-        write_all(io, file, self.bytes - RECORD_BYTES, &zeros)
+        write_magic(device, NO_MAGIC)?;
+        device.write_all(MAGIC_BYTES as u64, &zeros[MAGIC_BYTES..])?;
+        device.write_all(self.bytes - RECORD_BYTES, &zeros)
     }
 }
 
-fn sync(io: &dyn Io, file: BorrowedFd<'_>) -> Result<()> {
-    retry_on_intr(|| io.sync_data(file)).map_err(|cause| Error::os("syncing the device failed", cause))
+/// Writes a device's first bytes, durably.
+fn write_magic(device: &Opened, magic: [u8; MAGIC_BYTES]) -> Result<()> {
+    device.write_all(0, &magic)?;
+    device.call("syncing the device failed", |io, file| io.sync_data(file))
 }
 
 fn in_use(path: &Path, how: &str) -> Error {
-    let message = format!("{} is in use: {how}", path.display());
-    Error::new(ErrorKind::TargetBusy, message).at_path(path)
+    refusal(ErrorKind::TargetBusy, path, &format!("is in use: {how}"))
 }
 
 /// Refuses to replace a file that another program has locked.
@@ -211,11 +217,9 @@ pub(super) fn require_no_devices(directory: BorrowedFd<'_>, path: &Path) -> Resu
     if !mounts.lines().any(|line| is_device_directory(line, &device)) {
         return Ok(());
     }
-    let message = format!(
-        "{} is among the devices and names none of them; name a block device that exists, or a file on a disk",
-        path.display()
-    );
-    Err(Error::new(ErrorKind::Usage, message).at_path(path))
+    let what =
+        "is among the devices and names none of them; name a block device that exists, or a file on a disk";
+    Err(refusal(ErrorKind::Usage, path, what))
 }
 
 /// Whether a line of mountinfo is that of the file system with this number, and it is devtmpfs or stands on /dev, as a

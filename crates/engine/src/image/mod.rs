@@ -3,6 +3,7 @@
 mod areas;
 mod device;
 mod new_file;
+mod opened;
 mod queue_limits;
 mod reader;
 mod writer;
@@ -14,6 +15,7 @@ use std::path::Path;
 use rustix::fs::{AtFlags, OFlags, StatxFlags};
 use rustix::io::Errno;
 
+use crate::io::{Blocking, Files};
 use crate::{Error, ErrorKind, PAGE_BYTES, Result};
 
 pub use areas::{PageArea, PageAreas};
@@ -75,6 +77,19 @@ fn no_direct() -> Error {
     Error::new(ErrorKind::HostUnsupported, message)
 }
 
+/// The errno of switching direct I/O on or off.
+fn direct_refused(cause: Errno) -> Error {
+    match cause {
+        Errno::INVAL => no_direct(),
+        _ => Error::os("switching direct I/O on or off failed", cause),
+    }
+}
+
+/// The error about what `path` is or leads to, which `what` says.
+fn refusal(kind: ErrorKind, path: &Path, what: &str) -> Error {
+    Error::new(kind, format!("{} {what}", path.display())).at_path(path)
+}
+
 /// Opens `file` anew for reading, for direct I/O if `direct`: the same file, whatever stands under its name by now. `path` is
 /// what errors call it.
 ///
@@ -89,12 +104,7 @@ fn opened_anew(file: BorrowedFd<'_>, direct: bool) -> Result<File> {
         .map_err(|cause| Error::os("opening the image anew failed", cause))?;
     if direct {
         // Not by open(2): a FUSE server is told what is opened how, and may then use direct I/O itself and fail.
-        let flags = rustix::fs::fcntl_getfl(&opened)
-            .and_then(|flags| rustix::fs::fcntl_setfl(&opened, flags | OFlags::DIRECT));
-        flags.map_err(|cause| match cause {
-            Errno::INVAL => no_direct(),
-            _ => Error::os("switching direct I/O on failed", cause),
-        })?;
+        Blocking.set_direct(opened.as_fd(), true).map_err(direct_refused)?;
         require_direct(opened.as_fd())?;
     }
     Ok(opened)

@@ -16,10 +16,8 @@ const BLKROGET: libc::Ioctl = 0x125e;
 /// What the life of an image file asks of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Status {
-    /// The device it is on.
-    pub device: u64,
-    /// Its number on that device.
-    pub inode: u64,
+    /// Which file it is: the device it is on, and its number there.
+    pub identity: (u64, u64),
     /// Whether its last name was removed.
     pub is_unlinked: bool,
     /// Regular file, directory, symbolic link, ...
@@ -29,8 +27,7 @@ pub struct Status {
 impl From<Stat> for Status {
     fn from(stat: Stat) -> Self {
         Self {
-            device: stat.st_dev,
-            inode: stat.st_ino,
+            identity: (stat.st_dev, stat.st_ino),
             is_unlinked: stat.st_nlink == 0,
             kind: FileType::from_raw_mode(stat.st_mode),
         }

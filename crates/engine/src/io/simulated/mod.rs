@@ -109,7 +109,7 @@ impl Simulated {
             let path = entry?.path();
             let status = Real.status_of(&path)?;
             let name = path.file_name().unwrap_or_default().to_owned();
-            journal.was_there(name, identity(status), fs::read(path)?);
+            journal.was_there(name, status.identity, fs::read(path)?);
         }
         Ok(Self::with(seed, faults, Some(Mutex::new(journal)), device.map(OsString::from)))
     }
@@ -330,7 +330,7 @@ impl Shared {
     /// Writes down what happened to an open file.
     fn on(&self, file: BorrowedFd<'_>, event: impl FnOnce(&mut Journal, (u64, u64))) {
         if let Ok(status) = Real.status(file) {
-            self.record(|journal| event(journal, identity(status)));
+            self.record(|journal| event(journal, status.identity));
         }
     }
 
@@ -342,7 +342,7 @@ impl Shared {
         event: impl FnOnce(&mut Journal, (u64, u64)),
     ) {
         if let Ok(status) = Real.status_at(directory, name) {
-            self.record(|journal| event(journal, identity(status)));
+            self.record(|journal| event(journal, status.identity));
         }
     }
 
@@ -566,7 +566,7 @@ impl Files for Simulated {
             let status = Real.status_at(directory, name);
             Real.unlink(directory, name)?;
             if let Ok(status) = status {
-                self.shared.record(|journal| journal.unname(name, identity(status)));
+                self.shared.record(|journal| journal.unname(name, status.identity));
             }
             Ok(())
         })
@@ -588,10 +588,6 @@ impl Simulated {
             journal.unname(from, identity);
         });
     }
-}
-
-fn identity(status: Status) -> (u64, u64) {
-    (status.device, status.inode)
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
