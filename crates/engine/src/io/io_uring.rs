@@ -5,15 +5,12 @@ use std::thread;
 use std::time::Duration;
 
 use io_uring::{EnterFlags, IoUring as Ring, opcode, squeue, types};
-
 use rustix::process::Resource;
 use rustix::thread::CapabilitySet;
 
 use super::{Completion, Direction, Files, Io, Queue, Request, check_depth, retry_no_memory, would_block};
 use crate::pool::Pool;
 
-/// Most bytes in one registered buffer (`io_uring/rsrc.c`).
-const REGISTERED_BYTES_MAX: usize = 1 << 30;
 /// Pushed bytes from which on they are submitted at once, so that the disk does not idle until the next wait;
 /// smaller requests are gathered, for them the system call counts.
 const EAGER_BYTES: u64 = 256 << 10;
@@ -39,9 +36,9 @@ impl Io for IoUring {
         let ring = retry_no_memory(|| set_up(depth))?;
         // Needs Linux 5.15; without it there are more workers than are useful, that is all.
         let _ = ring.submitter().register_iowq_max_workers(&mut [WORKERS_MAX, 0]);
-        let registered_bytes = register(&ring, pool);
+        let registered = register(&ring, pool).then_some(pool);
         let depth = depth as usize;
-        Ok(Box::new(RingQueue { ring, pool, registered_bytes, depth, in_flight: 0, unsubmitted_bytes: 0 }))
+        Ok(Box::new(RingQueue { ring, registered, depth, in_flight: 0, unsubmitted_bytes: 0 }))
     }
 }
 
@@ -62,23 +59,12 @@ fn set_up(depth: u32) -> io::Result<Ring> {
     outcome
 }
 
-/// Registers the pool, cut into buffers of whole slots, so that the kernel pins its pages once instead of for each
-/// request. Returns the bytes of one buffer, or `None` if the queue has to do without.
-fn register(ring: &Ring, pool: &Pool) -> Option<usize> {
-    let registered_bytes = REGISTERED_BYTES_MAX / pool.stride() * pool.stride();
-    if registered_bytes == 0 || !may_lock_freely() {
-        return None;
-    }
-    let buffers: Vec<libc::iovec> = (0..pool.bytes())
-        .step_by(registered_bytes)
-        .map(|start| libc::iovec {
-            iov_base: pool.base().wrapping_add(start).cast(),
-            iov_len: registered_bytes.min(pool.bytes() - start),
-        })
-        .collect();
-    // SAFETY: the buffers are parts of the pool's mapping, which outlives the queue that owns the ring.
-    unsafe { ring.submitter().register_buffers(&buffers) }.ok()?;
-    Some(registered_bytes)
+/// Registers the pool, so that the kernel pins its pages once instead of for each request. The kernel takes up to 1 GiB as one
+/// buffer, and pools are smaller. `false` if the queue has to do without.
+fn register(ring: &Ring, pool: &Pool) -> bool {
+    let whole = libc::iovec { iov_base: pool.base().cast(), iov_len: pool.bytes() };
+    // SAFETY: this is the pool's mapping, which outlives the queue that owns the ring.
+    may_lock_freely() && unsafe { ring.submitter().register_buffers(&[whole]) }.is_ok()
 }
 
 /// Whether registered memory counts against no limit. Where it does, it uses up what the rings of further queues need
@@ -91,8 +77,8 @@ fn may_lock_freely() -> bool {
 
 struct RingQueue<'pool> {
     ring: Ring,
-    pool: &'pool Pool,
-    registered_bytes: Option<usize>,
+    /// The pool, if the kernel knows it as buffer 0.
+    registered: Option<&'pool Pool>,
     depth: usize,
     in_flight: usize,
     unsubmitted_bytes: u64,
@@ -135,30 +121,14 @@ impl RingQueue<'_> {
     fn entry(&self, request: &Request) -> squeue::Entry {
         let Request { buffer, length, offset, .. } = *request;
         let fd = types::Fd(request.fd);
-        let entry = match (request.direction, self.registered_buffer(request)) {
-            (Direction::Read, Some(index)) => {
-                opcode::ReadFixed::new(fd, buffer, length, index).offset(offset).build()
-            }
-            (Direction::Read, None) => opcode::Read::new(fd, buffer, length).offset(offset).build(),
-            (Direction::Write, Some(index)) => {
-                opcode::WriteFixed::new(fd, buffer, length, index).offset(offset).build()
-            }
-            (Direction::Write, None) => opcode::Write::new(fd, buffer, length).offset(offset).build(),
+        let is_registered = self.registered.is_some_and(|pool| pool.contains(buffer, length as usize));
+        let entry = match (request.direction, is_registered) {
+            (Direction::Read, true) => opcode::ReadFixed::new(fd, buffer, length, 0).offset(offset).build(),
+            (Direction::Read, false) => opcode::Read::new(fd, buffer, length).offset(offset).build(),
+            (Direction::Write, true) => opcode::WriteFixed::new(fd, buffer, length, 0).offset(offset).build(),
+            (Direction::Write, false) => opcode::Write::new(fd, buffer, length).offset(offset).build(),
         };
         entry.user_data(request.token)
-    }
-
-    /// Which registered buffer the request lies in, if it lies in one of them as a whole.
-    fn registered_buffer(&self, request: &Request) -> Option<u16> {
-        let registered_bytes = self.registered_bytes?;
-        let length = request.length as usize;
-        if length == 0 || !self.pool.contains(request.buffer, length) {
-            return None;
-        }
-        let start = request.buffer.addr() - self.pool.base().addr();
-        let index = start / registered_bytes;
-        let whole = (start + length - 1) / registered_bytes == index;
-        whole.then(|| u16::try_from(index).ok()).flatten()
     }
 
     /// Requests that the kernel has taken and not completed.
@@ -221,33 +191,5 @@ impl Drop for RingQueue<'_> {
             }
             self.collect(&mut completions);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_requests_within_one_registered_buffer_use_it() {
-        let pool = Pool::new(4, 1 << 20).unwrap();
-        let Ok(ring) = set_up(2) else {
-            eprintln!("skipped: no io_uring here");
-            return;
-        };
-        let registered_bytes = Some(2 << 20);
-        let queue =
-            RingQueue { ring, pool: &pool, registered_bytes, depth: 2, in_flight: 0, unsubmitted_bytes: 0 };
-        let index = |start: usize, length: u32| {
-            let buffer = pool.base().wrapping_add(start);
-            let direction = Direction::Read;
-            queue.registered_buffer(&Request { token: 0, direction, fd: 0, offset: 0, buffer, length })
-        };
-        assert_eq!(index(0, 2 << 20), Some(0));
-        assert_eq!(index(2 << 20, 4096), Some(1));
-        assert_eq!(index(1 << 20, 2 << 20), None);
-        assert_eq!(index(4 << 20, 4096), None);
-        assert_eq!(index((4 << 20) - 4096, 8192), None);
-        assert_eq!(index(0, 0), None);
     }
 }
