@@ -72,7 +72,7 @@ pub(super) unsafe fn transfer(request: &Request) -> io::Result<u32> {
 }
 
 struct ThreadQueue {
-    requests: Option<Sender<Handed>>,
+    requests: Sender<Handed>,
     /// The other end, where the threads take requests.
     waiting: Arc<Mutex<Receiver<Handed>>>,
     completions: Receiver<Completion>,
@@ -86,14 +86,8 @@ impl ThreadQueue {
         let (requests, waiting) = mpsc::channel();
         let (finished, completions) = mpsc::channel();
         let waiting = Arc::new(Mutex::new(waiting));
-        let mut queue = Self {
-            requests: Some(requests),
-            waiting,
-            completions,
-            threads: Vec::new(),
-            depth: depth as usize,
-            in_flight: 0,
-        };
+        let mut queue =
+            Self { requests, waiting, completions, threads: Vec::new(), depth: depth as usize, in_flight: 0 };
         for index in 0..depth.min(THREADS_MAX) {
             let (waiting, finished) = (Arc::clone(&queue.waiting), finished.clone());
             let thread = thread::Builder::new().name(format!("mapram-io-{index}"));
@@ -108,10 +102,7 @@ impl Queue for ThreadQueue {
         if self.in_flight == self.depth {
             return Err(would_block());
         }
-        let sent = self.requests.as_ref().is_some_and(|requests| requests.send(Handed(request)).is_ok());
-        if !sent {
-            return Err(threads_gone());
-        }
+        self.requests.send(Handed(request)).map_err(|_| threads_gone())?;
         self.in_flight += 1;
         Ok(())
     }
@@ -134,8 +125,8 @@ impl Queue for ThreadQueue {
 
 impl Drop for ThreadQueue {
     fn drop(&mut self) {
-        // The threads end when the channel is closed and empty; then nothing is in flight.
-        self.requests = None;
+        // The threads end when the channel is closed, by dropping its only sender, and empty; then nothing is in flight.
+        self.requests = mpsc::channel().0;
         // What no thread has begun is forgotten. An idle thread waits with the lock, but closing has woken it.
         while self.waiting.lock().unwrap_or_else(PoisonError::into_inner).try_recv().is_ok() {}
         for thread in self.threads.drain(..) {

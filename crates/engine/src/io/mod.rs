@@ -125,12 +125,8 @@ pub trait Queue {
 /// The engine called `name`, one of [`NAMES`]; whether it works on this host is for [`probe`] to say.
 #[must_use]
 pub fn by_name(name: &str) -> Option<Arc<dyn Io>> {
-    match name {
-        "io-uring" => Some(Arc::new(IoUring)),
-        "tokio-uring" => Some(Arc::new(TokioUring)),
-        "blocking" => Some(Arc::new(Blocking)),
-        _ => None,
-    }
+    let engines: [Arc<dyn Io>; 3] = [Arc::new(IoUring), Arc::new(TokioUring), Arc::new(Blocking)];
+    engines.into_iter().find(|engine| engine.name() == name)
 }
 
 /// The best engine that works on this host: `io-uring`, or `blocking` where io_uring is forbidden. It is tried with as
