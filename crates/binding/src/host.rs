@@ -204,7 +204,7 @@ pub fn probe_engine<'env>(
     threads: u32,
 ) -> napi::Result<Object<'env>> {
     let (requests, queues) = queues(queue_depth, threads);
-    ask(env, move || io::probe(&name, requests, queues).map(|()| HostOutcome::default()))
+    ask(env, move || io::probe(&name, requests, queues).map(|_| HostOutcome::default()))
 }
 
 /// The engine that `auto` stands for on this host, for so many chunks in flight on each of so many threads.

@@ -124,7 +124,7 @@ fn write_all(io: &dyn Io, pool: &Pool, target: &File, bytes: u32, bencher: &mut 
             let pushed = unsafe { queue.push(request) };
             assert!(pushed.is_ok(), "{pushed:?}");
         }
-        while queue.in_flight() > 0 {
+        while completions.len() < pool.slots() {
             let waited = queue.wait(&mut completions);
             assert!(waited.is_ok(), "{waited:?}");
         }

@@ -71,13 +71,13 @@ fn write_pages(writer: &ImageWriter, image: &[u8], random: &mut Random) -> Resul
             buffer,
             length: u32::try_from(PAGE).unwrap(),
         };
-        while queue.in_flight() == 4 || (queue.in_flight() > 0 && random.below(3) == 0) {
+        while page - completions.len() == 4 || (page > completions.len() && random.below(3) == 0) {
             queue.wait(&mut completions).map_err(failed)?;
         }
         // SAFETY: pool and file outlive the queue, and nobody writes to the slot.
         unsafe { queue.push(request) }.map_err(failed)?;
     }
-    while queue.in_flight() > 0 {
+    while completions.len() < PAGES {
         queue.wait(&mut completions).map_err(failed)?;
     }
     completions.into_iter().try_for_each(|completion| completion.result.map(drop).map_err(failed))

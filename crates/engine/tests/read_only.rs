@@ -62,14 +62,14 @@ fn one_byte_anywhere_is_found() {
     let image = image_of(&guest);
     let memory = memory(&guest);
     for name in io::NAMES {
-        let Ok(()) = io::probe(name, OPTIONS.requests(), OPTIONS.threads) else {
+        let Ok(engine) = io::probe(name, OPTIONS.requests(), OPTIONS.threads) else {
             eprintln!("SKIPPED: the {name} engine does not work here");
             continue;
         };
         let compare = || {
             let job =
                 CompareJob { image: &image, memory: &memory, chunk_bytes: CHUNK_BYTES, options: OPTIONS };
-            job.run(io::by_name(name).unwrap().as_ref(), &Control::default()).unwrap()
+            job.run(engine.as_ref(), &Control::default()).unwrap()
         };
         assert_eq!(compare(), None);
         for _ in 0..40 {

@@ -33,7 +33,7 @@ fn at_start(length: u64) -> PageAreas {
 
 fn engines() -> Vec<Arc<dyn Io>> {
     let works = |name: &&&str| match io::probe(name, 8, 1) {
-        Ok(()) => true,
+        Ok(_) => true,
         Err(error) => {
             eprintln!("skipped: the {name} engine does not work here: {error}");
             false
@@ -312,10 +312,6 @@ impl Queue for RecordingQueue<'_> {
 
     fn wait(&mut self, completions: &mut Vec<Completion>) -> std::io::Result<()> {
         self.queue.wait(completions)
-    }
-
-    fn in_flight(&self) -> usize {
-        self.queue.in_flight()
     }
 }
 

@@ -117,10 +117,6 @@ impl Queue for ThreadQueue {
         self.in_flight -= completions.len() - before;
         Ok(())
     }
-
-    fn in_flight(&self) -> usize {
-        self.in_flight
-    }
 }
 
 impl Drop for ThreadQueue {

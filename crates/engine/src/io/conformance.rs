@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Completion, Direction, Faults, Io, MAX_QUEUE_DEPTH, Queue, Request, Simulated, by_name, probe};
+use super::{Completion, Direction, Faults, Io, MAX_QUEUE_DEPTH, Queue, Request, Simulated, probe};
 use crate::pool::Pool;
 
 const SLOT: u32 = 64 << 10;
@@ -49,7 +49,7 @@ conformance! {
 /// The engine called `name`, or nothing, aloud, where the host forbids it.
 fn engine(name: &str) -> Option<std::sync::Arc<dyn Io>> {
     match probe(name, 8, 1) {
-        Ok(()) => by_name(name),
+        Ok(engine) => Some(engine),
         Err(error) => {
             eprintln!("skipped: {error}");
             None
@@ -108,9 +108,11 @@ fn push(queue: &mut dyn Queue, request: Request) -> io::Result<()> {
     unsafe { queue.push(request) }
 }
 
+/// The completions of all that is in flight: only where nothing is does a wait come to nothing.
 fn finish(queue: &mut dyn Queue) -> Vec<Completion> {
-    let mut completions = Vec::new();
-    while queue.in_flight() > 0 {
+    let (mut completions, mut before) = (Vec::new(), None);
+    while before != Some(completions.len()) {
+        before = Some(completions.len());
         queue.wait(&mut completions).unwrap();
     }
     completions
@@ -169,7 +171,6 @@ fn a_full_queue_says_so(engine: &dyn Io) {
     }
     let refused = push(queue.as_mut(), request(3, Direction::Write, &file, pool.slot(3))).unwrap_err();
     assert_eq!(refused.kind(), io::ErrorKind::WouldBlock);
-    assert_eq!(queue.in_flight(), 3);
     assert_eq!(finish(queue.as_mut()).len(), 3);
     push(queue.as_mut(), request(3, Direction::Write, &file, pool.slot(3))).unwrap();
     assert_eq!(finish(queue.as_mut()).len(), 1);
@@ -200,7 +201,6 @@ fn a_thousand_requests_pass_a_depth_of_eight(engine: &dyn Io) {
         let place =
             Request { offset: number * 4096, length: 4096, ..request(0, Direction::Write, &file, buffer) };
         push(queue.as_mut(), Request { token: number * 8 + slot, ..place }).unwrap();
-        assert!(queue.in_flight() <= 8);
     }
     seen.extend(finish(queue.as_mut()).iter().map(|completion| completion.token));
     assert_eq!(seen.len(), 1000);
@@ -286,7 +286,6 @@ fn an_empty_queue_does_not_wait(engine: &dyn Io) {
     let mut completions = Vec::new();
     queue.wait(&mut completions).unwrap();
     assert!(completions.is_empty());
-    assert_eq!(queue.in_flight(), 0);
 }
 
 fn impossible_depths_are_refused(engine: &dyn Io) {
@@ -377,7 +376,7 @@ fn dropping_outlasts_a_pipe(name: &str) {
     push(queue.as_mut(), request(2, Direction::Write, &file, pool.slot(1))).unwrap();
     let mut completions = Vec::new();
     queue.wait(&mut completions).unwrap();
-    assert_eq!((completions[0].token, queue.in_flight()), (2, 1));
+    assert_eq!((completions[0].token, completions.len()), (2, 1));
     let late = thread::spawn(move || {
         thread::sleep(Duration::from_millis(100));
         // Where the read was cancelled there is no reader any more.

@@ -111,10 +111,6 @@ impl Queue for RingQueue<'_> {
         }
         Ok(())
     }
-
-    fn in_flight(&self) -> usize {
-        self.in_flight
-    }
 }
 
 impl RingQueue<'_> {

@@ -117,9 +117,6 @@ pub trait Queue {
     /// # Errors
     /// The queue itself failed; requests are still in flight and are waited for on drop.
     fn wait(&mut self, completions: &mut Vec<Completion>) -> io::Result<()>;
-
-    /// Requests pushed whose completion was not yet returned.
-    fn in_flight(&self) -> usize;
 }
 
 /// The engine called `name`, one of [`NAMES`]; whether it works on this host is for [`probe`] to say.
@@ -135,25 +132,22 @@ pub fn by_name(name: &str) -> Option<Arc<dyn Io>> {
 /// # Errors
 /// `HostUnsupported` if not even that one works.
 pub fn auto(depth: u32, queues: usize) -> Result<Arc<dyn Io>> {
-    if probe("io-uring", depth, queues).is_ok() {
-        return Ok(Arc::new(IoUring));
-    }
-    probe("blocking", depth, queues)?;
-    Ok(Arc::new(Blocking))
+    probe("io-uring", depth, queues).or_else(|_| probe("blocking", depth, queues))
 }
 
-/// Finds out whether the engine called `name` works on this host, with as many queues of `depth` requests at once as a
+/// The engine called `name`, if it works on this host with as many queues of `depth` requests at once as a
 /// transfer will have (at least one): what RLIMIT_MEMLOCK forbids is better known before the guest is stopped.
 ///
 /// # Errors
 /// `Usage` if there is no such engine or no such depth; `HostUnsupported` with the likely reason if it does not work.
-pub fn probe(name: &str, depth: u32, queues: usize) -> Result<()> {
+pub fn probe(name: &str, depth: u32, queues: usize) -> Result<Arc<dyn Io>> {
     let Some(engine) = by_name(name) else {
         let message = format!("there is no I/O engine {name:?}; there are {}", NAMES.join(", "));
         return Err(Error::new(ErrorKind::Usage, message));
     };
     let pool = Pool::new(1, 4096)?;
-    try_out(engine.as_ref(), depth, queues, &pool).map_err(|cause| set_up_error(name, cause))
+    try_out(engine.as_ref(), depth, queues, &pool).map_err(|cause| set_up_error(name, cause))?;
+    Ok(engine)
 }
 
 /// The error for an engine whose set-up failed with `cause`: a limit of the host, unless the depth is impossible.

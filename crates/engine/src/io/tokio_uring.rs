@@ -71,7 +71,7 @@ struct RuntimeQueue {
 
 impl Queue for RuntimeQueue {
     unsafe fn push(&mut self, request: Request) -> io::Result<()> {
-        if self.in_flight() == self.depth {
+        if self.pushed.len() + self.running.len() == self.depth {
             return Err(would_block());
         }
         let file = self.file(request.fd)?;
@@ -92,10 +92,6 @@ impl Queue for RuntimeQueue {
             completions.push(ended?);
         }
         Ok(())
-    }
-
-    fn in_flight(&self) -> usize {
-        self.pushed.len() + self.running.len()
     }
 }
 
