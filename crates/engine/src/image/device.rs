@@ -35,7 +35,8 @@ const LOCKED: &str = "another program holds a lock on it, as a QEMU does whose g
 /// A block device that is ours alone.
 #[derive(Debug)]
 pub(super) struct Device {
-    bytes: u64,
+    /// Bytes of the device.
+    pub(super) bytes: u64,
     /// Whether making what it held unreadable has begun.
     wiped: bool,
     /// The image's first bytes, kept back until all others are durable.
@@ -86,11 +87,6 @@ impl Device {
             return Err(refusal(ErrorKind::TargetExists, path, what));
         }
         Ok(Some((device, Self { bytes, wiped: false, magic: NO_MAGIC })))
-    }
-
-    /// Bytes of the device.
-    pub(super) fn bytes(&self) -> u64 {
-        self.bytes
     }
 
     /// Checks that an image of `bytes` has room, and makes what the device held unreadable.
@@ -186,15 +182,11 @@ fn other_names(device: BorrowedFd<'_>) -> Vec<PathBuf> {
     let Ok(status) = rustix::fs::fstat(device) else { return Vec::new() };
     let number = format!("{}:{}", rustix::fs::major(status.st_rdev), rustix::fs::minor(status.st_rdev));
     let Ok(own) = fs::canonicalize(Path::new("/sys/dev/block").join(number)) else { return Vec::new() };
-    let is_partition = |directory: &PathBuf| directory.join("partition").exists();
-    let mut directories = vec![own.clone()];
-    if is_partition(&own) {
-        directories.extend(own.parent().map(Path::to_owned));
-    } else {
-        let entries = fs::read_dir(&own).into_iter().flatten().flatten();
-        directories.extend(entries.map(|entry| entry.path()).filter(is_partition));
-    }
-    directories.iter().flat_map(|directory| [node(directory), backing_file(directory)]).flatten().collect()
+    let entries = fs::read_dir(&own).into_iter().flatten().flatten().map(|entry| entry.path());
+    let partitions = entries.filter(|directory| directory.join("partition").exists());
+    // A partition's directory is in that of its device.
+    let directories = own.ancestors().take(2).map(Path::to_owned).chain(partitions);
+    directories.flat_map(|directory| [node(&directory), backing_file(&directory)]).flatten().collect()
 }
 
 /// The node of the device that a directory of sysfs is about.

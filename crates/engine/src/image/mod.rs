@@ -53,14 +53,10 @@ pub fn direct_alignment(file: BorrowedFd<'_>) -> Option<Alignment> {
     Some(Alignment { memory: 4096, offset: 4096 })
 }
 
-/// Refuses direct I/O on `file` unless it moves single pages: an image's pages are wherever they are.
+/// Refuses direct I/O that does not move single pages: an image's pages are wherever they are.
 ///
 /// # Errors
 /// `HostUnsupported`
-pub(crate) fn require_direct(file: BorrowedFd<'_>) -> Result<()> {
-    check_alignment(direct_alignment(file))
-}
-
 fn check_alignment(found: Option<Alignment>) -> Result<()> {
     let Alignment { memory, offset } = found.ok_or_else(no_direct)?;
     let unit = u64::from(memory.max(offset));
@@ -105,7 +101,7 @@ fn opened_anew(file: BorrowedFd<'_>, direct: bool) -> Result<File> {
     if direct {
         // Not by open(2): a FUSE server is told what is opened how, and may then use direct I/O itself and fail.
         Blocking.set_direct(opened.as_fd(), true).map_err(direct_refused)?;
-        require_direct(opened.as_fd())?;
+        check_alignment(direct_alignment(opened.as_fd()))?;
     }
     Ok(opened)
 }

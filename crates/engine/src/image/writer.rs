@@ -4,17 +4,16 @@
 //! Where it goes, a new file or a block device, decides how it begins, how it is published and how it is given up; all
 //! between is the same. All calls go through the I/O engine, so that the simulated engine's faults reach every step.
 
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::io::retry_on_intr;
+use rustix::io::{Errno, retry_on_intr};
 
 use super::device::Device;
 use super::new_file::NewFile;
 use super::opened::Opened;
-use super::{direct_refused, require_direct};
+use super::{check_alignment, direct_alignment, direct_refused};
 use crate::io::Io;
 use crate::{Error, ErrorKind, Result};
 
@@ -92,7 +91,7 @@ impl ImageWriter {
         };
         let image = Self { file, direct, life: Mutex::new(Life { target, phase: Phase::Writing }) };
         if direct {
-            require_direct(image.fd()).map_err(|error| error.at_path(path))?;
+            check_alignment(direct_alignment(image.fd())).map_err(|error| error.at_path(path))?;
         }
         Ok(image)
     }
@@ -120,7 +119,7 @@ impl ImageWriter {
     pub fn device_bytes(&self) -> Option<u64> {
         match &self.life().target {
             Target::NewFile(_) => None,
-            Target::Device(device) => Some(device.bytes()),
+            Target::Device(device) => Some(device.bytes),
         }
     }
 
@@ -136,7 +135,9 @@ impl ImageWriter {
         match &mut life.target {
             Target::NewFile(_) => {
                 let message = format!("setting the image's length to {bytes} bytes failed");
-                self.file.call(&message, |io, file| io.set_length(file, bytes)).map_err(too_long)
+                // ftruncate says EINVAL for a length that no file can have.
+                let too_long = |cause| if cause == Errno::INVAL { Errno::FBIG } else { cause };
+                self.file.call(&message, |io, file| io.set_length(file, bytes).map_err(too_long))
             }
             Target::Device(device) => device.reserve(&self.file, bytes),
         }
@@ -267,13 +268,5 @@ impl Drop for ImageWriter {
     fn drop(&mut self) {
         // There is nobody to tell; a partial file that stays is replaced by the next save.
         let _ = self.discard();
-    }
-}
-
-/// ftruncate says EINVAL for a length that no file can have.
-fn too_long(error: Error) -> Error {
-    match error.cause.as_ref().and_then(io::Error::raw_os_error) {
-        Some(libc::EINVAL) => error.with_kind(ErrorKind::NoSpace),
-        _ => error,
     }
 }

@@ -1,17 +1,19 @@
 //! The few calls that an image file's life needs, besides the transfers.
 
 use std::ffi::OsStr;
+use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, SeekFrom, Stat};
 use rustix::io::{Errno, Result};
+use rustix::ioctl::{Getter, Opcode, Setter, ioctl};
 
 /// `_IO(0x12, 119)` of include/uapi/linux/fs.h.
-const BLKDISCARD: libc::Ioctl = 0x1277;
+const BLKDISCARD: Opcode = 0x1277;
 /// `_IO(0x12, 94)` of the same file.
-const BLKROGET: libc::Ioctl = 0x125e;
+const BLKROGET: Opcode = 0x125e;
 
 /// What the life of an image file asks of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,12 +83,12 @@ pub trait Files {
 
     /// Whether a device takes no writes, though it may have been opened for them.
     fn is_read_only(&self, file: BorrowedFd<'_>) -> Result<bool> {
-        let mut answer: libc::c_int = 0;
-        // SAFETY: BLKROGET writes an int, which `answer` is.
-        let outcome = unsafe { libc::ioctl(file.as_raw_fd(), BLKROGET, &raw mut answer) };
-        match outcome {
-            0 => Ok(answer != 0),
-            _ => Some(last_errno()).filter(|errno| *errno != Errno::NOTTY).map_or(Ok(false), Err),
+        // SAFETY: BLKROGET writes an int.
+        let question = unsafe { Getter::<BLKROGET, libc::c_int>::new() };
+        // SAFETY: as above.
+        match unsafe { ioctl(file, question) } {
+            Err(Errno::NOTTY) => Ok(false),
+            answer => Ok(answer? != 0),
         }
     }
 
@@ -98,7 +100,7 @@ pub trait Files {
         // SAFETY: F_OFD_GETLK reads and writes a struct flock, which `lock` is.
         let outcome = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) };
         if outcome < 0 {
-            return Err(last_errno());
+            return Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO));
         }
         Ok(i32::from(lock.l_type) != libc::F_UNLCK)
     }
@@ -117,8 +119,9 @@ pub trait Files {
     fn discard(&self, file: BorrowedFd<'_>, bytes: Range<u64>) -> Result<()> {
         let range = [bytes.start, bytes.end.saturating_sub(bytes.start)];
         // SAFETY: BLKDISCARD reads two u64, offset and length, which `range` is.
-        let outcome = unsafe { libc::ioctl(file.as_raw_fd(), BLKDISCARD, &raw const range) };
-        if outcome < 0 { Err(last_errno()) } else { Ok(()) }
+        let order = unsafe { Setter::<BLKDISCARD, _>::new(range) };
+        // SAFETY: as above.
+        unsafe { ioctl(file, order) }
     }
 
     /// Locks the file for this open file alone; EWOULDBLOCK if another one holds the lock.
@@ -173,8 +176,4 @@ pub trait Files {
     fn sync_directory(&self, directory: BorrowedFd<'_>) -> Result<()> {
         rustix::fs::fsync(directory)
     }
-}
-
-fn last_errno() -> Errno {
-    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
