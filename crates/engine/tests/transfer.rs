@@ -338,9 +338,10 @@ fn memory_that_was_cut_is_not_restored() {
     let guest = Guest::new(&[MIB]);
     let memory = guest.memory();
     guest.files[0].set_len(MIB / 2).unwrap();
-    let reader = reader(&image, at_start(MIB), vec![PageBitmap::new(MIB / 4096)]);
+    let bitmaps = || vec![PageBitmap::new(MIB / 4096)];
+    let reader = reader(&image, at_start(MIB), bitmaps());
     let restored = restore(&reader, &memory, &io::Blocking, how(1, CHUNK_BYTES)).map(drop);
-    let cleared = transfer::clear(&memory, reader.bitmaps(), 1, &Control::default()).map(drop);
+    let cleared = transfer::clear(&memory, &bitmaps(), 1, &Control::default()).map(drop);
     for outcome in [restored, cleared] {
         let error = outcome.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Io, "{error}");

@@ -16,7 +16,8 @@ pub struct ImageReader {
     pub(crate) path: PathBuf,
     /// Where each block's pages are.
     pub(crate) areas: PageAreas,
-    bitmaps: Vec<PageBitmap>,
+    /// Which pages the image holds, for each block.
+    pub(crate) bitmaps: Vec<PageBitmap>,
 }
 
 impl ImageReader {
@@ -45,11 +46,5 @@ impl ImageReader {
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
-    }
-
-    /// Which pages the image holds, for each block.
-    #[must_use]
-    pub fn bitmaps(&self) -> &[PageBitmap] {
-        &self.bitmaps
     }
 }

@@ -101,7 +101,7 @@ impl Compare<'_> {
 
     /// The runs of the chunk's pages whose bits are `set`.
     fn runs(&self, chunk: &Chunk, set: bool) -> impl Iterator<Item = PageRun> {
-        let bitmap = &self.job.image.bitmaps()[chunk.block];
+        let bitmap = &self.job.image.bitmaps[chunk.block];
         chunk.extents.iter().flat_map(move |extent| bitmap.runs(PageRun::of(extent.bytes()), set))
     }
 }

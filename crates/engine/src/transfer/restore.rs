@@ -48,7 +48,7 @@ impl RestoreJob<'_> {
         let chunk_bytes = self.plan.chunk_bytes;
         let to_clear = clear::plan(self.memory, chunk_bytes)?;
         let (cells_to_clear, chunks) = (ChunkQueue::new(&to_clear), ChunkQueue::new(self.plan));
-        let clearing = Clear::new(self.memory, self.image.bitmaps(), control);
+        let clearing = Clear::new(self.memory, &self.image.bitmaps, control);
         let data_bytes = self.plan.data_bytes();
         control.start(data_bytes);
         let slots = self.options.slots(data_bytes, chunk_bytes);
@@ -93,7 +93,7 @@ unsafe impl Stage for Fill<'_> {
 
     fn start(&self, chunk: &Chunk, buffer: *mut u8, requests: &mut Vec<Request>) -> Result<Vec<Piece>> {
         let mut copied = Vec::new();
-        for part in writable(self.job.memory, self.job.image.bitmaps(), chunk, true) {
+        for part in writable(self.job.memory, &self.job.image.bitmaps, chunk, true) {
             let pages = PageRun::of(part.bytes());
             match self.direct_address(chunk.block, pages)? {
                 Some(address) => {
