@@ -14,8 +14,8 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::opened::Opened;
-use super::refusal;
 use super::writer::Unpublished;
+use super::{kind, refusal};
 use crate::io::Io;
 use crate::{Error, ErrorKind, PAGE, PAGE_BYTES, Result};
 
@@ -49,7 +49,7 @@ impl Device {
         let failing = |action: &str| format!("{action} {} failed", path.display());
         let failed = |action: &str, cause| Error::os(failing(action), cause).at_path(path);
         match retry_on_intr(|| io.status_of(path)) {
-            Ok(status) if status.kind == FileType::BlockDevice => {}
+            Ok(status) if kind(status) == FileType::BlockDevice => {}
             // Whoever creates a file there says what is wrong with the path.
             Ok(_) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::ACCESS | Errno::NAMETOOLONG) => {
                 return Ok(None);
@@ -64,7 +64,7 @@ impl Device {
         })?;
         let device = Opened { io: Arc::clone(io), path: path.to_owned(), file };
         let examining = failing("examining");
-        if device.call(&examining, |io, file| io.status(file))?.kind != FileType::BlockDevice {
+        if kind(device.call(&examining, |io, file| io.status(file))?) != FileType::BlockDevice {
             return Err(failed("opening", Errno::NODEV));
         }
         if device.call(&examining, |io, file| io.is_read_only(file))? {

@@ -12,7 +12,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, OFlags, StatxFlags};
+use rustix::fs::{AtFlags, FileType, OFlags, Stat, StatxFlags};
 use rustix::io::Errno;
 
 use crate::io::{Blocking, Files};
@@ -79,6 +79,11 @@ fn direct_refused(cause: Errno) -> Error {
         Errno::INVAL => no_direct(),
         _ => Error::os("switching direct I/O on or off failed", cause),
     }
+}
+
+/// Regular file, directory, block device, ...
+fn kind(status: Stat) -> FileType {
+    FileType::from_raw_mode(status.st_mode)
 }
 
 /// The error about what `path` is or leads to, which `what` says.

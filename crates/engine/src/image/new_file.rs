@@ -6,13 +6,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::FileType;
+use rustix::fs::{FileType, Stat};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::device::{require_no_devices, require_unlocked};
-use super::refusal;
 use super::writer::Unpublished;
-use crate::io::{Io, Status};
+use super::{kind, refusal};
+use crate::io::Io;
 use crate::{Error, ErrorKind, Result};
 
 /// What is appended to the name of an image that is being written.
@@ -83,13 +83,15 @@ impl NewFile {
 
     /// Refuses a final name that publishing could not take, or that another program has locked.
     fn check_final(&self) -> Result<()> {
-        let what = match self.status_of(&self.name)? {
+        let what = match self.status_of(&self.name)?.map(kind) {
             None => return Ok(()),
-            Some(status) if !matches!(status.kind, FileType::RegularFile | FileType::Symlink) => {
-                "is no regular file, and is not replaced"
+            Some(FileType::RegularFile | FileType::Symlink) if self.force => {
+                return require_unlocked(self.io.as_ref(), &self.path);
             }
-            Some(_) if self.force => return require_unlocked(self.io.as_ref(), &self.path),
-            Some(_) => "exists already, and replacing it was not asked for",
+            Some(FileType::RegularFile | FileType::Symlink) => {
+                "exists already, and replacing it was not asked for"
+            }
+            Some(_) => "is no regular file, and is not replaced",
         };
         Err(refusal(ErrorKind::TargetExists, &self.path, what))
     }
@@ -123,13 +125,13 @@ impl NewFile {
             Err(Errno::WOULDBLOCK) => return Ok(None),
             outcome => outcome.map_err(|cause| self.failed("locking", cause))?,
         }
-        let opened = self.call("examining", || self.io.status(file))?.identity;
+        let opened = identity(self.call("examining", || self.io.status(file))?);
         Ok(self.identity_of(&self.partial)?.filter(|named| *named == opened))
     }
 
     /// Removes the file that we have just created but could not lock, unless the name leads to another one by now.
     fn remove_unclaimed(&self, file: BorrowedFd<'_>) {
-        let created = self.call("examining", || self.io.status(file)).ok().map(|status| status.identity);
+        let created = self.call("examining", || self.io.status(file)).ok().map(identity);
         if created.is_some() && created == self.identity_of(&self.partial).ok().flatten() {
             // If it stays, it is an unlocked leftover, which the next save replaces.
             let _ = self.remove_partial();
@@ -138,7 +140,7 @@ impl NewFile {
 
     /// Removes a partial file that nobody is writing.
     fn remove_leftover(&self) -> Result<()> {
-        if self.status_of(&self.partial)?.is_some_and(|found| found.kind != FileType::RegularFile) {
+        if self.status_of(&self.partial)?.is_some_and(|found| kind(found) != FileType::RegularFile) {
             let what = "is not a regular file; remove it first";
             return Err(refusal(ErrorKind::TargetExists, &self.partial_path, what));
         }
@@ -198,7 +200,7 @@ impl NewFile {
                 Ok(Some(found)) => Some(found) == self.identity,
                 _ => true,
             },
-            Errno::NOENT => !self.io.status(file).is_ok_and(|status| status.is_unlinked),
+            Errno::NOENT => !self.io.status(file).is_ok_and(|status| status.st_nlink == 0),
             // Not allowed, or no room.
             Errno::ACCESS | Errno::PERM | Errno::ROFS | Errno::NOSPC | Errno::DQUOT | Errno::MLINK => false,
             // Something else is there, or in use.
@@ -237,14 +239,12 @@ impl NewFile {
 
     /// Makes the final name durable.
     pub(super) fn sync_directory(&self) -> Result<()> {
+        let message =
+            "syncing the directory of the finished image failed: its name might be lost in a power failure";
         match retry_on_intr(|| self.io.sync_directory(self.directory.as_fd())) {
             // A file system that cannot sync directories; there is no other way to ask it.
             Err(Errno::INVAL) => Ok(()),
-            outcome => outcome.map_err(|cause| {
-                let message = "syncing the directory of the finished image failed: its name might be lost in a \
-                               power failure";
-                Error::os(message, cause).at_path(&self.path)
-            }),
+            outcome => outcome.map_err(|cause| Error::os(message, cause).at_path(&self.path)),
         }
     }
 
@@ -256,7 +256,7 @@ impl NewFile {
         let outcome = self.remove_partial();
         // The file stays open, and its space in use, for as long as its owner keeps it, or for ever where nothing can be
         // removed. Not if it has another name: somebody gave it that.
-        if outcome.is_err() || self.io.status(file).is_ok_and(|status| status.is_unlinked) {
+        if outcome.is_err() || self.io.status(file).is_ok_and(|status| status.st_nlink == 0) {
             let _ = retry_on_intr(|| self.io.set_length(file, 0));
         }
         outcome
@@ -264,16 +264,15 @@ impl NewFile {
 
     /// Which file has the name `name`, if any.
     fn identity_of(&self, name: &OsStr) -> Result<Option<Identity>> {
-        Ok(self.status_of(name)?.map(|status| status.identity))
+        Ok(self.status_of(name)?.map(identity))
     }
 
     /// The status of what has the name `name`, if anything has.
-    fn status_of(&self, name: &OsStr) -> Result<Option<Status>> {
-        match retry_on_intr(|| self.io.status_at(self.directory.as_fd(), name)) {
-            Ok(status) => Ok(Some(status)),
+    fn status_of(&self, name: &OsStr) -> Result<Option<Stat>> {
+        self.call("examining", || match self.io.status_at(self.directory.as_fd(), name) {
             Err(Errno::NOENT) => Ok(None),
-            Err(cause) => Err(self.failed("examining", cause)),
-        }
+            found => found.map(Some),
+        })
     }
 
     /// Makes a call that concerns the partial file, again after a signal.
@@ -285,4 +284,8 @@ impl NewFile {
         Error::os(format!("{action} {} failed", self.partial_path.display()), cause)
             .at_path(&self.partial_path)
     }
+}
+
+fn identity(status: Stat) -> Identity {
+    (status.st_dev, status.st_ino)
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::FileType;
 
+use super::kind;
 use crate::PAGE_BYTES;
 
 /// Requests that are cut shorter than this cost more than a copy that keeps them whole.
@@ -31,7 +32,7 @@ pub fn takes_small_segments(file: BorrowedFd<'_>) -> bool {
 /// own (btrfs, NFS, overlayfs).
 fn limits_of(file: BorrowedFd<'_>) -> Option<PathBuf> {
     let status = rustix::fs::fstat(file).ok()?;
-    let is_device = FileType::from_raw_mode(status.st_mode) == FileType::BlockDevice;
+    let is_device = kind(status) == FileType::BlockDevice;
     let device = if is_device { status.st_rdev } else { status.st_dev };
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
     let directory = Path::new("/sys/dev/block").join(format!("{major}:{minor}"));

@@ -1,10 +1,8 @@
 use super::*;
-use crate::io::{
-    Blocking, Completion, Direction, FaultCounts, Faults, Files, Io, Queue, Request, Simulated, Status,
-};
+use crate::io::{Blocking, Completion, Direction, FaultCounts, Faults, Files, Io, Queue, Request, Simulated};
 use crate::pool::Pool;
 use crate::{Error, ErrorKind, Result};
-use rustix::fs::FileType;
+use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 use std::ffi::OsStr;
 use std::fs;
@@ -434,6 +432,11 @@ impl Files for NoLinks {
     }
 }
 
+fn of_device(mut status: Stat) -> Stat {
+    status.st_mode = FileType::BlockDevice.as_raw_mode();
+    status
+}
+
 /// A file that passes for a device.
 #[derive(Debug)]
 struct FailingDevice {
@@ -442,12 +445,12 @@ struct FailingDevice {
 }
 
 impl Files for FailingDevice {
-    fn status(&self, file: BorrowedFd<'_>) -> rustix::io::Result<Status> {
-        Ok(Status { kind: FileType::BlockDevice, ..Blocking.status(file)? })
+    fn status(&self, file: BorrowedFd<'_>) -> rustix::io::Result<Stat> {
+        Blocking.status(file).map(of_device)
     }
 
-    fn status_of(&self, path: &Path) -> rustix::io::Result<Status> {
-        Ok(Status { kind: FileType::BlockDevice, ..Blocking.status_of(path)? })
+    fn status_of(&self, path: &Path) -> rustix::io::Result<Stat> {
+        Blocking.status_of(path).map(of_device)
     }
 
     fn sync_data(&self, file: BorrowedFd<'_>) -> rustix::io::Result<()> {

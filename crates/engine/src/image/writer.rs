@@ -53,11 +53,9 @@ enum Phase {
     /// Syncing or publishing failed once. The kernel may have dropped what it could not write, so no later success can be
     /// believed.
     Lost,
-    /// It is what a reader finds under the path.
+    /// It is what a reader finds under the path. Or perhaps is: publishing it failed, and nobody knows whether it worked all
+    /// the same, or on a device it could not be undone, so that a reader finds the whole image or what was there without it.
     Published,
-    /// Publishing it failed, and nobody knows whether it worked all the same, or on a device it could not be undone: a
-    /// reader finds the whole image or what was there without it.
-    PerhapsPublished,
     /// Nothing is left of it that a reader could take for an image.
     Discarded,
 }
@@ -204,9 +202,8 @@ impl ImageWriter {
             Target::Device(device) => device.publish(&self.file),
         };
         life.phase = match &outcome {
-            Ok(()) => Phase::Published,
-            Err(failure) if failure.perhaps_published => Phase::PerhapsPublished,
-            Err(_) => Phase::Lost,
+            Err(failure) if !failure.perhaps_published => Phase::Lost,
+            _ => Phase::Published,
         };
         outcome.map_err(|failure| failure.error)?;
         match &life.target {
@@ -223,7 +220,7 @@ impl ImageWriter {
     /// The errno of a call; the partial file is still there then, but empty if that was possible.
     pub fn discard(&self) -> Result<()> {
         let mut life = self.life();
-        if matches!(life.phase, Phase::Published | Phase::PerhapsPublished | Phase::Discarded) {
+        if matches!(life.phase, Phase::Published | Phase::Discarded) {
             return Ok(());
         }
         match &life.target {
@@ -237,7 +234,7 @@ impl ImageWriter {
     /// Whether a reader finds the image under its path, or may find it: so it can be though publishing has failed.
     #[must_use]
     pub fn is_published(&self) -> bool {
-        matches!(self.life().phase, Phase::Published | Phase::PerhapsPublished)
+        self.life().phase == Phase::Published
     }
 
     fn life(&self) -> MutexGuard<'_, Life> {

@@ -6,7 +6,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use super::{Completion, Direction, Files, Io, Queue, Request, check_depth, would_block};
+use super::{Completion, Direction, Files, Io, Queue, Request, check_depth};
 use crate::error::Panicked;
 use crate::pool::Pool;
 
@@ -100,7 +100,7 @@ impl ThreadQueue {
 impl Queue for ThreadQueue {
     unsafe fn push(&mut self, request: Request) -> io::Result<()> {
         if self.in_flight == self.depth {
-            return Err(would_block());
+            return Err(io::ErrorKind::WouldBlock.into());
         }
         self.requests.send(Handed(request)).map_err(|_| threads_gone())?;
         self.in_flight += 1;

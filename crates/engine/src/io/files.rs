@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, SeekFrom, Stat};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, RenameFlags, SeekFrom, Stat};
 use rustix::io::{Errno, Result};
 use rustix::ioctl::{Getter, Opcode, Setter, ioctl};
 
@@ -14,27 +14,6 @@ use rustix::ioctl::{Getter, Opcode, Setter, ioctl};
 const BLKDISCARD: Opcode = 0x1277;
 /// `_IO(0x12, 94)` of the same file.
 const BLKROGET: Opcode = 0x125e;
-
-/// What the life of an image file asks of a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Status {
-    /// Which file it is: the device it is on, and its number there.
-    pub identity: (u64, u64),
-    /// Whether its last name was removed.
-    pub is_unlinked: bool,
-    /// Regular file, directory, symbolic link, ...
-    pub kind: FileType,
-}
-
-impl From<Stat> for Status {
-    fn from(stat: Stat) -> Self {
-        Self {
-            identity: (stat.st_dev, stat.st_ino),
-            is_unlinked: stat.st_nlink == 0,
-            kind: FileType::from_raw_mode(stat.st_mode),
-        }
-    }
-}
 
 /// System calls on an image file and its directory, one method for each.
 ///
@@ -61,18 +40,18 @@ pub trait Files {
     }
 
     /// The status of an open file.
-    fn status(&self, file: BorrowedFd<'_>) -> Result<Status> {
-        rustix::fs::fstat(file).map(Status::from)
+    fn status(&self, file: BorrowedFd<'_>) -> Result<Stat> {
+        rustix::fs::fstat(file)
     }
 
     /// The status of what has the name `name`; a link's own.
-    fn status_at(&self, directory: BorrowedFd<'_>, name: &OsStr) -> Result<Status> {
-        rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).map(Status::from)
+    fn status_at(&self, directory: BorrowedFd<'_>, name: &OsStr) -> Result<Stat> {
+        rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)
     }
 
     /// The status of what `path` leads to.
-    fn status_of(&self, path: &Path) -> Result<Status> {
-        rustix::fs::stat(path).map(Status::from)
+    fn status_of(&self, path: &Path) -> Result<Stat> {
+        rustix::fs::stat(path)
     }
 
     /// Opens a device that nobody else has for himself; EBUSY if it is mounted, say.

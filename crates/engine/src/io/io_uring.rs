@@ -8,7 +8,7 @@ use io_uring::{EnterFlags, IoUring as Ring, opcode, squeue, types};
 use rustix::process::Resource;
 use rustix::thread::CapabilitySet;
 
-use super::{Completion, Direction, Files, Io, Queue, Request, check_depth, retry_no_memory, would_block};
+use super::{Completion, Direction, Files, Io, Queue, Request, check_depth, retry_no_memory};
 use crate::pool::Pool;
 
 /// Pushed bytes from which on they are submitted at once, so that the disk does not idle until the next wait;
@@ -87,12 +87,12 @@ struct RingQueue<'pool> {
 impl Queue for RingQueue<'_> {
     unsafe fn push(&mut self, request: Request) -> io::Result<()> {
         if self.in_flight == self.depth {
-            return Err(would_block());
+            return Err(io::ErrorKind::WouldBlock.into());
         }
         let entry = self.entry(&request);
         // SAFETY: the caller keeps the buffer and the file as they are until the completion or until this queue was
         // dropped, and dropping it waits.
-        unsafe { self.ring.submission().push(&entry) }.map_err(|_| would_block())?;
+        unsafe { self.ring.submission().push(&entry) }.map_err(|_| io::ErrorKind::WouldBlock)?;
         self.in_flight += 1;
         self.unsubmitted_bytes += u64::from(request.length);
         if self.unsubmitted_bytes >= EAGER_BYTES {
@@ -144,9 +144,7 @@ impl RingQueue<'_> {
             // `push` has vouched for, and no argument structure is passed.
             let entered = unsafe { self.ring.submitter().enter::<libc::sigset_t>(pushed, want, flags, None) };
             let Err(cause) = entered else {
-                if submit {
-                    self.unsubmitted_bytes = 0;
-                }
+                self.unsubmitted_bytes = 0;
                 return Ok(());
             };
             match cause.raw_os_error() {

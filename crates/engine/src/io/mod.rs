@@ -24,7 +24,7 @@ use std::thread;
 use std::time::Duration;
 
 pub use blocking::Blocking;
-pub use files::{Files, Status};
+pub use files::Files;
 pub use io_uring::IoUring;
 #[cfg(any(test, feature = "simulation"))]
 pub use simulated::{FaultCounts, Faults, Simulated};
@@ -221,11 +221,6 @@ fn check_depth(depth: u32) -> io::Result<()> {
     }
     let message = format!("a queue depth of {depth} is not within 1 to {MAX_QUEUE_DEPTH}");
     Err(io::Error::new(io::ErrorKind::InvalidInput, message))
-}
-
-/// The answer of a full queue.
-fn would_block() -> io::Error {
-    io::ErrorKind::WouldBlock.into()
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use tokio_uring::Runtime;
 use tokio_uring::buf::{IoBuf, IoBufMut};
 use tokio_uring::fs::File;
 
-use super::{Completion, Direction, Files, Io, Queue, Request, check_depth, retry_no_memory, would_block};
+use super::{Completion, Direction, Files, Io, Queue, Request, check_depth, retry_no_memory};
 use crate::pool::Pool;
 
 /// io_uring through the `tokio-uring` runtime.
@@ -72,7 +72,7 @@ struct RuntimeQueue {
 impl Queue for RuntimeQueue {
     unsafe fn push(&mut self, request: Request) -> io::Result<()> {
         if self.pushed.len() + self.running.len() == self.depth {
-            return Err(would_block());
+            return Err(io::ErrorKind::WouldBlock.into());
         }
         let file = self.file(request.fd)?;
         self.pushed.push((request, file));

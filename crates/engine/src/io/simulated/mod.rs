@@ -18,12 +18,12 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::FileType;
+use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 
 use self::journal::Journal;
 use super::blocking::transfer;
-use super::{Completion, Direction, Files, Io, Queue, Request, Status, check_depth, would_block};
+use super::{Completion, Direction, Files, Io, Queue, Request, check_depth};
 use crate::pool::Pool;
 
 /// What direct I/O moves on any disk that is not stranger than most.
@@ -109,7 +109,7 @@ impl Simulated {
             let path = entry?.path();
             let status = Real.status_of(&path)?;
             let name = path.file_name().unwrap_or_default().to_owned();
-            journal.was_there(name, status.identity, fs::read(path)?);
+            journal.was_there(name, identity(status), fs::read(path)?);
         }
         Ok(Self::with(seed, faults, Some(Mutex::new(journal)), device.map(OsString::from)))
     }
@@ -187,7 +187,7 @@ struct Held {
 impl Queue for FaultyQueue {
     unsafe fn push(&mut self, request: Request) -> io::Result<()> {
         if self.held.len() == self.depth {
-            return Err(would_block());
+            return Err(io::ErrorKind::WouldBlock.into());
         }
         let delayed = self.shared.injecting() && self.random.chance(self.shared.faults.delayed);
         if delayed {
@@ -326,7 +326,7 @@ impl Shared {
     /// Writes down what happened to an open file.
     fn on(&self, file: BorrowedFd<'_>, event: impl FnOnce(&mut Journal, (u64, u64))) {
         if let Ok(status) = Real.status(file) {
-            self.record(|journal| event(journal, status.identity));
+            self.record(|journal| event(journal, identity(status)));
         }
     }
 
@@ -338,7 +338,7 @@ impl Shared {
         event: impl FnOnce(&mut Journal, (u64, u64)),
     ) {
         if let Ok(status) = Real.status_at(directory, name) {
-            self.record(|journal| event(journal, status.identity));
+            self.record(|journal| event(journal, identity(status)));
         }
     }
 
@@ -430,25 +430,18 @@ impl Files for Simulated {
         self.shared.call(USUAL, || Real.open_existing(directory, name))
     }
 
-    fn status(&self, file: BorrowedFd<'_>) -> rustix::io::Result<Status> {
-        let kind = |status: Status| match &self.shared.device {
-            Some(_) => Status { kind: FileType::BlockDevice, ..status },
-            None => status,
-        };
-        self.shared.call(USUAL, || Real.status(file).map(kind))
+    fn status(&self, file: BorrowedFd<'_>) -> rustix::io::Result<Stat> {
+        let is_device = self.shared.device.is_some();
+        self.shared.call(USUAL, || Real.status(file).map(|status| passing_for(is_device, status)))
     }
 
-    fn status_at(&self, directory: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<Status> {
+    fn status_at(&self, directory: BorrowedFd<'_>, name: &OsStr) -> rustix::io::Result<Stat> {
         self.shared.call(USUAL, || Real.status_at(directory, name))
     }
 
-    fn status_of(&self, path: &Path) -> rustix::io::Result<Status> {
+    fn status_of(&self, path: &Path) -> rustix::io::Result<Stat> {
         let is_device = self.shared.device.is_some() && self.shared.device.as_deref() == path.file_name();
-        let kind = |status: Status| match is_device {
-            true => Status { kind: FileType::BlockDevice, ..status },
-            false => status,
-        };
-        self.shared.call(USUAL, || Real.status_of(path).map(kind))
+        self.shared.call(USUAL, || Real.status_of(path).map(|status| passing_for(is_device, status)))
     }
 
     fn open_device(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
@@ -562,7 +555,7 @@ impl Files for Simulated {
             let status = Real.status_at(directory, name);
             Real.unlink(directory, name)?;
             if let Ok(status) = status {
-                self.shared.record(|journal| journal.unname(name, status.identity));
+                self.shared.record(|journal| journal.unname(name, identity(status)));
             }
             Ok(())
         })
@@ -584,6 +577,18 @@ impl Simulated {
             journal.unname(from, identity);
         });
     }
+}
+
+fn identity(status: Stat) -> (u64, u64) {
+    (status.st_dev, status.st_ino)
+}
+
+/// `status`, or that of a block device.
+fn passing_for(is_device: bool, mut status: Stat) -> Stat {
+    if is_device {
+        status.st_mode = FileType::BlockDevice.as_raw_mode();
+    }
+    status
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
