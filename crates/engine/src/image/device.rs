@@ -10,7 +10,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags, major, minor};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::opened::Opened;
@@ -74,9 +74,8 @@ impl Device {
             return Err(in_use(path, LOCKED));
         }
         // A lock is on the node that was opened, which need not be ours, and on a part of the device, or all of it.
-        if let Some(other) =
-            other_names(device.file.as_fd()).iter().find(|other| holds_lock(io.as_ref(), other))
-        {
+        let mut others = other_names(device.file.as_fd()).into_iter();
+        if let Some(other) = others.find(|other| holds_lock(io.as_ref(), other)) {
             return Err(in_use(path, &format!("it shares its bytes with {}, and {LOCKED}", other.display())));
         }
         let bytes = device.call(&examining, |io, file| io.length(file))?;
@@ -104,9 +103,8 @@ impl Device {
             self.wipe(device)?;
             // What it held under the image's holes is harmless, so a device that cannot discard need not. The pages that
             // were overwritten are left out: what is read where something was discarded may be anything, the old magic too.
-            let _ = retry_on_intr(|| {
-                device.io.discard(device.file.as_fd(), RECORD_BYTES..self.bytes - RECORD_BYTES)
-            });
+            let between = RECORD_BYTES..self.bytes - RECORD_BYTES;
+            let _ = retry_on_intr(|| device.io.discard(device.file.as_fd(), between.clone()));
         }
         Ok(())
     }
@@ -125,10 +123,8 @@ impl Device {
             // The magic may be there or not, and has to go before anybody is told that there is no image.
             let perhaps_published = write_magic(device, NO_MAGIC).is_err();
             if perhaps_published {
-                let path = device.path.display();
-                error.message += &format!(
-                    "; {path} may hold the whole image, for its first bytes could not be erased again"
-                );
+                let why = "for its first bytes could not be erased again";
+                error.message += &format!("; {} may hold the whole image, {why}", device.path.display());
             }
             Unpublished { error, perhaps_published }
         })
@@ -180,7 +176,7 @@ fn holds_lock(io: &dyn Io, path: &Path) -> bool {
 /// partitions (of one partition, the whole one's and its own), and the file behind a loop device.
 fn other_names(device: BorrowedFd<'_>) -> Vec<PathBuf> {
     let Ok(status) = rustix::fs::fstat(device) else { return Vec::new() };
-    let number = format!("{}:{}", rustix::fs::major(status.st_rdev), rustix::fs::minor(status.st_rdev));
+    let number = format!("{}:{}", major(status.st_rdev), minor(status.st_rdev));
     let Ok(own) = fs::canonicalize(Path::new("/sys/dev/block").join(number)) else { return Vec::new() };
     let entries = fs::read_dir(&own).into_iter().flatten().flatten().map(|entry| entry.path());
     let partitions = entries.filter(|directory| directory.join("partition").exists());
@@ -204,7 +200,7 @@ fn backing_file(directory: &Path) -> Option<PathBuf> {
 /// takes the host's memory.
 pub(super) fn require_no_devices(directory: BorrowedFd<'_>, path: &Path) -> Result<()> {
     let Ok(status) = rustix::fs::fstat(directory) else { return Ok(()) };
-    let device = format!("{}:{}", rustix::fs::major(status.st_dev), rustix::fs::minor(status.st_dev));
+    let device = format!("{}:{}", major(status.st_dev), minor(status.st_dev));
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     if !mounts.lines().any(|line| is_device_directory(line, &device)) {
         return Ok(());

@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 
 use rustix::fs::{AtFlags, FileType, OFlags, Stat, StatxFlags};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 
 use crate::io::{Blocking, Files};
 use crate::{Error, ErrorKind, PAGE_BYTES, Result};
@@ -53,10 +53,14 @@ pub fn direct_alignment(file: BorrowedFd<'_>) -> Option<Alignment> {
     Some(Alignment { memory: 4096, offset: 4096 })
 }
 
-/// Refuses direct I/O that does not move single pages: an image's pages are wherever they are.
+/// Refuses direct I/O on `file`, which errors call `path`, unless it moves single pages: an image's pages are wherever they are.
 ///
 /// # Errors
 /// `HostUnsupported`
+fn require_direct(file: BorrowedFd<'_>, path: &Path) -> Result<()> {
+    check_alignment(direct_alignment(file)).map_err(|error| error.at_path(path))
+}
+
 fn check_alignment(found: Option<Alignment>) -> Result<()> {
     let Alignment { memory, offset } = found.ok_or_else(no_direct)?;
     let unit = u64::from(memory.max(offset));
@@ -73,12 +77,13 @@ fn no_direct() -> Error {
     Error::new(ErrorKind::HostUnsupported, message)
 }
 
-/// The errno of switching direct I/O on or off.
-fn direct_refused(cause: Errno) -> Error {
-    match cause {
+/// Switches direct I/O on `file`, which errors call `path`, on or off.
+fn set_direct(io: &dyn Files, file: BorrowedFd<'_>, path: &Path, direct: bool) -> Result<()> {
+    let refused = |cause| match cause {
         Errno::INVAL => no_direct(),
         _ => Error::os("switching direct I/O on or off failed", cause),
-    }
+    };
+    retry_on_intr(|| io.set_direct(file, direct)).map_err(|cause| refused(cause).at_path(path))
 }
 
 /// Regular file, directory, block device, ...
@@ -97,16 +102,12 @@ fn refusal(kind: ErrorKind, path: &Path, what: &str) -> Error {
 /// # Errors
 /// `HostUnsupported` without direct I/O on pages, or the errno of a call.
 pub fn reopen(file: BorrowedFd<'_>, path: &Path, direct: bool) -> Result<File> {
-    opened_anew(file, direct).map_err(|error| error.at_path(path))
-}
-
-fn opened_anew(file: BorrowedFd<'_>, direct: bool) -> Result<File> {
     let opened = File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
-        .map_err(|cause| Error::os("opening the image anew failed", cause))?;
+        .map_err(|cause| Error::os("opening the image anew failed", cause).at_path(path))?;
     if direct {
         // Not by open(2): a FUSE server is told what is opened how, and may then use direct I/O itself and fail.
-        Blocking.set_direct(opened.as_fd(), true).map_err(direct_refused)?;
-        check_alignment(direct_alignment(opened.as_fd()))?;
+        set_direct(&Blocking, opened.as_fd(), path, true)?;
+        require_direct(opened.as_fd(), path)?;
     }
     Ok(opened)
 }

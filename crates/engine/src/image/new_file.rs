@@ -85,13 +85,11 @@ impl NewFile {
     fn check_final(&self) -> Result<()> {
         let what = match self.status_of(&self.name)?.map(kind) {
             None => return Ok(()),
-            Some(FileType::RegularFile | FileType::Symlink) if self.force => {
-                return require_unlocked(self.io.as_ref(), &self.path);
+            Some(kind) if !matches!(kind, FileType::RegularFile | FileType::Symlink) => {
+                "is no regular file, and is not replaced"
             }
-            Some(FileType::RegularFile | FileType::Symlink) => {
-                "exists already, and replacing it was not asked for"
-            }
-            Some(_) => "is no regular file, and is not replaced",
+            Some(_) if self.force => return require_unlocked(self.io.as_ref(), &self.path),
+            Some(_) => "exists already, and replacing it was not asked for",
         };
         Err(refusal(ErrorKind::TargetExists, &self.path, what))
     }
@@ -104,9 +102,9 @@ impl NewFile {
         for _ in 0..ATTEMPTS_MAX {
             match retry_on_intr(|| self.io.create(self.directory.as_fd(), &self.partial)) {
                 Ok(file) => {
-                    let claimed =
+                    let ours =
                         self.claim(file.as_fd()).inspect_err(|_| self.remove_unclaimed(file.as_fd()))?;
-                    if let Some(identity) = claimed {
+                    if let Some(identity) = ours {
                         return Ok((file, identity));
                     }
                 }
@@ -205,13 +203,10 @@ impl NewFile {
             Errno::ACCESS | Errno::PERM | Errno::ROFS | Errno::NOSPC | Errno::DQUOT | Errno::MLINK => false,
             // Something else is there, or in use.
             Errno::ISDIR | Errno::NOTDIR | Errno::NOTEMPTY | Errno::BUSY | Errno::TXTBSY => false,
-            // Not possible with such names, or on such a file system.
-            Errno::NAMETOOLONG
-            | Errno::LOOP
-            | Errno::INVAL
-            | Errno::NOSYS
-            | Errno::OPNOTSUPP
-            | Errno::XDEV => false,
+            // Not with such a name.
+            Errno::NAMETOOLONG | Errno::LOOP => false,
+            // Not on such a file system.
+            Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::XDEV => false,
             _ => true,
         };
         if perhaps_published {

@@ -3,7 +3,7 @@
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::FileType;
+use rustix::fs::{FileType, major, minor};
 
 use super::kind;
 use crate::PAGE_BYTES;
@@ -34,8 +34,7 @@ fn limits_of(file: BorrowedFd<'_>) -> Option<PathBuf> {
     let status = rustix::fs::fstat(file).ok()?;
     let is_device = kind(status) == FileType::BlockDevice;
     let device = if is_device { status.st_rdev } else { status.st_dev };
-    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-    let directory = Path::new("/sys/dev/block").join(format!("{major}:{minor}"));
+    let directory = Path::new("/sys/dev/block").join(format!("{}:{}", major(device), minor(device)));
     // A partition has the limits of its disk.
     [directory.join("queue"), directory.join("../queue")].into_iter().find(|limits| limits.exists())
 }

@@ -38,8 +38,7 @@ impl ImageReader {
         if !bitmaps.iter().map(PageBitmap::pages).eq(pages) {
             return Err(Error::new(ErrorKind::Usage, "the page bitmaps are not those of the RAM blocks"));
         }
-        let file = reopen(file, path, direct)?;
-        Ok(Self { file, path: path.to_owned(), areas, bitmaps })
+        Ok(Self { file: reopen(file, path, direct)?, path: path.to_owned(), areas, bitmaps })
     }
 
     /// The open file.

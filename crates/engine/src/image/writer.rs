@@ -8,12 +8,12 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::io::{Errno, retry_on_intr};
+use rustix::io::Errno;
 
 use super::device::Device;
 use super::new_file::NewFile;
 use super::opened::Opened;
-use super::{check_alignment, direct_alignment, direct_refused};
+use super::{require_direct, set_direct};
 use crate::io::Io;
 use crate::{Error, ErrorKind, Result};
 
@@ -89,7 +89,7 @@ impl ImageWriter {
         };
         let image = Self { file, direct, life: Mutex::new(Life { target, phase: Phase::Writing }) };
         if direct {
-            check_alignment(direct_alignment(image.fd())).map_err(|error| error.at_path(path))?;
+            require_direct(image.fd(), path)?;
         }
         Ok(image)
     }
@@ -147,7 +147,9 @@ impl ImageWriter {
     /// `Usage` out of turn; `HostUnsupported` if the file system refuses direct I/O.
     pub fn begin_transfer(&self) -> Result<()> {
         let mut life = self.life_in("transfer to", &[Phase::Writing, Phase::Synced])?;
-        self.set_direct(true)?;
+        if self.direct {
+            set_direct(self.file.io.as_ref(), self.fd(), self.path(), true)?;
+        }
         life.phase = Phase::Transferring;
         Ok(())
     }
@@ -158,7 +160,9 @@ impl ImageWriter {
     /// `Usage` out of turn, or the errno of fcntl(2).
     pub fn end_transfer(&self) -> Result<()> {
         let mut life = self.life_in("end a transfer to", &[Phase::Transferring])?;
-        self.set_direct(false)?;
+        if self.direct {
+            set_direct(self.file.io.as_ref(), self.fd(), self.path(), false)?;
+        }
         life.phase = Phase::Writing;
         Ok(())
     }
@@ -248,16 +252,7 @@ impl ImageWriter {
             return Ok(life);
         }
         let message = format!("cannot {action} an image that is in the state {:?}", life.phase);
-        Err(Error::new(ErrorKind::Usage, message).at_path(&self.file.path))
-    }
-
-    /// Turns direct I/O on or off, if the transfers are to use it.
-    fn set_direct(&self, direct: bool) -> Result<()> {
-        if !self.direct {
-            return Ok(());
-        }
-        retry_on_intr(|| self.file.io.set_direct(self.fd(), direct))
-            .map_err(|cause| direct_refused(cause).at_path(&self.file.path))
+        Err(Error::new(ErrorKind::Usage, message).at_path(self.path()))
     }
 }
 

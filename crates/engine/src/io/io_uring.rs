@@ -50,13 +50,9 @@ fn set_up(depth: u32) -> io::Result<Ring> {
     cooperative.setup_clamp().setup_submit_all().setup_coop_taskrun();
     let mut plain = Ring::builder();
     plain.setup_clamp();
-    let mut outcome = deferred.build(depth);
-    for older in [cooperative, plain] {
-        if outcome.as_ref().is_err_and(|cause| cause.raw_os_error() == Some(libc::EINVAL)) {
-            outcome = older.build(depth);
-        }
-    }
-    outcome
+    let errno = |ring: &io::Result<Ring>| ring.as_ref().err().and_then(io::Error::raw_os_error);
+    let mut newer = [deferred, cooperative].into_iter().map(|ring| ring.build(depth));
+    newer.find(|ring| errno(ring) != Some(libc::EINVAL)).unwrap_or_else(|| plain.build(depth))
 }
 
 /// Registers the pool, so that the kernel pins its pages once instead of for each request. The kernel takes up to 1 GiB as one
