@@ -9,18 +9,19 @@
  */
 export declare const __napiBindingTarget: 'native' | 'wasm32-wasi' | 'wasm32-wasip1'
 
-/** RAM blocks, opened for reading or for writing. */
+/** The RAM blocks of a guest or of a program, opened for reading or for writing. */
 export declare class GuestMemory {
-  /** No memory yet: `open_process` or `open_named` finds it. */
-  constructor()
-  /** Opens the memory of the guest whose VMM is process `pid`. */
-  openProcess(pid: number, blocks: Array<BlockAddress>, writable: boolean): Promise<HostOutcome>
+  /** Opens the memory of the guest whose virtual machine monitor is process `pid`. */
+  static ofProcess(pid: number, blocks: Array<BlockAddress>, writable: boolean): Promise<GuestMemory>
   /** Opens memory that the caller names itself. Descriptors must stay open until this has ended. */
-  openNamed(blocks: Array<NamedMemory>, writable: boolean): Promise<HostOutcome>
+  static ofNamed(blocks: readonly NamedMemory[], writable: boolean): Promise<GuestMemory>
   /** The regions, block by block; none once it is closed. */
   regions(): Array<RegionInfo>
-  /** Finds the extents that may hold data, without allocating anything in the guest. */
-  scan(): Promise<ScanOutcome>
+  /**
+   * For each block the extents that may hold data, three numbers each: offset in the block, length, source. Nothing is
+   * allocated in the guest.
+   */
+  scan(): Promise<Array<Float64Array>>
   /**
    * Gives the files and the process up once no job needs them any more: memory of a guest that has ended would
    * stay allocated until JavaScript happens to collect this handle.
@@ -30,13 +31,15 @@ export declare class GuestMemory {
 
 /** An image that is being written: a partial file until it is published, gone if it is discarded; or a block device. */
 export declare class ImageFile {
-  /** No file yet: `create` makes one. */
-  constructor()
   /**
    * Creates the partial file beside `path` and locks it, or opens the block device at `path`. `direct` asks for
    * direct I/O while pages are written.
    */
-  create(path: string, force: boolean, direct: boolean, engineName: string): Promise<CreateOutcome>
+  static create(path: string, force: boolean, direct: boolean, engineName: string): Promise<ImageFile>
+  /** What direct I/O needs there. */
+  get alignment(): DirectAlignment
+  /** Bytes of the block device that it goes to; absent for a file. */
+  get deviceBytes(): number | undefined
   /** A job that makes the buffers for a save of about `data_bytes`, so that it need not once the guest stands still. */
   prepare(dataBytes: number, how: TransferOptions): Job
   /** A job that writes the planned pages and resolves with the bitmaps of the whole memory. */
@@ -53,42 +56,57 @@ export declare class ImageFile {
 
 /** A job that starts when `run` is called. */
 export declare class Job {
-  /** Runs the job on a thread of its own; a second call resolves with a failure. */
-  run(): Promise<JobOutcome>
+  /** Whether it mostly waits for storage, and not for memory. */
+  readonly needsStorage: boolean
+  /** Runs the job on a thread of its own. Only once. */
+  run(): Promise<JobResult>
   /** How far the job is; cheap enough to poll. */
   progress(): JobProgress
-  /** Asks the job to stop: requests in flight are waited for, then it resolves with `E_CANCELLED`. */
+  /** Asks the job to stop: requests in flight are waited for, then it fails with `E_CANCELLED`. */
   cancel(): void
 }
 
-/** A process that stays known whatever becomes of its number. */
+/** A process that stays known whatever becomes of its number; asking for its end takes no descriptor. */
 export declare class ProcessHandle {
-  /** The process that has the number `pid` now. */
+  /** The process that has the number `pid` now. Fails with `E_GUEST_GONE`, or `E_HOST_UNSUPPORTED` without a descriptor. */
   static open(pid: number): ProcessHandle
-  /** Keeps other jobs of mapram's from the process until this is closed. */
+  /** The same; absent for 0, as the kernel calls those of other pid namespaces, or if it cannot be held. */
+  static tryOpen(pid: number): ProcessHandle | undefined
+  /**
+   * Keeps every other job of mapram's on this host from the process, until this is closed. Fails with `E_TARGET_BUSY` if one
+   * is at work on it.
+   */
   lock(): void
-  /** Whether it has ended; false once the handle is closed, for then nothing is known. */
+  /**
+   * Whether it has ended, which one has that nobody has waited for yet; false once the handle is closed, for then nothing is
+   * known.
+   */
   hasEnded(): boolean
+  /** Waits for its end, at most that long, and says whether it has ended. */
+  endsWithin(timeoutMs: number): Promise<boolean>
   /** Closes the descriptor. */
   close(): void
 }
 
 /** A connected Unix stream socket that can pass file descriptors. */
 export declare class UnixConnection {
-  /** Connects to the socket at `path`. */
+  /** Connects to the socket at `path`, or to the abstract name behind a NUL. */
   static connect(path: string): UnixConnection
   /** The descriptor for `new net.Socket({ fd })`, which owns it from then on. Can be taken once. */
   takeFd(): number
-  /** The process that called listen() on the other end: a hint only, as it may have handed the socket on. */
+  /**
+   * The process that called listen() on the other end: a hint only, as it may have handed the socket on. 0 if it is in none of
+   * our pid namespaces.
+   */
   peerPid(): number
   /** Sends a whole line along with descriptors, at once or not at all. Nothing else may be queued on the socket. */
-  sendWithFds(line: Uint8Array, fds: Array<number>): void
+  sendWithFds(line: Uint8Array, fds: readonly number[]): void
   /** Closes the duplicate that sends descriptors; the taken one is not touched. */
   close(): void
 }
 
-/** The engine that `auto` stands for on this host, for so many chunks in flight on each of so many threads. */
-export declare function autoEngine(queueDepth: number, threads: number): Promise<HostOutcome>
+/** The engine that `auto` stands for on this host. */
+export declare function autoEngine(load: EngineLoad): Promise<string>
 
 /** Where a RAM block is in the guest process. */
 export interface BlockAddress {
@@ -100,6 +118,9 @@ export interface BlockAddress {
   length: number
 }
 
+/** Fails unless the host's pages are of 4 KiB: mapram does not work with others. */
+export declare function checkPageSize(): void
+
 /** A job that makes every page with a clear bit read zero, on so many threads. */
 export declare function clear(memory: GuestMemory, bitmaps: Array<Uint8Array>, threads: number): Job
 
@@ -108,18 +129,6 @@ export declare function compare(image: ImageSource, memory: GuestMemory, engineN
 
 /** A new anonymous file in memory; the caller closes the descriptor. */
 export declare function createMemfd(name: string): number
-
-/** How an image was begun. */
-export interface CreateOutcome {
-  /** Whether it was. */
-  ok: boolean
-  /** Why not. */
-  error?: NativeError
-  /** Bytes of the block device that it goes to; absent for a file. */
-  deviceBytes?: number
-  /** What direct I/O needs there. */
-  direct?: DirectAlignment
-}
 
 /** A page of guest memory that is not what the image says. */
 export interface Difference {
@@ -139,31 +148,22 @@ export interface DirectAlignment {
   offset: number
 }
 
+/** How much an engine will have to do; its rings and threads are tried with as many. */
+export interface EngineLoad {
+  /** Chunks in flight on each thread. */
+  queueDepth: number
+  /** Threads. */
+  threads: number
+}
+
 /** The I/O engines that can be chosen by name. */
 export declare function engineNames(): Array<string>
 
 /**
- * Bytes that an ordinary user could still write to the file system of `directory`, absent if it does not say. With `settle` the file system is
- * synced first, for some give the space of removed files back late.
+ * Bytes that an ordinary user could still write to the file system of `directory`; without end where it does not say. With
+ * `settle` the file system shall first finish what it put off, as XFS does when it frees removed files.
  */
-export declare function freeBytes(directory: string, settle: boolean): Promise<HostOutcome>
-
-/** What a question to the host or its file systems was answered. Which field is given depends on the question. */
-export interface HostOutcome {
-  /** Whether there is an answer. */
-  ok: boolean
-  /** Why not. */
-  error?: NativeError
-  /** A descriptor, which the caller closes. */
-  fd?: number
-  /** A count of bytes. */
-  bytes?: number
-  /** The name of an I/O engine. */
-  engine?: string
-}
-
-/** Why mapram does not work on this host at all, or null if nothing is known to be in the way. */
-export declare function hostProblem(): NativeError | null
+export declare function freeBytes(directory: string, settle?: boolean | undefined | null): Promise<number>
 
 /** An image whose structure was checked. */
 export interface ImageSource {
@@ -177,24 +177,6 @@ export interface ImageSource {
   areas: Array<PageArea>
   /** Each block's page bitmap. */
   bitmaps: Array<Uint8Array>
-}
-
-/** How a job ended. Which counts are given depends on the job. */
-export interface JobOutcome {
-  /** Whether it did what it was asked. */
-  ok: boolean
-  /** Why not. */
-  error?: NativeError
-  /** For a save: each block's page bitmap as the image stores it. */
-  bitmaps?: Array<Uint8Array>
-  /** For a save: bytes of pages that are not zero. */
-  dataBytes?: number
-  /** Bytes of the image's page areas that were written or read; for a measurement, that a save would write. */
-  transferredBytes?: number
-  /** For a save or a restore: bytes of pages that went through a buffer of ours. */
-  copiedBytes?: number
-  /** For a comparison: a page that differs, if there is one. */
-  difference?: Difference
 }
 
 /** How far a job is. */
@@ -213,11 +195,25 @@ export interface JobProgress {
   writingMs?: number
 }
 
+/** What a finished job counted; nothing where it does not count that. */
+export interface JobResult {
+  /** For a save: each block's page bitmap as the image stores it. */
+  bitmaps: Array<Uint8Array>
+  /** For a save: bytes of pages that are not zero. */
+  dataBytes: number
+  /** Bytes of the image's page areas that were written or read; for a measurement, that a save would write. */
+  transferredBytes: number
+  /** For a save or a restore: bytes of pages that went through a buffer of ours. */
+  copiedBytes: number
+  /** For a comparison: a page that differs, if there is one. */
+  difference?: Difference
+}
+
 /** Longest run of zero pages between data that a save writes along with its neighbours. */
 export declare function joinedZeroPages(): number
 
 /** Bytes in the file or block device that `fd` leads to. */
-export declare function lengthInBytes(fd: number): Promise<HostOutcome>
+export declare function lengthInBytes(fd: number): Promise<number>
 
 /** A job that reads what is planned and counts the bytes that a save would write; nothing is written. */
 export declare function measure(memory: GuestMemory, plan: TransferPlan, how: TransferOptions): Job
@@ -230,36 +226,22 @@ export interface MetadataPart {
   bytes: Uint8Array
 }
 
-/** Memory that the caller names itself: a file (by path or by fd) or a range of a process. */
+/** Memory that a program names itself: a file (by path or by descriptor), or a range of a process. */
 export interface NamedMemory {
-  /** Name, for messages. */
+  /** Name of the RAM block. */
   name: string
-  /** Bytes. */
+  /** Bytes in the block. */
   length: number
-  /** Path of the file. */
-  file?: string
-  /** Or its descriptor, which stays the caller's. */
-  fd?: number
-  /** First byte within the file; 0 by default. */
-  offset?: number
-  /** Or the process. */
-  pid?: number
-  /** And the address within it. */
-  address?: number
-}
-
-/** Why a job or a call failed. */
-export interface NativeError {
-  /** Stable code, `E_...`. */
-  code: string
-  /** One sentence, without the cause. */
-  message: string
-  /** The file concerned. */
-  path?: string
-  /** Byte offset in that file. */
-  offset?: number
-  /** The operating system's reason. */
-  cause?: string
+  /** Path of the file that holds it. */
+  file?: string | undefined
+  /** Or a descriptor of that file; it stays the caller's, and must stay open until the job has settled. */
+  fd?: number | undefined
+  /** First byte within the file; default 0. */
+  offset?: number | undefined
+  /** Or the process that holds it. */
+  pid?: number | undefined
+  /** And the address within that process. */
+  address?: number | undefined
 }
 
 /** Where a block's pages are in the image, in bytes. */
@@ -270,11 +252,8 @@ export interface PageArea {
   length: number
 }
 
-/**
- * Fails with the reason if the engine does not work on this host with so many chunks in flight on each of so many
- * threads.
- */
-export declare function probeEngine(name: string, queueDepth: number, threads: number): Promise<HostOutcome>
+/** Fails with the reason if the engine does not work on this host. */
+export declare function probeEngine(name: string, load: EngineLoad): Promise<void>
 
 /** A part of a RAM block with memory of one kind. */
 export interface RegionInfo {
@@ -295,26 +274,16 @@ export interface RegionInfo {
 }
 
 /**
- * Opens anew, for reading, the file or block device that `fd` leads to, optionally for direct I/O. `path` is its name
- * for messages.
+ * Opens anew, for reading, the file or block device that `fd` leads to, optionally for direct I/O; the caller closes the
+ * descriptor. `path` is its name for messages.
  */
-export declare function reopenForReading(fd: number, path: string, direct: boolean): Promise<HostOutcome>
+export declare function reopenForReading(fd: number, path: string, direct: boolean): Promise<number>
 
 /** A job that asks whether the memory files that lie on a tmpfs or hugetlbfs can take the pages that the bitmaps mark. */
 export declare function requireRoom(memory: GuestMemory, bitmaps: Array<Uint8Array>): Job
 
 /** A job that makes every page with a clear bit read zero and then puts the image's pages in place. */
 export declare function restore(image: ImageSource, memory: GuestMemory, plan: TransferPlan, engineName: string, how: TransferOptions): Job
-
-/** The extents that a scan found. */
-export interface ScanOutcome {
-  /** Whether the scan succeeded. */
-  ok: boolean
-  /** Why not. */
-  error?: NativeError
-  /** For each block, groups of three numbers: offset within the block, length, source. */
-  extents?: Array<Float64Array>
-}
 
 /** How a transfer runs. */
 export interface TransferOptions {

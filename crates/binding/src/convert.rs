@@ -1,11 +1,12 @@
 //! Numbers and plans between JavaScript and the engine.
 
+use mapram_engine::bitmap::PageBitmap;
 use mapram_engine::image::{self, PageAreas};
 use mapram_engine::io::{self, Io};
 use mapram_engine::memory::{Copying, Extent};
 use mapram_engine::transfer::{BlockPlan, Options};
-use mapram_engine::{Error, ErrorKind, Result};
-use napi::bindgen_prelude::Float64Array;
+use mapram_engine::{Error, ErrorKind, PAGE_BYTES, Result};
+use napi::bindgen_prelude::{Float64Array, Uint8Array};
 use napi_derive::napi;
 use std::sync::Arc;
 
@@ -13,6 +14,21 @@ use std::sync::Arc;
 const MAX_SAFE_INTEGER: f64 = 9_007_199_254_740_991.0;
 /// Numbers in one extent: offset, length, source.
 const EXTENT_NUMBERS: usize = 3;
+
+/// How much an engine will have to do; its rings and threads are tried with as many.
+#[napi(object)]
+pub struct EngineLoad {
+    /// Chunks in flight on each thread.
+    pub queue_depth: u32,
+    /// Threads.
+    pub threads: u32,
+}
+
+impl EngineLoad {
+    pub(crate) fn options(&self) -> Options {
+        Options { queue_depth: self.queue_depth, threads: thread_count(self.threads) }
+    }
+}
 
 /// How a transfer runs.
 #[napi(object)]
@@ -26,6 +42,25 @@ pub struct TransferOptions {
     pub chunk_bytes: f64,
     /// Whether pages go through buffers of ours: `auto`, `always` or `never`.
     pub copy: String,
+}
+
+impl TransferOptions {
+    pub(crate) fn options(&self) -> Options {
+        Options { queue_depth: self.queue_depth, threads: thread_count(self.threads) }
+    }
+
+    pub(crate) fn chunk_bytes(&self) -> Result<u64> {
+        integer(self.chunk_bytes, "chunkBytes")
+    }
+
+    pub(crate) fn copying(&self) -> Result<Copying> {
+        match self.copy.as_str() {
+            "auto" => Ok(Copying::Auto),
+            "always" => Ok(Copying::Always),
+            "never" => Ok(Copying::Never),
+            other => Err(usage(format!("copy is {other}, not auto, always or never"))),
+        }
+    }
 }
 
 /// Where a block's pages are in the image, in bytes.
@@ -47,10 +82,15 @@ pub struct TransferPlan {
     pub splits: Vec<Float64Array>,
 }
 
+/// The error for what a caller may not ask for.
+pub(crate) fn usage(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Usage, message)
+}
+
 /// A JavaScript number as a byte count or an index.
 pub(crate) fn integer(value: f64, what: &str) -> Result<u64> {
     if !(0.0..=MAX_SAFE_INTEGER).contains(&value) || value.fract() != 0.0 {
-        return Err(Error::new(ErrorKind::Usage, format!("{what} is {value}, not a whole number of bytes")));
+        return Err(usage(format!("{what} is {value}, not a whole number of bytes")));
     }
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked just above")]
     Ok(value as u64)
@@ -62,17 +102,13 @@ pub(crate) fn number(value: u64) -> f64 {
     value as f64
 }
 
-pub(crate) fn options(from: &TransferOptions) -> Options {
-    Options { queue_depth: from.queue_depth, threads: usize::try_from(from.threads).unwrap_or(usize::MAX) }
+/// The index of a block as a JavaScript number.
+pub(crate) fn index(value: usize) -> u32 {
+    u32::try_from(value).unwrap_or(u32::MAX)
 }
 
-pub(crate) fn copying(from: &TransferOptions) -> Result<Copying> {
-    match from.copy.as_str() {
-        "auto" => Ok(Copying::Auto),
-        "always" => Ok(Copying::Always),
-        "never" => Ok(Copying::Never),
-        other => Err(Error::new(ErrorKind::Usage, format!("copy is {other}, not auto, always or never"))),
-    }
+pub(crate) fn thread_count(value: u32) -> usize {
+    usize::try_from(value).unwrap_or(usize::MAX)
 }
 
 pub(crate) fn page_areas(from: &[PageArea]) -> Result<PageAreas> {
@@ -85,9 +121,27 @@ pub(crate) fn page_areas(from: &[PageArea]) -> Result<PageAreas> {
     PageAreas::new(from.iter().map(area).collect::<Result<_>>()?)
 }
 
+/// A bitmap that is too short would silently mean zero pages, so its length has to be right.
+pub(crate) fn page_bitmaps(
+    bitmaps: &[Uint8Array],
+    lengths: impl IntoIterator<Item = u64>,
+) -> Result<Vec<PageBitmap>> {
+    let bitmap = |(bytes, length): (&Uint8Array, u64)| {
+        let pages = length / PAGE_BYTES;
+        if bytes.len() as u64 != pages.div_ceil(64) * 8 {
+            return Err(usage(format!(
+                "a page bitmap of {} bytes is not that of {pages} pages",
+                bytes.len()
+            )));
+        }
+        Ok(PageBitmap::from_bytes(bytes, pages))
+    };
+    bitmaps.iter().zip(lengths).map(bitmap).collect()
+}
+
 pub(crate) fn blocks(from: &TransferPlan) -> Result<Vec<BlockPlan>> {
     if from.extents.len() != from.splits.len() {
-        return Err(Error::new(ErrorKind::Usage, "a plan has extents and splits for each block"));
+        return Err(usage("a plan has extents and splits for each block"));
     }
     let block = |(extents, splits): (&Float64Array, &Float64Array)| {
         let splits = splits.iter().map(|split| integer(*split, "split")).collect::<Result<_>>()?;
@@ -99,7 +153,7 @@ pub(crate) fn blocks(from: &TransferPlan) -> Result<Vec<BlockPlan>> {
 fn extents(numbers: &[f64]) -> Result<Vec<Extent>> {
     let (groups, rest) = numbers.as_chunks::<EXTENT_NUMBERS>();
     if !rest.is_empty() {
-        return Err(Error::new(ErrorKind::Usage, "a block's extents are not groups of three numbers"));
+        return Err(usage("a block's extents are not groups of three numbers"));
     }
     let extent = |&[offset, length, source]: &[f64; EXTENT_NUMBERS]| {
         Ok(Extent {
@@ -113,6 +167,5 @@ fn extents(numbers: &[f64]) -> Result<Vec<Extent>> {
 
 /// The engine that goes by `name`.
 pub(crate) fn engine(name: &str) -> Result<Arc<dyn Io>> {
-    io::by_name(name)
-        .ok_or_else(|| Error::new(ErrorKind::Usage, format!("there is no I/O engine named {name}")))
+    io::by_name(name).ok_or_else(|| usage(format!("there is no I/O engine named {name}")))
 }

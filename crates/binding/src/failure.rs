@@ -1,65 +1,34 @@
 //! Engine errors as JavaScript sees them.
 
-use std::error::Error as _;
+use mapram_engine::{Error, Result};
+use napi::Env;
+use napi::bindgen_prelude::{Either, JsObjectValue, JsValue, Undefined};
 
-use mapram_engine::Error;
-use napi::bindgen_prelude::{JsObjectValue, JsValue, ToNapiValue};
-use napi::{Env, Status};
-use napi_derive::napi;
+use crate::convert::number;
 
-/// Why a job or a call failed.
-#[napi(object)]
-#[derive(Debug, Clone)]
-pub struct NativeError {
-    /// Stable code, `E_...`.
-    pub code: String,
-    /// One sentence, without the cause.
-    pub message: String,
-    /// The file concerned.
-    pub path: Option<String>,
-    /// Byte offset in that file.
-    pub offset: Option<i64>,
-    /// The operating system's reason.
-    pub cause: Option<String>,
+/// What a function throws, or a promise is rejected with: a JavaScript `Error` whose `code` is the stable one (`E_...`), and that
+/// has the `path` of the file concerned, the `offset` in it and the operating system's reason as its `cause`, if they are known.
+pub(crate) fn thrown(env: &Env, error: &Error) -> napi::Error {
+    javascript_error(env, error).unwrap_or_else(|failure| failure)
 }
 
-impl From<Error> for NativeError {
-    fn from(error: Error) -> Self {
-        Self {
-            code: error.kind.to_string(),
-            message: error.message.clone(),
-            path: error.path.as_ref().map(|path| path.to_string_lossy().into_owned()),
-            offset: error.offset.and_then(|offset| i64::try_from(offset).ok()),
-            cause: error.source().map(ToString::to_string),
-        }
-    }
+fn javascript_error(env: &Env, error: &Error) -> napi::Result<napi::Error> {
+    let path = error.path.as_ref().map(|path| path.to_string_lossy().into_owned());
+    let cause = error.cause.as_ref().map(ToString::to_string);
+    let mut object = env.create_error(napi::Error::from_reason(error.message.clone()))?;
+    object.set_named_property("code", error.kind.to_string())?;
+    object.set_named_property("path", or_undefined(path))?;
+    object.set_named_property("offset", or_undefined(error.offset.map(number)))?;
+    object.set_named_property("cause", or_undefined(cause))?;
+    Ok(napi::Error::from(object.to_unknown()))
 }
 
-impl NativeError {
-    /// The error to throw from a synchronous function: a JavaScript `Error` with the same properties.
-    pub(crate) fn throwable(self, env: &Env) -> napi::Error {
-        self.object(env).unwrap_or_else(|error| error)
-    }
-
-    fn object(self, env: &Env) -> napi::Result<napi::Error> {
-        let mut object = env.create_error(napi::Error::new(Status::GenericFailure, self.message))?;
-        object.set_named_property("code", self.code)?;
-        set_if_some(&mut object, "path", self.path)?;
-        set_if_some(&mut object, "offset", self.offset)?;
-        set_if_some(&mut object, "cause", self.cause)?;
-        Ok(napi::Error::from(object.to_unknown()))
-    }
-}
-
-fn set_if_some<T: ToNapiValue>(
-    object: &mut napi::bindgen_prelude::Object<'_>,
-    name: &str,
-    value: Option<T>,
-) -> napi::Result<()> {
-    value.map_or(Ok(()), |value| object.set_named_property(name, value))
+/// Where it is absent, JavaScript would otherwise get null.
+pub(crate) fn or_undefined<T>(value: Option<T>) -> Either<T, Undefined> {
+    value.map_or(Either::B(()), Either::A)
 }
 
 /// Turns an engine result into one that a synchronous function can return.
-pub(crate) fn or_throw<T>(env: &Env, result: mapram_engine::Result<T>) -> napi::Result<T> {
-    result.map_err(|error| NativeError::from(error).throwable(env))
+pub(crate) fn or_throw<T>(env: &Env, result: Result<T>) -> napi::Result<T> {
+    result.map_err(|error| thrown(env, &error))
 }

@@ -2,23 +2,25 @@
 
 use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 use mapram_engine::Result;
 use mapram_engine::image;
 use mapram_engine::io;
 use mapram_engine::memory::Pidfd;
-use mapram_engine::transfer::{JOINED_ZERO_PAGES, Options};
+use mapram_engine::transfer::JOINED_ZERO_PAGES;
 use mapram_host::descriptor;
 use mapram_host::files;
 use mapram_host::guest_lock;
 use mapram_host::unix_connection;
 use napi::Env;
-use napi::bindgen_prelude::{Object, Uint8Array};
+use napi::bindgen_prelude::{Either, Object, Uint8Array, Undefined};
 use napi_derive::napi;
 
-use crate::convert::number;
-use crate::failure::{NativeError, or_throw};
-use crate::job::{Outcome, promise};
+use crate::convert::{EngineLoad, number};
+use crate::failure::{or_throw, or_undefined};
+use crate::job::promise;
 
 /// A connected Unix stream socket that can pass file descriptors.
 #[napi]
@@ -28,8 +30,8 @@ pub struct UnixConnection {
 
 #[napi]
 impl UnixConnection {
-    /// Connects to the socket at `path`.
-    #[napi(factory, catch_unwind)]
+    /// Connects to the socket at `path`, or to the abstract name behind a NUL.
+    #[napi(catch_unwind)]
     pub fn connect(env: &Env, path: String) -> napi::Result<Self> {
         let connected = unix_connection::UnixConnection::connect(Path::new(&path));
         or_throw(env, connected).map(|connection| Self { connection })
@@ -41,14 +43,15 @@ impl UnixConnection {
         or_throw(env, self.connection.take_fd()).map(IntoRawFd::into_raw_fd)
     }
 
-    /// The process that called listen() on the other end: a hint only, as it may have handed the socket on.
+    /// The process that called listen() on the other end: a hint only, as it may have handed the socket on. 0 if it is in none of
+    /// our pid namespaces.
     #[napi(catch_unwind)]
     pub fn peer_pid(&self, env: &Env) -> napi::Result<i32> {
         or_throw(env, self.connection.peer_pid())
     }
 
     /// Sends a whole line along with descriptors, at once or not at all. Nothing else may be queued on the socket.
-    #[napi(catch_unwind)]
+    #[napi(ts_args_type = "line: Uint8Array, fds: readonly number[]", catch_unwind)]
     pub fn send_with_fds(&self, env: &Env, line: Uint8Array, fds: Vec<i32>) -> napi::Result<()> {
         let sent = fds.into_iter().map(descriptor::duplicate).collect::<Result<Vec<_>>>().and_then(|fds| {
             let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
@@ -64,33 +67,49 @@ impl UnixConnection {
     }
 }
 
-/// A process that stays known whatever becomes of its number.
+/// A process that stays known whatever becomes of its number; asking for its end takes no descriptor.
 #[napi]
 pub struct ProcessHandle {
     pid: i32,
-    process: Option<Pidfd>,
+    process: Option<Arc<Pidfd>>,
     lock: Option<OwnedFd>,
 }
 
 #[napi]
 impl ProcessHandle {
-    /// The process that has the number `pid` now.
-    #[napi(factory, catch_unwind)]
+    /// The process that has the number `pid` now. Fails with `E_GUEST_GONE`, or `E_HOST_UNSUPPORTED` without a descriptor.
+    #[napi(catch_unwind)]
     pub fn open(env: &Env, pid: i32) -> napi::Result<Self> {
-        or_throw(env, Pidfd::open(pid)).map(|process| Self { pid, process: Some(process), lock: None })
+        or_throw(env, Self::of(pid))
     }
 
-    /// Keeps other jobs of mapram's from the process until this is closed.
+    /// The same; absent for 0, as the kernel calls those of other pid namespaces, or if it cannot be held.
+    #[napi(catch_unwind)]
+    pub fn try_open(pid: i32) -> Either<ProcessHandle, Undefined> {
+        or_undefined(Self::of(pid).ok())
+    }
+
+    /// Keeps every other job of mapram's on this host from the process, until this is closed. Fails with `E_TARGET_BUSY` if one
+    /// is at work on it.
     #[napi(catch_unwind)]
     pub fn lock(&mut self, env: &Env) -> napi::Result<()> {
         self.lock = Some(or_throw(env, guest_lock::lock(self.pid))?);
         Ok(())
     }
 
-    /// Whether it has ended; false once the handle is closed, for then nothing is known.
+    /// Whether it has ended, which one has that nobody has waited for yet; false once the handle is closed, for then nothing is
+    /// known.
     #[napi(catch_unwind)]
     pub fn has_ended(&self) -> bool {
-        self.process.as_ref().is_some_and(Pidfd::has_ended)
+        self.process.as_ref().is_some_and(|process| process.has_ended())
+    }
+
+    /// Waits for its end, at most that long, and says whether it has ended.
+    #[napi(ts_return_type = "Promise<boolean>", catch_unwind)]
+    pub fn ends_within<'env>(&self, env: &'env Env, timeout_ms: u32) -> napi::Result<Object<'env>> {
+        let process = self.process.clone();
+        let timeout = Duration::from_millis(timeout_ms.into());
+        promise(env, move || Ok(process.is_some_and(|process| process.ends_within(timeout))))
     }
 
     /// Closes the descriptor.
@@ -101,45 +120,21 @@ impl ProcessHandle {
     }
 }
 
+impl ProcessHandle {
+    fn of(pid: i32) -> Result<Self> {
+        Ok(Self { pid, process: Some(Arc::new(Pidfd::open(pid)?)), lock: None })
+    }
+}
+
 /// A new anonymous file in memory; the caller closes the descriptor.
 #[napi(catch_unwind)]
 pub fn create_memfd(env: &Env, name: String) -> napi::Result<i32> {
     or_throw(env, files::create_memfd(&name)).map(IntoRawFd::into_raw_fd)
 }
 
-/// What a question to the host or its file systems was answered. Which field is given depends on the question.
-#[napi(object)]
-#[derive(Default)]
-pub struct HostOutcome {
-    /// Whether there is an answer.
-    pub ok: bool,
-    /// Why not.
-    pub error: Option<NativeError>,
-    /// A descriptor, which the caller closes.
-    pub fd: Option<i32>,
-    /// A count of bytes.
-    pub bytes: Option<f64>,
-    /// The name of an I/O engine.
-    pub engine: Option<String>,
-}
-
-impl Outcome for HostOutcome {
-    fn failed(error: NativeError) -> Self {
-        Self { error: Some(error), ..Self::default() }
-    }
-}
-
-/// Asks on a thread of its own: a file system that hangs must not hang Node's thread.
-pub(crate) fn ask<'env>(
-    env: &'env Env,
-    question: impl FnOnce() -> Result<HostOutcome> + Send + 'static,
-) -> napi::Result<Object<'env>> {
-    promise(env, move || question().map(|answer| HostOutcome { ok: true, ..answer }))
-}
-
-/// Opens anew, for reading, the file or block device that `fd` leads to, optionally for direct I/O. `path` is its name
-/// for messages.
-#[napi(ts_return_type = "Promise<HostOutcome>", catch_unwind)]
+/// Opens anew, for reading, the file or block device that `fd` leads to, optionally for direct I/O; the caller closes the
+/// descriptor. `path` is its name for messages.
+#[napi(ts_return_type = "Promise<number>", catch_unwind)]
 pub fn reopen_for_reading<'env>(
     env: &'env Env,
     fd: i32,
@@ -147,39 +142,37 @@ pub fn reopen_for_reading<'env>(
     direct: bool,
 ) -> napi::Result<Object<'env>> {
     let file = descriptor::duplicate(fd);
-    ask(env, move || {
-        let opened = image::reopen(file?.as_fd(), Path::new(&path), direct)?;
-        Ok(HostOutcome { fd: Some(opened.into_raw_fd()), ..HostOutcome::default() })
-    })
+    promise(env, move || Ok(image::reopen(file?.as_fd(), Path::new(&path), direct)?.into_raw_fd()))
 }
 
 /// Bytes in the file or block device that `fd` leads to.
-#[napi(ts_return_type = "Promise<HostOutcome>", catch_unwind)]
+#[napi(ts_return_type = "Promise<number>", catch_unwind)]
 pub fn length_in_bytes<'env>(env: &'env Env, fd: i32) -> napi::Result<Object<'env>> {
     let file = descriptor::duplicate(fd);
-    ask(env, move || {
-        let bytes = Some(number(files::length_in_bytes(file?.as_fd())?));
-        Ok(HostOutcome { bytes, ..HostOutcome::default() })
-    })
+    promise(env, move || files::length_in_bytes(file?.as_fd()).map(number))
 }
 
-/// Bytes that an ordinary user could still write to the file system of `directory`, absent if it does not say. With `settle` the file system is
-/// synced first, for some give the space of removed files back late.
-#[napi(ts_return_type = "Promise<HostOutcome>", catch_unwind)]
-pub fn free_bytes<'env>(env: &'env Env, directory: String, settle: bool) -> napi::Result<Object<'env>> {
-    ask(env, move || {
+/// Bytes that an ordinary user could still write to the file system of `directory`; without end where it does not say. With
+/// `settle` the file system shall first finish what it put off, as XFS does when it frees removed files.
+#[napi(ts_return_type = "Promise<number>", catch_unwind)]
+pub fn free_bytes<'env>(
+    env: &'env Env,
+    directory: String,
+    settle: Option<bool>,
+) -> napi::Result<Object<'env>> {
+    promise(env, move || {
         let directory = Path::new(&directory);
-        if settle {
+        if settle == Some(true) {
             files::settle(directory)?;
         }
-        Ok(HostOutcome { bytes: files::free_bytes(directory)?.map(number), ..HostOutcome::default() })
+        Ok(files::free_bytes(directory)?.map_or(f64::INFINITY, number))
     })
 }
 
-/// Why mapram does not work on this host at all, or null if nothing is known to be in the way.
+/// Fails unless the host's pages are of 4 KiB: mapram does not work with others.
 #[napi(catch_unwind)]
-pub fn host_problem() -> Option<NativeError> {
-    mapram_engine::check_page_size().err().map(NativeError::from)
+pub fn check_page_size(env: &Env) -> napi::Result<()> {
+    or_throw(env, mapram_engine::check_page_size())
 }
 
 /// Longest run of zero pages between data that a save writes along with its neighbours.
@@ -194,30 +187,16 @@ pub fn engine_names() -> Vec<String> {
     io::NAMES.iter().map(ToString::to_string).collect()
 }
 
-/// Fails with the reason if the engine does not work on this host with so many chunks in flight on each of so many
-/// threads.
-#[napi(ts_return_type = "Promise<HostOutcome>", catch_unwind)]
-pub fn probe_engine<'env>(
-    env: &'env Env,
-    name: String,
-    queue_depth: u32,
-    threads: u32,
-) -> napi::Result<Object<'env>> {
-    let (requests, queues) = queues(queue_depth, threads);
-    ask(env, move || io::probe(&name, requests, queues).map(|_| HostOutcome::default()))
+/// Fails with the reason if the engine does not work on this host.
+#[napi(ts_return_type = "Promise<void>", catch_unwind)]
+pub fn probe_engine<'env>(env: &'env Env, name: String, load: EngineLoad) -> napi::Result<Object<'env>> {
+    let options = load.options();
+    promise(env, move || io::probe(&name, options.requests(), options.threads).map(drop))
 }
 
-/// The engine that `auto` stands for on this host, for so many chunks in flight on each of so many threads.
-#[napi(ts_return_type = "Promise<HostOutcome>", catch_unwind)]
-pub fn auto_engine<'env>(env: &'env Env, queue_depth: u32, threads: u32) -> napi::Result<Object<'env>> {
-    let (requests, queues) = queues(queue_depth, threads);
-    ask(env, move || {
-        let engine = io::auto(requests, queues)?.name().to_owned();
-        Ok(HostOutcome { engine: Some(engine), ..HostOutcome::default() })
-    })
-}
-
-fn queues(queue_depth: u32, threads: u32) -> (u32, usize) {
-    let threads = usize::try_from(threads).unwrap_or(usize::MAX);
-    (Options { queue_depth, threads }.requests(), threads)
+/// The engine that `auto` stands for on this host.
+#[napi(ts_return_type = "Promise<string>", catch_unwind)]
+pub fn auto_engine<'env>(env: &'env Env, load: EngineLoad) -> napi::Result<Object<'env>> {
+    let options = load.options();
+    promise(env, move || Ok(io::auto(options.requests(), options.threads)?.name()))
 }

@@ -1,7 +1,7 @@
 //! Work on a thread of its own, with progress and cancel, that settles one promise.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread;
 
 use mapram_engine::transfer::Control;
@@ -11,25 +11,21 @@ use napi::{Env, JsDeferred};
 use napi_derive::napi;
 
 use crate::convert::number;
-use crate::failure::NativeError;
+use crate::failure::or_throw;
 use crate::transfer::Difference;
 
-/// How a job ended. Which counts are given depends on the job.
+/// What a finished job counted; nothing where it does not count that.
 #[napi(object)]
 #[derive(Default)]
-pub struct JobOutcome {
-    /// Whether it did what it was asked.
-    pub ok: bool,
-    /// Why not.
-    pub error: Option<NativeError>,
+pub struct JobResult {
     /// For a save: each block's page bitmap as the image stores it.
-    pub bitmaps: Option<Vec<Uint8Array>>,
+    pub bitmaps: Vec<Uint8Array>,
     /// For a save: bytes of pages that are not zero.
-    pub data_bytes: Option<f64>,
+    pub data_bytes: f64,
     /// Bytes of the image's page areas that were written or read; for a measurement, that a save would write.
-    pub transferred_bytes: Option<f64>,
+    pub transferred_bytes: f64,
     /// For a save or a restore: bytes of pages that went through a buffer of ours.
-    pub copied_bytes: Option<f64>,
+    pub copied_bytes: f64,
     /// For a comparison: a page that differs, if there is one.
     pub difference: Option<Difference>,
 }
@@ -51,31 +47,43 @@ pub struct JobProgress {
     pub writing_ms: Option<f64>,
 }
 
-type Work = Box<dyn FnOnce(&Control) -> Result<JobOutcome> + Send>;
-
 /// A job that starts when `run` is called.
 #[napi]
 pub struct Job {
+    /// Whether it mostly waits for storage, and not for memory.
+    #[napi(readonly)]
+    pub needs_storage: bool,
     control: Arc<Control>,
-    work: Option<Work>,
+    work: Option<Box<dyn FnOnce(&Control) -> Result<JobResult> + Send>>,
 }
 
 impl Job {
-    pub(crate) fn new(work: impl FnOnce(&Control) -> Result<JobOutcome> + Send + 'static) -> Self {
-        Self { control: Arc::default(), work: Some(Box::new(work)) }
+    /// A job whose work `prepare` makes at once, on JavaScript's thread: what is JavaScript's is read there. Where that fails,
+    /// so does the job.
+    pub(crate) fn new<W>(prepare: impl FnOnce() -> Result<W>) -> Self
+    where
+        W: FnOnce(&Control) -> Result<JobResult> + Send + 'static,
+    {
+        let work = prepare();
+        let work = Box::new(move |control: &Control| work?(control));
+        Self { needs_storage: true, control: Arc::default(), work: Some(work) }
+    }
+
+    /// The same job, which waits for memory and not for storage.
+    pub(crate) fn without_storage(self) -> Self {
+        Self { needs_storage: false, ..self }
     }
 }
 
 #[napi]
 impl Job {
-    /// Runs the job on a thread of its own; a second call resolves with a failure.
-    #[napi(ts_return_type = "Promise<JobOutcome>", catch_unwind)]
+    /// Runs the job on a thread of its own. Only once.
+    #[napi(ts_return_type = "Promise<JobResult>", catch_unwind)]
     pub fn run<'env>(&mut self, env: &'env Env) -> napi::Result<Object<'env>> {
-        let work = self.work.take();
-        let control = Arc::clone(&self.control);
-        promise(env, move || match work {
-            Some(work) => work(&control).map(|outcome| JobOutcome { ok: true, ..outcome }),
-            None => Err(Error::new(ErrorKind::Usage, "the job was started twice")),
+        let (work, control) = (self.work.take(), Arc::clone(&self.control));
+        promise(env, move || {
+            let work = work.ok_or_else(|| Error::new(ErrorKind::Usage, "the job was started twice"))?;
+            work(&control)
         })
     }
 
@@ -93,50 +101,32 @@ impl Job {
         }
     }
 
-    /// Asks the job to stop: requests in flight are waited for, then it resolves with `E_CANCELLED`.
+    /// Asks the job to stop: requests in flight are waited for, then it fails with `E_CANCELLED`.
     #[napi(catch_unwind)]
     pub fn cancel(&self) {
         self.control.cancel();
     }
 }
 
-/// An outcome that can say why there is none.
-pub(crate) trait Outcome: ToNapiValue + 'static {
-    fn failed(error: NativeError) -> Self;
-}
-
-impl Outcome for JobOutcome {
-    fn failed(error: NativeError) -> Self {
-        Self { error: Some(error), ..Self::default() }
-    }
-}
-
 /// Runs `work` on a new thread and settles the returned promise with its outcome, whatever happens: a deferred that
-/// is dropped unsettled would keep Node from ever exiting.
-pub(crate) fn promise<'env, T: Outcome + Send>(
+/// is dropped unsettled would keep Node from ever exiting. What may hang is to be asked so, and not on Node's thread.
+pub(crate) fn promise<'env, T: ToNapiValue + Send + 'static>(
     env: &'env Env,
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> napi::Result<Object<'env>> {
-    let (deferred, promise) = env.create_deferred::<T, Resolver<T>>()?;
-    // The deferred stays reachable from here, for the thread may not start.
-    let deferred = Arc::new(Mutex::new(Some(deferred)));
-    let settle = move |deferred: &Mutex<Option<JsDeferred<T, Resolver<T>>>>, outcome: Result<T>| {
-        if let Some(deferred) = deferred.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            let outcome = outcome.unwrap_or_else(|error| T::failed(error.into()));
-            deferred.resolve(Box::new(move |_| Ok(outcome)));
-        }
+    let (deferred, promise) = env.create_deferred()?;
+    // The resolver runs on JavaScript's thread, where the error can be made that the promise is rejected with.
+    let settle = |deferred: JsDeferred<T, _>, outcome: Result<T>| {
+        deferred.resolve(move |env: Env| or_throw(&env, outcome));
     };
-    let of_thread = Arc::clone(&deferred);
+    let of_thread = deferred.clone();
     let body = move || {
-        let outcome =
-            catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(Error::internal("the job panicked")));
-        settle(&of_thread, outcome);
+        let panicked = |_| Err(Error::internal("the job panicked"));
+        settle(of_thread, catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(panicked));
     };
     if let Err(cause) = thread::Builder::new().name("mapram-job".to_owned()).spawn(body) {
         let error = Error::os("starting a thread failed", cause).with_kind(ErrorKind::HostUnsupported);
-        settle(&deferred, Err(error));
+        settle(deferred, Err(error));
     }
     Ok(promise)
 }
-
-type Resolver<T> = Box<dyn FnOnce(Env) -> napi::Result<T> + Send>;

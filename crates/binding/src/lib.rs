@@ -1,8 +1,7 @@
 //! The engine and the host helpers for Node.js: converts types and owns job handles, and holds no logic.
 //!
-//! Byte counts and offsets cross as JavaScript numbers, exact below 2^53. Synchronous functions throw an `Error` with
-//! `code`, `path` and `offset`; jobs run on threads of their own and resolve with an outcome object, because a
-//! rejected promise could carry no more than a message.
+//! Byte counts and offsets cross as JavaScript numbers, exact below 2^53. Functions throw an `Error` with `code`, `path`,
+//! `offset` and `cause`; what may take its time runs on a thread of its own, and its promise is rejected with such an `Error`.
 
 mod convert;
 mod failure;
@@ -10,5 +9,4 @@ mod host;
 mod image;
 mod job;
 mod memory;
-mod slot;
 mod transfer;

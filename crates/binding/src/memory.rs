@@ -3,18 +3,15 @@
 use std::sync::Arc;
 use std::thread;
 
+use mapram_engine::Result;
 use mapram_engine::memory::{Memory, Region};
-use mapram_engine::{Error, ErrorKind, Result};
 use mapram_host::guest_memory;
 use napi::Env;
 use napi::bindgen_prelude::{Float64Array, Object};
 use napi_derive::napi;
 
-use crate::convert::{integer, number};
-use crate::failure::NativeError;
-use crate::host::{HostOutcome, ask};
-use crate::job::{Outcome, promise};
-use crate::slot::Slot;
+use crate::convert::{index, integer, number, usage};
+use crate::job::promise;
 
 /// Where a RAM block is in the guest process.
 #[napi(object)]
@@ -27,22 +24,27 @@ pub struct BlockAddress {
     pub length: f64,
 }
 
-/// Memory that the caller names itself: a file (by path or by fd) or a range of a process.
+/// Memory that a program names itself: a file (by path or by descriptor), or a range of a process.
 #[napi(object)]
 pub struct NamedMemory {
-    /// Name, for messages.
+    /// Name of the RAM block.
     pub name: String,
-    /// Bytes.
+    /// Bytes in the block.
     pub length: f64,
-    /// Path of the file.
+    /// Path of the file that holds it.
+    #[napi(ts_type = "string | undefined")]
     pub file: Option<String>,
-    /// Or its descriptor, which stays the caller's.
+    /// Or a descriptor of that file; it stays the caller's, and must stay open until the job has settled.
+    #[napi(ts_type = "number | undefined")]
     pub fd: Option<i32>,
-    /// First byte within the file; 0 by default.
+    /// First byte within the file; default 0.
+    #[napi(ts_type = "number | undefined")]
     pub offset: Option<f64>,
-    /// Or the process.
+    /// Or the process that holds it.
+    #[napi(ts_type = "number | undefined")]
     pub pid: Option<i32>,
-    /// And the address within it.
+    /// And the address within that process.
+    #[napi(ts_type = "number | undefined")]
     pub address: Option<f64>,
 }
 
@@ -65,68 +67,42 @@ pub struct RegionInfo {
     pub path: Option<String>,
 }
 
-/// The extents that a scan found.
-#[napi(object)]
-#[derive(Default)]
-pub struct ScanOutcome {
-    /// Whether the scan succeeded.
-    pub ok: bool,
-    /// Why not.
-    pub error: Option<NativeError>,
-    /// For each block, groups of three numbers: offset within the block, length, source.
-    pub extents: Option<Vec<Float64Array>>,
-}
-
-impl Outcome for ScanOutcome {
-    fn failed(error: NativeError) -> Self {
-        Self { error: Some(error), ..Self::default() }
-    }
-}
-
-/// RAM blocks, opened for reading or for writing.
+/// The RAM blocks of a guest or of a program, opened for reading or for writing.
 #[napi]
 pub struct GuestMemory {
-    memory: Slot<Memory>,
+    memory: Option<Arc<Memory>>,
 }
 
 #[napi]
 impl GuestMemory {
-    /// No memory yet: `open_process` or `open_named` finds it.
-    #[napi(constructor, catch_unwind)]
-    pub fn new() -> Self {
-        Self { memory: Slot::default() }
-    }
-
-    /// Opens the memory of the guest whose VMM is process `pid`.
-    #[napi(ts_return_type = "Promise<HostOutcome>", catch_unwind)]
-    pub fn open_process<'env>(
-        &self,
+    /// Opens the memory of the guest whose virtual machine monitor is process `pid`.
+    #[napi(ts_return_type = "Promise<GuestMemory>", catch_unwind)]
+    pub fn of_process<'env>(
         env: &'env Env,
         pid: i32,
         blocks: Vec<BlockAddress>,
         writable: bool,
     ) -> napi::Result<Object<'env>> {
-        let slot = self.memory.clone();
-        ask(env, move || {
+        promise(env, move || {
             let blocks = blocks.into_iter().map(block_address).collect::<Result<Vec<_>>>()?;
-            slot.put(guest_memory::open_guest(pid, &blocks, writable)?);
-            Ok(HostOutcome::default())
+            Ok(Self { memory: Some(Arc::new(guest_memory::open_guest(pid, &blocks, writable)?)) })
         })
     }
 
     /// Opens memory that the caller names itself. Descriptors must stay open until this has ended.
-    #[napi(ts_return_type = "Promise<HostOutcome>", catch_unwind)]
-    pub fn open_named<'env>(
-        &self,
+    #[napi(
+        ts_args_type = "blocks: readonly NamedMemory[], writable: boolean",
+        ts_return_type = "Promise<GuestMemory>",
+        catch_unwind
+    )]
+    pub fn of_named<'env>(
         env: &'env Env,
         blocks: Vec<NamedMemory>,
         writable: bool,
     ) -> napi::Result<Object<'env>> {
-        let slot = self.memory.clone();
-        ask(env, move || {
+        promise(env, move || {
             let blocks = blocks.into_iter().map(named).collect::<Result<Vec<_>>>()?;
-            slot.put(guest_memory::open_named(&blocks, writable)?);
-            Ok(HostOutcome::default())
+            Ok(Self { memory: Some(Arc::new(guest_memory::open_named(&blocks, writable)?)) })
         })
     }
 
@@ -134,7 +110,7 @@ impl GuestMemory {
     #[napi(catch_unwind)]
     pub fn regions(&self) -> Vec<RegionInfo> {
         let info = |region: &Region| RegionInfo {
-            block: u32::try_from(region.block).unwrap_or(u32::MAX),
+            block: index(region.block),
             offset: number(region.offset),
             length: number(region.length),
             kind: region.kind().to_owned(),
@@ -142,26 +118,24 @@ impl GuestMemory {
             writable: region.writable,
             path: path(region),
         };
-        let memory = self.memory.get();
-        memory.iter().flat_map(|memory| memory.regions()).map(info).collect()
+        self.memory.iter().flat_map(|memory| memory.regions()).map(info).collect()
     }
 
-    /// Finds the extents that may hold data, without allocating anything in the guest.
-    #[napi(ts_return_type = "Promise<ScanOutcome>", catch_unwind)]
+    /// For each block the extents that may hold data, three numbers each: offset in the block, length, source. Nothing is
+    /// allocated in the guest.
+    #[napi(ts_return_type = "Promise<Array<Float64Array>>", catch_unwind)]
     pub fn scan<'env>(&self, env: &'env Env) -> napi::Result<Object<'env>> {
         let memory = self.open();
         promise(env, move || {
             let memory = memory?;
-            let extents =
-                (0..memory.blocks().len()).map(|block| packed(&memory, block)).collect::<Result<_>>()?;
-            Ok(ScanOutcome { ok: true, error: None, extents: Some(extents) })
+            (0..memory.blocks().len()).map(|block| packed(&memory, block)).collect::<Result<Vec<_>>>()
         })
     }
 
     /// Gives the files and the process up once no job needs them any more: memory of a guest that has ended would
     /// stay allocated until JavaScript happens to collect this handle.
     #[napi(catch_unwind)]
-    pub fn close(&self) {
+    pub fn close(&mut self) {
         if let Some(memory) = self.memory.take() {
             // Not on JavaScript's thread: the last one to close a memory file gives all of its pages back, and a file system
             // may hang. Where there is no thread to be had, it is done here after all.
@@ -173,7 +147,7 @@ impl GuestMemory {
 impl GuestMemory {
     /// The memory for a job.
     pub(crate) fn open(&self) -> Result<Arc<Memory>> {
-        self.memory.get().ok_or_else(|| Error::new(ErrorKind::Usage, "the memory was already closed"))
+        self.memory.clone().ok_or_else(|| usage("the memory was already closed"))
     }
 }
 

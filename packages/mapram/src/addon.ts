@@ -1,5 +1,5 @@
 import { createRequire } from 'node:module';
-import { MapramError } from './errors.ts';
+import { asMapramError, EXIT_STATUS, MapramError } from './errors.ts';
 
 /** What the addon exports. */
 export type Addon = typeof import('@mapram/native');
@@ -7,7 +7,7 @@ export type Addon = typeof import('@mapram/native');
 let loaded: Addon | undefined;
 
 /**
- * The Rust addon. It is loaded at its first use, so that whatever needs none works without it.
+ * The Rust addon. It is loaded at its first use, so that whatever needs none works without it. Its failures are MapramErrors.
  *
  * @throws {MapramError} E_HOST_UNSUPPORTED with the likely reason why it does not load.
  */
@@ -16,9 +16,21 @@ export function addon(): Addon {
   return loaded;
 }
 
+/** Stands for the addon's export of that name, but does not load the addon before it is called or looked into. */
+export function late<K extends keyof Addon>(name: K): Addon[K] {
+  const translated = (member: unknown): unknown =>
+    typeof member === 'function' ? translating(member as Call) : member;
+  return new Proxy(() => {}, {
+    apply: (_, self, args) => Reflect.apply(translating(addon()[name] as Call), self, args),
+    get: (_, key) => translated(Reflect.get(Object(addon()[name]), key)),
+  }) as unknown as Addon[K];
+}
+
 function load(): Addon {
   try {
-    return createRequire(import.meta.url)('@mapram/native') as Addon;
+    const native = createRequire(import.meta.url)('@mapram/native') as Addon;
+    for (const exported of Object.values(native)) translateMethods(Object(exported).prototype ?? {});
+    return native;
   } catch (error) {
     const tried = messagesOf(error);
     const reason = likelyReason(tried, process.platform, process.arch);
@@ -26,6 +38,36 @@ function load(): Addon {
       cause: linkerRefusal(tried) ?? tried.at(-1),
     });
   }
+}
+
+type Call = (...args: unknown[]) => unknown;
+
+/** Has every method of a class fail with MapramErrors only. */
+function translateMethods(prototype: object): void {
+  for (const [name, { value }] of Object.entries(Object.getOwnPropertyDescriptors(prototype))) {
+    if (typeof value === 'function' && name !== 'constructor') {
+      Object.defineProperty(prototype, name, { value: translating(value) });
+    }
+  }
+}
+
+/** The function, failing with MapramErrors only: thrown, or by the promise that it returns. */
+function translating(call: Call): Call {
+  return function (this: unknown, ...args) {
+    try {
+      const answer = call.apply(this, args);
+      return answer instanceof Promise ? answer.catch(refuse) : answer;
+    } catch (error) {
+      return refuse(error);
+    }
+  };
+}
+
+/** What the addon fails with on purpose has a code of ours; anything else, such as a panic, is a bug. */
+function refuse(thrown: unknown): never {
+  const { code, message, path, offset, cause } = thrown as MapramError;
+  if (!Object.hasOwn(EXIT_STATUS, code)) throw asMapramError(thrown);
+  throw new MapramError(code, message, { path, offset, cause });
 }
 
 /** What the loader met at each place where it looked, the first one last; its own sentence blames npm, so that goes. */

@@ -2,7 +2,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { describe, expect, it, vi } from 'vitest';
 import { MapramError } from './errors.ts';
 import { JobContext, startJob } from './job.ts';
-import { Job } from './native.ts';
+import type { Job } from './native.ts';
 
 /** Work of the addon that ends when it is told to. */
 function fakeWork(needsStorage = true) {
@@ -11,16 +11,14 @@ function fakeWork(needsStorage = true) {
     end = (error) => (error === undefined ? resolve() : reject(error));
   });
   const seen = { isCancelled: false, bytesDone: 0, completions: 0, stopping: false };
-  const work = Object.create(Job.prototype, {
-    needsStorage: { value: needsStorage },
-    run: { value: () => ended.then(() => ({ bitmaps: [], dataBytes: 0, transferredBytes: 7 })) },
-    progress: { value: () => ({ ...seen, bytesTotal: 0 }) },
-    cancel: {
-      value: () => {
-        seen.isCancelled = true;
-      },
+  const work: Job = {
+    needsStorage,
+    run: () => ended.then(() => ({ bitmaps: [], dataBytes: 0, transferredBytes: 7, copiedBytes: 0 })),
+    progress: () => ({ ...seen, bytesTotal: 0, reading: false }),
+    cancel: () => {
+      seen.isCancelled = true;
     },
-  }) as Job;
+  };
   return { work, seen, end: (error?: Error) => end(error) };
 }
 

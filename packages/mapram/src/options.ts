@@ -265,8 +265,7 @@ export async function chooseTransfer(options: Pick<GuestSave, TransferDefaults>)
 /** An engine that works here: the best one, or the one that was named. */
 async function chooseEngine(engine: Engine, load: EngineLoad): Promise<string> {
   if (engine === 'auto') return autoEngine(load);
-  const failure = await probeEngine(engine, load);
-  if (failure !== undefined) throw failure;
+  await probeEngine(engine, load);
   return engine;
 }
 

@@ -1,7 +1,7 @@
 import { accessSync, closeSync, constants, openSync, readFileSync } from 'node:fs';
 import { release } from 'node:os';
 import { addon } from '../addon.ts';
-import { autoEngine, engineNames, hostProblem, probeEngine } from '../native.ts';
+import { autoEngine, checkPageSize, engineNames, probeEngine } from '../native.ts';
 import { DEFAULT_LOAD } from '../options.ts';
 import { type Checklist, type Finding, fail, messageOf, ok, warn } from './check.ts';
 import { judgeKernel, judgeLockedMemory, judgePtrace } from './judge.ts';
@@ -25,8 +25,7 @@ export async function checkHost(list: Checklist): Promise<boolean> {
   list.note('kernel', judgeKernel(release()));
   if (hasAddon) {
     await list.look('page-size', 'boot a kernel with pages of 4 KiB', () => {
-      const problem = hostProblem();
-      if (problem !== undefined) throw problem;
+      checkPageSize();
       return ok("the host's pages are of 4 KiB");
     });
     for (const name of engineNames()) list.note(`engine-${name}`, await tryEngine(name));
@@ -47,12 +46,15 @@ export async function checkHost(list: Checklist): Promise<boolean> {
 }
 
 async function tryEngine(name: string): Promise<Finding> {
-  const error = await probeEngine(name, DEFAULT_LOAD);
-  if (error === undefined) return ok(`I/O engine ${name} works`);
-  return warn(
-    `I/O engine ${name} does not work: ${messageOf(error)}`,
-    'use another engine, or lift what forbids this one (sysctl kernel.io_uring_disabled, a seccomp profile)',
-  );
+  try {
+    await probeEngine(name, DEFAULT_LOAD);
+    return ok(`I/O engine ${name} works`);
+  } catch (error) {
+    return warn(
+      `I/O engine ${name} does not work: ${messageOf(error)}`,
+      'use another engine, or lift what forbids this one (sysctl kernel.io_uring_disabled, a seccomp profile)',
+    );
+  }
 }
 
 function tryPagemap(): Finding {
