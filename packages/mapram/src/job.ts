@@ -190,32 +190,21 @@ export function startJob<T>(
     .catch((error: unknown) => {
       throw job.signal.aborted && error === job.signal.reason ? error : asMapramError(error);
     });
-  const progress = new ProgressFeed(job, report);
+  let isSettled = false;
+  const settle = (): void => {
+    isSettled = true;
+  };
+  const settled = report.then(settle, settle);
+  /** Each iteration sees the job from where it then is to its end. */
+  async function* watch(): AsyncGenerator<Progress, void, undefined> {
+    while (!isSettled) {
+      yield job.progress();
+      await Promise.race([settled, delay(PROGRESS_INTERVAL_MS, undefined, { ref: false })]);
+    }
+    yield job.progress();
+  }
   return Object.defineProperties(report, {
-    progress: { value: progress, enumerable: true },
+    progress: { value: { [Symbol.asyncIterator]: watch }, enumerable: true },
     guestState: { get: () => job.guestState, enumerable: true },
   }) as JobPromise<T>;
-}
-
-/** Each iteration sees the job from where it then is to its end. */
-class ProgressFeed implements AsyncIterable<Progress> {
-  readonly #job: JobContext;
-  readonly #settled: Promise<void>;
-  #isSettled = false;
-
-  constructor(job: JobContext, report: Promise<unknown>) {
-    this.#job = job;
-    const settle = (): void => {
-      this.#isSettled = true;
-    };
-    this.#settled = report.then(settle, settle);
-  }
-
-  async *[Symbol.asyncIterator](): AsyncGenerator<Progress, void, undefined> {
-    while (!this.#isSettled) {
-      yield this.#job.progress();
-      await Promise.race([this.#settled, delay(PROGRESS_INTERVAL_MS, undefined, { ref: false })]);
-    }
-    yield this.#job.progress();
-  }
 }
