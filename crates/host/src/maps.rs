@@ -60,24 +60,19 @@ fn parse_line(line: &[u8]) -> Option<Vma> {
     let mut field = || std::str::from_utf8(fields.next()?).ok();
     let hex = |text: &str| u64::from_str_radix(text, 16).ok();
     let (start, end) = field()?.split_once('-')?;
-    let permissions = field()?;
+    let &[_, write @ (b'w' | b'-'), _, share @ (b's' | b'p')] = field()?.as_bytes() else { return None };
     let offset = hex(field()?)?;
     let (major, minor) = field()?.split_once(':')?;
     let inode = field()?.parse().ok()?;
-    let (writable, shared) = match permissions.as_bytes() {
-        [_, write @ (b'w' | b'-'), _, share @ (b's' | b'p')] => (*write == b'w', *share == b's'),
-        _ => return None,
-    };
-    let device =
-        rustix::fs::makedev(u32::from_str_radix(major, 16).ok()?, u32::from_str_radix(minor, 16).ok()?);
+    let number = |text: &str| u32::from_str_radix(text, 16).ok();
     let path = fields.next().map_or(&[][..], <[u8]>::trim_ascii_start);
     Some(Vma {
         start: hex(start)?,
         end: hex(end)?,
-        shared,
-        writable,
+        shared: share == b's',
+        writable: write == b'w',
         offset,
-        device,
+        device: rustix::fs::makedev(number(major)?, number(minor)?),
         inode,
         path: OsString::from_vec(path.to_vec()),
     })

@@ -95,15 +95,12 @@ impl UnixConnection {
     /// `Usage` for too many fds, an empty line or a closed connection; `GuestGone` if the peer has closed; `Io` if the
     /// socket's buffer did not take the line at once: the connection is of no use any more if a part of it went out.
     pub fn send_with_fds(&self, line: &[u8], fds: &[BorrowedFd<'_>]) -> Result<()> {
-        let usage = |message: &str| Error::new(ErrorKind::Usage, message);
-        let own = self.own.as_ref().ok_or_else(|| usage("the connection is closed"))?;
-        if line.is_empty() || fds.len() > MAX_FDS {
-            return Err(usage("a message with fds needs at least one byte and carries at most 253 fds"));
-        }
+        let own = self.own()?;
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
         let mut control = SendAncillaryBuffer::new(&mut space);
-        if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
-            return Err(usage("the fds do not fit a message"));
+        if line.is_empty() || fds.len() > MAX_FDS || !control.push(SendAncillaryMessage::ScmRights(fds)) {
+            let message = "a message with fds needs at least one byte and carries at most 253 fds";
+            return Err(Error::new(ErrorKind::Usage, message));
         }
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
         match retry_on_intr(|| sendmsg(own, &[IoSlice::new(line)], &mut control, flags)) {

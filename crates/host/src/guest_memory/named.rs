@@ -40,40 +40,40 @@ pub struct NamedMemory {
 pub fn open_named(blocks: &[NamedMemory], writable: bool) -> Result<Memory> {
     let mut regions = Vec::new();
     for (index, block) in blocks.iter().enumerate() {
-        match *block {
-            NamedMemory { file: Some(ref path), fd: None, pid: None, address: None, .. } => {
-                let failure = |cause| Error::os("opening a memory file failed", cause).at_path(path);
-                // Opening a fifo would wait for its other end; a regular file ignores the flag.
-                let flags = libc::O_NONBLOCK;
-                let mut options = OpenOptions::new();
-                let file =
-                    options.read(true).write(writable).custom_flags(flags).open(path).map_err(failure)?;
-                regions.push(file_region(index, block, file).map_err(|error| error.at_path(path))?);
-            }
-            NamedMemory { file: None, fd: Some(fd), pid: None, address: None, .. } => {
-                regions.push(file_region(index, block, duplicate(fd, &block.name, writable)?)?);
-            }
-            NamedMemory {
-                file: None, fd: None, pid: Some(pid), address: Some(address), offset: 0, ..
-            } => {
-                let mut opener = ProcessOpener::new(pid, writable)?;
-                let block = BlockAddress { name: block.name.clone(), address, length: block.length };
-                let found = opener.regions(index, &block)?;
-                opener.check_access(&found)?;
-                regions.extend(found);
-            }
-            _ => {
-                let message =
-                    format!("RAM block {} needs a file, an fd, or a pid and an address", block.name);
-                return Err(Error::new(ErrorKind::Usage, message));
-            }
-        }
+        regions.extend(open_block(index, block, writable)?);
     }
     finish(blocks.iter().map(|block| block.length).collect(), regions, writable)
 }
 
+fn open_block(index: usize, block: &NamedMemory, writable: bool) -> Result<Vec<Region>> {
+    let NamedMemory { name, length, offset, file, fd, pid, address } = block;
+    match (file, *fd, *pid, *address) {
+        (Some(path), None, None, None) => {
+            // Opening a fifo would wait for its other end; a regular file ignores the flag.
+            let mut options = OpenOptions::new();
+            let opened = options.read(true).write(writable).custom_flags(libc::O_NONBLOCK).open(path);
+            let region = opened
+                .map_err(|cause| Error::os("opening a memory file failed", cause))
+                .and_then(|file| file_region(index, block, file));
+            Ok(vec![region.map_err(|error| error.at_path(path))?])
+        }
+        (None, Some(fd), None, None) => Ok(vec![file_region(index, block, duplicate(fd, name, writable)?)?]),
+        (None, None, Some(pid), Some(address)) if *offset == 0 => {
+            let mut opener = ProcessOpener::new(pid, writable)?;
+            let block = BlockAddress { name: name.clone(), address, length: *length };
+            let found = opener.regions(index, &block)?;
+            opener.check_access(&found)?;
+            Ok(found)
+        }
+        _ => {
+            let message = format!("RAM block {name} needs a file, an fd, or a pid and an address");
+            Err(Error::new(ErrorKind::Usage, message))
+        }
+    }
+}
+
 fn file_region(index: usize, block: &NamedMemory, file: File) -> Result<Region> {
-    let NamedMemory { name, offset, .. } = block;
+    let NamedMemory { name, length, offset, .. } = block;
     let usage = |message| Err(Error::new(ErrorKind::Usage, message));
     let metadata = file
         .metadata()
@@ -82,8 +82,7 @@ fn file_region(index: usize, block: &NamedMemory, file: File) -> Result<Region> 
         return usage(format!("the memory of RAM block {name} is not a regular file"));
     }
     let bytes = metadata.len();
-    if offset.checked_add(block.length).is_none_or(|end| end > bytes) {
-        let length = block.length;
+    if offset.checked_add(*length).is_none_or(|end| end > bytes) {
         return usage(format!(
             "RAM block {name} needs {length} bytes at {offset} of a file that has {bytes}"
         ));
@@ -93,7 +92,7 @@ fn file_region(index: usize, block: &NamedMemory, file: File) -> Result<Region> 
     let file = FileRange { file: Arc::new(file), path, offset: *offset };
     let backing = Backing::Shared { file, process: None };
     let page_bytes = page_bytes(file_system);
-    Ok(Region { block: index, offset: 0, length: block.length, backing, page_bytes, writable: true })
+    Ok(Region { block: index, offset: 0, length: *length, backing, page_bytes, writable: true })
 }
 
 /// A duplicate of the caller's fd that is fit for what is to be done.
