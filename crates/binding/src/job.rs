@@ -47,6 +47,8 @@ pub struct JobProgress {
     pub writing_ms: Option<f64>,
 }
 
+type Work = Box<dyn FnOnce(&Control) -> Result<JobResult> + Send>;
+
 /// A job that starts when `run` is called.
 #[napi]
 pub struct Job {
@@ -54,7 +56,7 @@ pub struct Job {
     #[napi(readonly)]
     pub needs_storage: bool,
     control: Arc<Control>,
-    work: Option<Box<dyn FnOnce(&Control) -> Result<JobResult> + Send>>,
+    work: Option<Work>,
 }
 
 impl Job {
