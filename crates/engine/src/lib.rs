@@ -31,8 +31,9 @@ pub(crate) fn to_usize(value: u64) -> usize {
 /// # Errors
 /// `HostUnsupported`.
 pub fn check_page_size() -> Result<()> {
-    let page_bytes = rustix::param::page_size();
-    if page_bytes == PAGE {
+    // SAFETY: the call takes a number and touches no memory.
+    let page_bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    if page_bytes == PAGE as libc::c_long {
         return Ok(());
     }
     let message =
