@@ -82,8 +82,6 @@ export declare class ProcessHandle {
    * known.
    */
   hasEnded(): boolean
-  /** Waits for its end, at most that long, and says whether it has ended. */
-  endsWithin(timeoutMs: number): Promise<boolean>
   /** Closes the descriptor. */
   close(): void
 }

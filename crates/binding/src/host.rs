@@ -2,8 +2,6 @@
 
 use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
 
 use mapram_engine::Result;
 use mapram_engine::image;
@@ -71,7 +69,7 @@ impl UnixConnection {
 #[napi]
 pub struct ProcessHandle {
     pid: i32,
-    process: Option<Arc<Pidfd>>,
+    process: Option<Pidfd>,
     lock: Option<OwnedFd>,
 }
 
@@ -101,15 +99,7 @@ impl ProcessHandle {
     /// known.
     #[napi(catch_unwind)]
     pub fn has_ended(&self) -> bool {
-        self.process.as_ref().is_some_and(|process| process.has_ended())
-    }
-
-    /// Waits for its end, at most that long, and says whether it has ended.
-    #[napi(ts_return_type = "Promise<boolean>", catch_unwind)]
-    pub fn ends_within<'env>(&self, env: &'env Env, timeout_ms: u32) -> napi::Result<Object<'env>> {
-        let process = self.process.clone();
-        let timeout = Duration::from_millis(timeout_ms.into());
-        promise(env, move || Ok(process.is_some_and(|process| process.ends_within(timeout))))
+        self.process.as_ref().is_some_and(Pidfd::has_ended)
     }
 
     /// Closes the descriptor.
@@ -122,7 +112,7 @@ impl ProcessHandle {
 
 impl ProcessHandle {
     fn of(pid: i32) -> Result<Self> {
-        Ok(Self { pid, process: Some(Arc::new(Pidfd::open(pid)?)), lock: None })
+        Ok(Self { pid, process: Some(Pidfd::open(pid)?), lock: None })
     }
 }
 

@@ -73,6 +73,18 @@ function replaceAt(at: string, qemu: SmallQemu, other: SmallQemu, then?: () => v
   });
 }
 
+/** The connections that are made from now on, which a test may close. */
+function closable(): QmpClient[] {
+  const connections: QmpClient[] = [];
+  const connect = QmpClient.connect.bind(QmpClient);
+  vi.spyOn(QmpClient, 'connect').mockImplementation(async (...args) => {
+    const client = await connect(...args);
+    connections.push(client);
+    return client;
+  });
+  return connections;
+}
+
 describe('a connection that is lost while another QEMU has taken the path of the socket', () => {
   it.each([
     { own: [], other: ['-S'], before: 'prelaunch', left: 'paused' },
@@ -318,6 +330,36 @@ describe('a save whose image is published', () => {
     });
     expect(await stateOf(qemu)).toBe(state);
   });
+
+  it('does not end a guest that nobody could see for a while', async () => {
+    const qemu = await startQemu();
+    whenPublished(async () => {
+      for (const connection of connections) connection.close();
+      await tell(qemu, ['cont'], ['stop']);
+    });
+    const connections = closable();
+    await expect(save({ ...guestOf(qemu), then: 'quit' })).rejects.toMatchObject({
+      code: 'E_QMP',
+      guestState: 'paused',
+      message: expect.stringMatching(/image is whole.*connection to QEMU was lost.*was not ended/),
+    });
+    expect(await stateOf(qemu)).toBe('paused');
+  }, 30_000);
+
+  it('says soon that QEMU did not get the command to quit', async () => {
+    const qemu = await startQemu();
+    const execute = QmpClient.prototype.execute;
+    vi.spyOn(QmpClient.prototype, 'execute').mockImplementation(function (this: QmpClient, command, ...rest) {
+      if (command === 'quit') this.close();
+      return execute.call(this, command, ...rest);
+    });
+    await expect(save({ ...guestOf(qemu), then: 'quit' })).rejects.toMatchObject({
+      code: 'E_QMP',
+      guestState: 'paused',
+      message: expect.stringMatching(/image is whole.*QEMU could not be ended/),
+    });
+    expect(await stateOf(qemu)).toBe('paused');
+  }, 30_000);
 
   it.each(['pause', 'quit'] as const)('says that the guest is gone if QEMU dies then: %s', async (then) => {
     const qemu = await startQemu();

@@ -1,6 +1,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { asMapramError, following, type GuestState, MapramError } from '../errors.ts';
 import { ProcessHandle } from '../native.ts';
+import { endsWithin } from './ends-within.ts';
 import { type Guest, type GuestLink, openGuest } from './link.ts';
 import { PUT_BACK_TIMEOUT_MS } from './monitor.ts';
 import { confirmGuestProcess, findGuestProcess } from './process.ts';
@@ -271,11 +272,10 @@ export class GuestOwner {
   }
 
   async #quit(): Promise<void> {
-    const isReached = !this.#link.isLost() || (await this.#isReconnected());
     // To give the image its name may have taken long, and what the guest has done since is in no image.
-    const sign = await this.#watch?.findSign(this.#link.monitor, PATIENT).catch(async (error: unknown) => {
+    const sign = await this.#findSign().catch(async (error: unknown) => {
       // One that has ended by itself meanwhile is as it shall be.
-      if (!(await this.#process?.endsWithin(DEATH_TIMEOUT_MS))) throw error;
+      if (!(await this.#endsWithin(DEATH_TIMEOUT_MS))) throw error;
       return undefined;
     });
     if (sign !== undefined) {
@@ -284,11 +284,29 @@ export class GuestOwner {
     }
     // Sent once only: a QEMU that ends closes the connection, and a monitor of the caller's says so in words of its own.
     const failure = await this.#link.monitor.execute('quit', {}, PATIENT).then(nothing, asMapramError);
-    const hasObeyed = failure === undefined || (isReached && this.#link.isLost());
+    // One that obeys takes no new connection.
+    const goesOn = failure !== undefined && (!this.#link.isLost() || (await this.#isReconnected()));
     // Whoever starts the next QEMU on the same disks finds them locked until this one has closed and ended.
-    if (await this.#process?.endsWithin(hasObeyed ? PUT_BACK_TIMEOUT_MS : DEATH_TIMEOUT_MS)) return;
+    const timer = setTimeout(() => {
+      this.#job.silence = 'QEMU was told to quit, and its process has not ended yet';
+    }, DEATH_TIMEOUT_MS);
+    const hasEnded = await this.#endsWithin(goesOn ? DEATH_TIMEOUT_MS : PUT_BACK_TIMEOUT_MS);
+    clearTimeout(timer);
+    if (hasEnded) return;
     const late = new MapramError('E_QMP', 'its process has not ended');
     throw following(undefined, 'QEMU could not be ended:', failure ?? late);
+  }
+
+  /** A sign that someone else used the guest since it was stopped. Nobody sees any over a connection that was lost. */
+  async #findSign(): Promise<string | undefined> {
+    if (!this.#link.isLost()) return this.#watch?.findSign(this.#link.monitor, PATIENT);
+    const reason = 'the connection to QEMU was lost, so nobody knows whether the guest stood still';
+    throw new MapramError('E_QMP', `${reason}, and it was not ended`);
+  }
+
+  /** Whether the guest's process ends soon, if it is known. */
+  async #endsWithin(timeoutMs: number): Promise<boolean> {
+    return this.#process !== undefined && endsWithin(this.#process, timeoutMs);
   }
 
   /** A guest that someone has migrated away meanwhile runs elsewhere. A QEMU that does not say how it is gets the command. */
@@ -348,18 +366,18 @@ export class GuestOwner {
     const looksGone = code === 'E_GUEST_GONE';
     const process = this.#process ?? this.#peer;
     if (process === undefined) return looksGone;
-    if (this.#link.isLost()) return process.endsWithin(DEATH_TIMEOUT_MS);
+    if (this.#link.isLost()) return endsWithin(process, DEATH_TIMEOUT_MS);
     // A monitor of the caller's has words of its own for a connection that is lost.
     const mayBeDying = looksGone || ('monitor' in this.#guest && code === 'E_QMP');
     if (!mayBeDying || (await this.#status()) !== undefined) return process.hasEnded();
-    return process.endsWithin(looksGone ? TEAR_DOWN_TIMEOUT_MS : DEATH_TIMEOUT_MS);
+    return endsWithin(process, looksGone ? TEAR_DOWN_TIMEOUT_MS : DEATH_TIMEOUT_MS);
   }
 
   /** How the guest is, by QEMU; or as we know it, if QEMU does not say and lives. */
   async #ask(): Promise<'running' | 'paused' | 'gone'> {
     let status = await this.#status();
     if (status === undefined && (await this.#isReconnected())) status = await this.#status();
-    if (status === undefined && (await this.#process?.endsWithin(DEATH_TIMEOUT_MS))) return 'gone';
+    if (status === undefined && (await this.#endsWithin(DEATH_TIMEOUT_MS))) return 'gone';
     const runs = status === undefined ? this.#resumedAt !== undefined : isLive(status);
     return runs ? 'running' : 'paused';
   }
@@ -386,7 +404,7 @@ export class GuestOwner {
     if (state === 'gone' && (error.code === 'E_IO' || error.code === 'E_QMP'))
       return following('E_GUEST_GONE', "QEMU's process ended:", error);
     if (state !== 'gone' && isGone && (this.#process ?? this.#peer) !== undefined)
-      return following('E_QMP', 'The connection to QEMU was lost, though its process lives:', error);
+      return following('E_QMP', 'the connection to QEMU was lost, though its process lives:', error);
     return error;
   }
 }

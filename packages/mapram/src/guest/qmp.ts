@@ -2,6 +2,7 @@ import { EventEmitter } from 'node:events';
 import { Socket } from 'node:net';
 import { asMapramError, type ErrorCode, MapramError } from '../errors.ts';
 import { ProcessHandle, UnixConnection } from '../native.ts';
+import { endsWithin } from './ends-within.ts';
 import { MessageSplitter, noQmp } from './message-splitter.ts';
 import { COMMAND_TIMEOUT_MS, type ExecuteOptions, type Monitor } from './monitor.ts';
 import { parseQmpAddress, type QmpAddress } from './qmp-address.ts';
@@ -15,7 +16,7 @@ const DEATH_TIMEOUT_MS = 1_000;
 /** A QEMU that has not answered for so long is told of, long before it is given up. */
 const SILENCE_MS = 10_000;
 /** The greeting, which has no id, is waited for as the answer with this one. */
-const GREETING_ID = 0;
+const GREETING_ID = Symbol('greeting');
 
 /** What {@link QmpClient.connect} takes. */
 export interface ConnectOptions {
@@ -57,8 +58,8 @@ export class QmpClient implements Monitor {
   readonly #silenceMs: number;
   /** The process that listens on the socket, as far as the kernel tells: 0 if it is in none of our pid namespaces. */
   readonly peerPid: number;
-  readonly #pending = new Map<number, Pending>();
-  #lastId = GREETING_ID;
+  readonly #pending = new Map<unknown, Pending>();
+  #lastId = 0;
   /** Why nothing more can be sent, once that is so. */
   #ended: MapramError | undefined;
 
@@ -162,7 +163,7 @@ export class QmpClient implements Monitor {
   /** Why there is no connection: where `error` says that QEMU has ended, the other end may be a process that has not. */
   async #explain(error: unknown, peer: ProcessHandle | undefined): Promise<unknown> {
     const isGone = error instanceof MapramError && error.code === 'E_GUEST_GONE';
-    if (!isGone || peer === undefined || (await peer.endsWithin(DEATH_TIMEOUT_MS))) return error;
+    if (!isGone || peer === undefined || (await endsWithin(peer, DEATH_TIMEOUT_MS))) return error;
     const message =
       'What listens on the QMP socket closed the connection and lives on: a relay (socat, ssh -L) perhaps that does not reach QEMU';
     return this.#error(message, error);
@@ -191,7 +192,7 @@ export class QmpClient implements Monitor {
     return this.#answer(this.#lastId, command);
   }
 
-  #answer(id: number, command: string): Promise<unknown> {
+  #answer(id: unknown, command: string): Promise<unknown> {
     return new Promise((resolve, reject) => this.#pending.set(id, { command, resolve, reject }));
   }
 
@@ -219,7 +220,7 @@ export class QmpClient implements Monitor {
       return;
     }
     const isGreeting = 'QMP' in message;
-    const id = isGreeting ? GREETING_ID : Number(message['id']);
+    const id = isGreeting ? GREETING_ID : message['id'];
     const pending = this.#pending.get(id);
     if (pending === undefined) {
       // QEMU answers without an id only what it cannot parse, and we send nothing like that.
