@@ -28,9 +28,7 @@ export function late<K extends keyof Addon>(name: K): Addon[K] {
 
 function load(): Addon {
   try {
-    const native = createRequire(import.meta.url)('@mapram/native') as Addon;
-    for (const exported of Object.values(native)) translateMethods(Object(exported).prototype ?? {});
-    return native;
+    return createRequire(import.meta.url)('@mapram/native') as Addon;
   } catch (error) {
     const tried = messagesOf(error);
     const reason = likelyReason(tried, process.platform, process.arch);
@@ -40,15 +38,30 @@ function load(): Addon {
   }
 }
 
-type Call = (...args: unknown[]) => unknown;
+type Call = (this: unknown, ...args: unknown[]) => unknown;
 
-/** Has every method of a class fail with MapramErrors only. */
-function translateMethods(prototype: object): void {
+/** For each class of the addon, by its prototype, one behind which its methods fail with MapramErrors only. */
+const translatedPrototypes = new Map<unknown, object>();
+
+function translatedPrototype(prototype: object): object {
+  const translated: object = Object.create(prototype);
   for (const [name, { value }] of Object.entries(Object.getOwnPropertyDescriptors(prototype))) {
     if (typeof value === 'function' && name !== 'constructor') {
-      Object.defineProperty(prototype, name, { value: translating(value) });
+      const method: Call = function (this: unknown, ...args) {
+        return Reflect.apply(Reflect.get(prototype, name), this, args);
+      };
+      Object.defineProperty(translated, name, { value: translating(method) });
     }
   }
+  translatedPrototypes.set(prototype, translated);
+  return translated;
+}
+
+/** An answer of the addon's. An object of it is our own, while its class is everybody's who has loaded the addon. */
+function adopted(answer: unknown): unknown {
+  const prototype = Object.getPrototypeOf(Object(answer));
+  if (!Object.values(addon()).includes(prototype?.constructor)) return answer;
+  return Object.setPrototypeOf(answer, translatedPrototypes.get(prototype) ?? translatedPrototype(prototype));
 }
 
 /** The function, failing with MapramErrors only: thrown, or by the promise that it returns. */
@@ -56,7 +69,10 @@ function translating(call: Call): Call {
   return function (this: unknown, ...args) {
     try {
       const answer = call.apply(this, args);
-      return answer instanceof Promise ? answer.catch(refuse) : answer;
+      // No instanceof: the addon's promises are of the main realm, which need not be ours.
+      return typeof Object(answer).then === 'function'
+        ? (answer as Promise<unknown>).then(adopted, refuse)
+        : adopted(answer);
     } catch (error) {
       return refuse(error);
     }

@@ -1,5 +1,6 @@
 import { closeSync, openSync } from 'node:fs';
-import { describe, expect, it } from 'vitest';
+import { describe, expect, it, vi } from 'vitest';
+import { MapramError } from './errors.ts';
 import { startQemu } from './guest/qemu.fixture.ts';
 import {
   compareMemory,
@@ -53,5 +54,24 @@ describe('a number that is no open descriptor is E_USAGE', () => {
       expect(() => connection.sendWithFds(Buffer.from('{}'), [fd])).toThrow(expect.objectContaining(usage));
     }
     connection.close();
+  });
+});
+
+describe('of two copies of mapram in one process', () => {
+  it('each one fails with errors of its own', async () => {
+    const closedMemory = async (native: typeof import('./native.ts')): Promise<GuestMemory> => {
+      const memory = await native.GuestMemory.ofNamed([], false);
+      memory.close();
+      return memory;
+    };
+    const first = await closedMemory(await import('./native.ts'));
+    vi.resetModules();
+    const second = await closedMemory(await import('./native.ts'));
+    const errors = await import('./errors.ts');
+    expect(errors.MapramError).not.toBe(MapramError);
+    const failure = async (memory: GuestMemory): Promise<unknown> => memory.scan().catch((thrown) => thrown);
+    expect(await failure(first)).toBeInstanceOf(MapramError);
+    expect(await failure(second)).toBeInstanceOf(errors.MapramError);
+    expect(await failure(first)).toMatchObject({ code: 'E_USAGE' });
   });
 });

@@ -15,7 +15,7 @@ export type {
   NamedMemory,
 } from '@mapram/native';
 
-// The one door to the Rust addon: every failure in there leaves here as a MapramError.
+// The one door to the Rust addon: whatever it throws, or rejects a promise with, leaves here as a MapramError.
 
 /** How the engine moves data. */
 export type EngineOptions = Native.TransferOptions & { copy: Copy };
