@@ -1,15 +1,24 @@
-import { StringDecoder } from 'node:string_decoder';
 import { MapramError } from '../errors.ts';
 
 /** Far more than QEMU's longest answer, its schema of some 300 KB; whatever sends more is not QMP. */
-const MAX_MESSAGE_LENGTH = 16 * 1024 * 1024;
-/** An object on one line; or, with QEMU's `pretty=on`, on many, of which all but the first and the last are indented. */
-const OBJECT = /\s*(\{(?:[^\n]*\}|.*?\n\}))\r?\n/gsy;
+const MAX_MESSAGE_BYTES = 16 * 1024 * 1024;
 
-/** Puts the JSON objects of a byte stream together, each of which ends with its line. */
+const SPACE = 0x20;
+const QUOTE = 0x22;
+const BACKSLASH = 0x5c;
+const OPENING_BRACKET = 0x5b;
+const OPENING_BRACE = 0x7b;
+const CLOSING_BRACKET = 0x5d;
+const CLOSING_BRACE = 0x7d;
+
+/** Puts the JSON objects of a byte stream together, each on one line or, as with QEMU's `pretty=on`, on many. */
 export class MessageSplitter {
-  readonly #decoder = new StringDecoder();
-  #text = '';
+  #parts: Buffer[] = [];
+  #bytes = 0;
+  /** Brackets and braces that are open; strings do not count. */
+  #depth = 0;
+  #isInString = false;
+  #isEscaped = false;
 
   /**
    * The texts of the objects that `chunk` completes.
@@ -17,18 +26,56 @@ export class MessageSplitter {
    * @throws {MapramError} E_QMP for an object that is too long, and for anything else between objects.
    */
   push(chunk: Buffer): string[] {
-    const goesOn = this.#text !== '' && !chunk.includes('\n');
-    this.#text += this.#decoder.write(chunk);
-    if (this.#text.length > MAX_MESSAGE_LENGTH) {
-      const message = `The QMP socket sent a message of more than ${MAX_MESSAGE_LENGTH} bytes`;
-      throw new MapramError('E_QMP', message);
+    const texts: string[] = [];
+    for (let start = 0; start < chunk.length; ) {
+      const byte = chunk[start] as number;
+      if (this.#depth === 0 && byte <= SPACE) {
+        start += 1;
+        continue;
+      }
+      if (this.#depth === 0 && byte !== OPENING_BRACE) throw noQmp(chunk.subarray(start).toString());
+      const end = this.#follow(chunk, start);
+      this.#keep(chunk.subarray(start, end));
+      if (this.#depth === 0) texts.push(this.#take());
+      start = end;
     }
-    if (goesOn) return [];
-    const found = [...this.#text.matchAll(OBJECT)];
-    const length = found.reduce((sum, [whole]) => sum + whole.length, 0);
-    this.#text = this.#text.slice(length).trimStart();
-    if (this.#text !== '' && !this.#text.startsWith('{')) throw noQmp(this.#text);
-    return found.map(([, text]) => text as string);
+    return texts;
+  }
+
+  /** Goes on to the end of the object, or of the chunk, and returns where that is. */
+  #follow(chunk: Buffer, start: number): number {
+    let depth = this.#depth;
+    let isInString = this.#isInString;
+    let isEscaped = this.#isEscaped;
+    let at = start;
+    do {
+      const byte = chunk[at];
+      if (isEscaped) isEscaped = false;
+      else if (byte === QUOTE) isInString = !isInString;
+      else if (isInString) isEscaped = byte === BACKSLASH;
+      else if (byte === OPENING_BRACE || byte === OPENING_BRACKET) depth += 1;
+      else if (byte === CLOSING_BRACE || byte === CLOSING_BRACKET) depth -= 1;
+      at += 1;
+    } while (depth > 0 && at < chunk.length);
+    this.#depth = depth;
+    this.#isInString = isInString;
+    this.#isEscaped = isEscaped;
+    return at;
+  }
+
+  #keep(part: Buffer): void {
+    this.#parts.push(part);
+    this.#bytes += part.length;
+    if (this.#bytes > MAX_MESSAGE_BYTES) {
+      throw new MapramError('E_QMP', `The QMP socket sent a message of more than ${MAX_MESSAGE_BYTES} bytes`);
+    }
+  }
+
+  #take(): string {
+    const text = Buffer.concat(this.#parts).toString();
+    this.#parts = [];
+    this.#bytes = 0;
+    return text;
   }
 }
 
