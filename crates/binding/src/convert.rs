@@ -5,7 +5,7 @@ use mapram_engine::image::{self, PageAreas};
 use mapram_engine::io::{self, Io};
 use mapram_engine::memory::{Copying, Extent};
 use mapram_engine::transfer::{BlockPlan, Options};
-use mapram_engine::{Error, ErrorKind, PAGE_BYTES, Result};
+use mapram_engine::{Error, PAGE_BYTES, Result};
 use napi::bindgen_prelude::{Float64Array, Uint8Array};
 use napi_derive::napi;
 use std::sync::Arc;
@@ -58,7 +58,7 @@ impl TransferOptions {
             "auto" => Ok(Copying::Auto),
             "always" => Ok(Copying::Always),
             "never" => Ok(Copying::Never),
-            other => Err(usage(format!("copy is {other}, not auto, always or never"))),
+            other => Err(Error::usage(format!("copy is {other}, not auto, always or never"))),
         }
     }
 }
@@ -82,15 +82,10 @@ pub struct TransferPlan {
     pub splits: Vec<Float64Array>,
 }
 
-/// The error for what a caller may not ask for.
-pub(crate) fn usage(message: impl Into<String>) -> Error {
-    Error::new(ErrorKind::Usage, message)
-}
-
 /// A JavaScript number as a byte count or an index.
 pub(crate) fn integer(value: f64, what: &str) -> Result<u64> {
     if !(0.0..=MAX_SAFE_INTEGER).contains(&value) || value.fract() != 0.0 {
-        return Err(usage(format!("{what} is {value}, not a whole number of bytes")));
+        return Err(Error::usage(format!("{what} is {value}, not a whole number of bytes")));
     }
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked just above")]
     Ok(value as u64)
@@ -129,7 +124,7 @@ pub(crate) fn page_bitmaps(
     let bitmap = |(bytes, length): (&Uint8Array, u64)| {
         let pages = length / PAGE_BYTES;
         if bytes.len() as u64 != pages.div_ceil(64) * 8 {
-            return Err(usage(format!(
+            return Err(Error::usage(format!(
                 "a page bitmap of {} bytes is not that of {pages} pages",
                 bytes.len()
             )));
@@ -141,7 +136,7 @@ pub(crate) fn page_bitmaps(
 
 pub(crate) fn blocks(from: &TransferPlan) -> Result<Vec<BlockPlan>> {
     if from.extents.len() != from.splits.len() {
-        return Err(usage("a plan has extents and splits for each block"));
+        return Err(Error::usage("a plan has extents and splits for each block"));
     }
     let block = |(extents, splits): (&Float64Array, &Float64Array)| {
         let splits = splits.iter().map(|split| integer(*split, "split")).collect::<Result<_>>()?;
@@ -153,7 +148,7 @@ pub(crate) fn blocks(from: &TransferPlan) -> Result<Vec<BlockPlan>> {
 fn extents(numbers: &[f64]) -> Result<Vec<Extent>> {
     let (groups, rest) = numbers.as_chunks::<EXTENT_NUMBERS>();
     if !rest.is_empty() {
-        return Err(usage("a block's extents are not groups of three numbers"));
+        return Err(Error::usage("a block's extents are not groups of three numbers"));
     }
     let extent = |&[offset, length, source]: &[f64; EXTENT_NUMBERS]| {
         Ok(Extent {
@@ -167,5 +162,5 @@ fn extents(numbers: &[f64]) -> Result<Vec<Extent>> {
 
 /// The engine that goes by `name`.
 pub(crate) fn engine(name: &str) -> Result<Arc<dyn Io>> {
-    io::by_name(name).ok_or_else(|| usage(format!("there is no I/O engine named {name}")))
+    io::by_name(name).ok_or_else(|| Error::usage(format!("there is no I/O engine named {name}")))
 }

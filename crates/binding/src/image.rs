@@ -7,14 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use mapram_engine::bitmap::PageBitmap;
 use mapram_engine::image::{Alignment, ImageWriter, direct_alignment};
 use mapram_engine::transfer::{Buffers, Content, Control, Plan, SaveJob};
-use mapram_engine::{PAGE_BYTES, Result};
+use mapram_engine::{Error, PAGE_BYTES, Result};
 use napi::Env;
 use napi::bindgen_prelude::{Either, Object, Uint8Array, Undefined};
 use napi_derive::napi;
 
-use crate::convert::{
-    PageArea, TransferOptions, TransferPlan, blocks, engine, integer, number, page_areas, usage,
-};
+use crate::convert::{PageArea, TransferOptions, TransferPlan, blocks, engine, integer, number, page_areas};
 use crate::failure::or_undefined;
 use crate::job::{Job, JobResult, promise};
 use crate::memory::GuestMemory;
@@ -62,7 +60,7 @@ impl Image {
     }
 
     fn writer(&self) -> Result<Arc<ImageWriter>> {
-        self.slot().clone().ok_or_else(|| usage("the image file was already published or discarded"))
+        self.slot().clone().ok_or_else(|| Error::usage("the image file was already published or discarded"))
     }
 }
 

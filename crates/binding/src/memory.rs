@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::thread;
 
-use mapram_engine::Result;
 use mapram_engine::memory::{Memory, Region};
+use mapram_engine::{Error, Result};
 use mapram_host::guest_memory;
 use napi::Env;
 use napi::bindgen_prelude::{Float64Array, Object};
 use napi_derive::napi;
 
-use crate::convert::{index, integer, number, usage};
+use crate::convert::{index, integer, number};
 use crate::job::promise;
 
 /// Where a RAM block is in the guest process.
@@ -147,7 +147,7 @@ impl GuestMemory {
 impl GuestMemory {
     /// The memory for a job.
     pub(crate) fn open(&self) -> Result<Arc<Memory>> {
-        self.memory.clone().ok_or_else(|| usage("the memory was already closed"))
+        self.memory.clone().ok_or_else(|| Error::usage("the memory was already closed"))
     }
 }
 

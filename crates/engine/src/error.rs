@@ -117,7 +117,7 @@ impl Error {
 pub(crate) struct Panicked;
 
 /// Refuses what the caller must not ask for: a `Usage` with `message` unless it `is_allowed`.
-pub(crate) fn require(is_allowed: bool, message: impl FnOnce() -> String) -> Result<()> {
+pub(crate) fn require<M: Into<String>>(is_allowed: bool, message: impl FnOnce() -> M) -> Result<()> {
     if is_allowed { Ok(()) } else { Err(Error::usage(message())) }
 }
 

@@ -82,7 +82,8 @@ export function following(
   context: ErrorContext = {},
 ): MapramError {
   const error = asMapramError(cause);
-  return new MapramError(code ?? error.code, `${what} ${error.message}`, { ...error, cause, ...context });
+  const place = { ...error, guestState: undefined };
+  return new MapramError(code ?? error.code, `${what} ${error.message}`, { ...place, cause, ...context });
 }
 
 /** Codes for what the system refuses to Node's own calls, each with the errnos that it stands for; E_IO for all others. */
@@ -106,7 +107,8 @@ export function asMapramError(thrown: unknown): MapramError {
   return new MapramError('E_INTERNAL', `a bug in mapram, please report it: ${message}`, { cause: thrown });
 }
 
-function messageOf(thrown: unknown): string {
+/** The message of anything thrown. */
+export function messageOf(thrown: unknown): string {
   return thrown instanceof Error ? thrown.message : String(thrown);
 }
 

@@ -1,6 +1,7 @@
 //! Where the pages of each RAM block lie in an image.
 
-use crate::{Error, ErrorKind, PAGE_BYTES, Result};
+use crate::error::require;
+use crate::{PAGE_BYTES, Result};
 
 /// Where the pages of one block are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,19 +22,16 @@ impl PageAreas {
     /// # Errors
     /// `Usage` for areas that are not page-aligned, that end beyond the largest file, or that overlap.
     pub fn new(areas: Vec<PageArea>) -> Result<Self> {
-        let usage = |message: String| Err(Error::new(ErrorKind::Usage, message));
         for (block, area) in areas.iter().enumerate() {
             let aligned = area.offset.is_multiple_of(PAGE_BYTES) && area.length.is_multiple_of(PAGE_BYTES);
             let end = area.offset.checked_add(area.length);
-            if !aligned || end.is_none_or(|end| end > i64::MAX.cast_unsigned()) {
-                return usage(format!("RAM block {block} has no possible place in a file: {area:?}"));
-            }
+            let possible = aligned && end.is_some_and(|end| end <= i64::MAX.cast_unsigned());
+            require(possible, || format!("RAM block {block} has no possible place in a file: {area:?}"))?;
         }
         let mut ordered: Vec<&PageArea> = areas.iter().filter(|area| area.length > 0).collect();
         ordered.sort_unstable_by_key(|area| area.offset);
-        if let Some(pair) = ordered.windows(2).find(|pair| pair[0].offset + pair[0].length > pair[1].offset) {
-            return usage(format!("two RAM blocks overlap in the file: {pair:?}"));
-        }
+        let overlap = ordered.windows(2).find(|pair| pair[0].offset + pair[0].length > pair[1].offset);
+        require(overlap.is_none(), || format!("two RAM blocks overlap in the file: {overlap:?}"))?;
         Ok(Self(areas))
     }
 
@@ -63,16 +61,15 @@ impl PageAreas {
     /// # Errors
     /// `Usage`
     pub fn check_blocks(&self, lengths: &[u64]) -> Result<()> {
-        if self.0.iter().map(|area| area.length).eq(lengths.iter().copied()) {
-            return Ok(());
-        }
-        Err(Error::new(ErrorKind::Usage, "the image's page areas are not those of the RAM blocks"))
+        let fit = self.0.iter().map(|area| area.length).eq(lengths.iter().copied());
+        require(fit, || "the image's page areas are not those of the RAM blocks")
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ErrorKind;
 
     #[test]
     fn impossible_areas_are_refused() {

@@ -5,6 +5,7 @@
 //! an image unless it is a whole one.
 
 use std::fs;
+use std::iter;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -178,10 +179,12 @@ fn other_names(device: BorrowedFd<'_>) -> Vec<PathBuf> {
     let Ok(status) = rustix::fs::fstat(device) else { return Vec::new() };
     let number = format!("{}:{}", major(status.st_rdev), minor(status.st_rdev));
     let Ok(own) = fs::canonicalize(Path::new("/sys/dev/block").join(number)) else { return Vec::new() };
+    let is_partition = |directory: &PathBuf| directory.join("partition").exists();
     let entries = fs::read_dir(&own).into_iter().flatten().flatten().map(|entry| entry.path());
-    let partitions = entries.filter(|directory| directory.join("partition").exists());
+    let partitions = entries.filter(is_partition);
     // A partition's directory is in that of its device.
-    let directories = own.ancestors().take(2).map(Path::to_owned).chain(partitions);
+    let whole = own.parent().filter(|_| is_partition(&own)).map(Path::to_owned);
+    let directories = iter::once(own.clone()).chain(whole).chain(partitions);
     directories.flat_map(|directory| [node(&directory), backing_file(&directory)]).flatten().collect()
 }
 

@@ -50,8 +50,8 @@ enum Phase {
     Transferring,
     /// Everything written is durable.
     Synced,
-    /// Syncing or publishing failed once. The kernel may have dropped what it could not write, so no later success can be
-    /// believed.
+    /// Syncing failed once, or the last write to a device. The kernel may have dropped what it could not write, so no later
+    /// success can be believed.
     Lost,
     /// It is what a reader finds under the path. Or perhaps is: publishing it failed, and nobody knows whether it worked all
     /// the same, or on a device it could not be undone, so that a reader finds the whole image or what was there without it.
@@ -205,8 +205,9 @@ impl ImageWriter {
             Target::NewFile(new_file) => new_file.rename(self.fd()),
             Target::Device(device) => device.publish(&self.file),
         };
-        life.phase = match &outcome {
-            Err(failure) if !failure.perhaps_published => Phase::Lost,
+        life.phase = match (&outcome, &life.target) {
+            (Err(Unpublished { perhaps_published: false, .. }), Target::NewFile(_)) => Phase::Synced,
+            (Err(Unpublished { perhaps_published: false, .. }), Target::Device(_)) => Phase::Lost,
             _ => Phase::Published,
         };
         outcome.map_err(|failure| failure.error)?;

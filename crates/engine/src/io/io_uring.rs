@@ -140,7 +140,9 @@ impl RingQueue<'_> {
             // `push` has vouched for, and no argument structure is passed.
             let entered = unsafe { self.ring.submitter().enter::<libc::sigset_t>(pushed, want, flags, None) };
             let Err(cause) = entered else {
-                self.unsubmitted_bytes = 0;
+                if submit {
+                    self.unsubmitted_bytes = 0;
+                }
                 return Ok(());
             };
             match cause.raw_os_error() {

@@ -17,6 +17,7 @@ use tokio_uring::buf::{IoBuf, IoBufMut};
 use tokio_uring::fs::File;
 
 use super::{Completion, Direction, Files, Io, Queue, Request, check_depth, retry_no_memory};
+use crate::error::Panicked;
 use crate::pool::Pool;
 
 /// io_uring through the `tokio-uring` runtime.
@@ -89,7 +90,7 @@ impl Queue for RuntimeQueue {
             running.join_next().await
         });
         for ended in first.into_iter().chain(iter::from_fn(|| running.try_join_next())) {
-            completions.push(ended?);
+            completions.push(ended.map_err(|_| io::Error::other(Panicked))?);
         }
         Ok(())
     }

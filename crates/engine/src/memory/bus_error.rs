@@ -90,11 +90,15 @@ fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::
             // SAFETY: raise(3) may be called in a handler; the signal is delivered when this one returns.
             unsafe { libc::raise(signal) };
         }
-        handler => {
-            // SAFETY: whoever installed it gave a function of this type, or one of the first argument alone: that is called as
-            // the kernel calls it, which passes all three to either.
+        handler if BEFORE.get().is_some_and(|action| action.sa_flags & libc::SA_SIGINFO != 0) => {
+            // SAFETY: whoever installed it with SA_SIGINFO gave a function of this type.
             let handler: Handler = unsafe { mem::transmute(handler) };
             handler(signal, info, context);
+        }
+        handler => {
+            // SAFETY: whoever installed it without SA_SIGINFO gave a function of this type.
+            let handler: extern "C" fn(libc::c_int) = unsafe { mem::transmute(handler) };
+            handler(signal);
         }
     }
 }

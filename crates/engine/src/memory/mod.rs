@@ -92,16 +92,16 @@ impl Memory {
         for region in &regions {
             region.validate()?;
             let block = region.block;
-            let missing = || usage(format!("a region belongs to block {block}, which does not exist"));
+            let missing = || Error::usage(format!("a region belongs to block {block}, which does not exist"));
             let end = ends.get_mut(block).ok_or_else(missing)?;
             if region.offset != *end {
-                return Err(usage(format!("block {block} is not covered exactly at offset {end}")));
+                return Err(Error::usage(format!("block {block} is not covered exactly at offset {end}")));
             }
             *end += region.length;
         }
         for (block, (length, end)) in block_lengths.iter().zip(ends).enumerate() {
             if end != *length {
-                return Err(usage(format!("block {block} has {length} bytes, its regions {end}")));
+                return Err(Error::usage(format!("block {block} has {length} bytes, its regions {end}")));
             }
         }
         let mappings = regions.iter().map(|_| OnceLock::new()).collect();
@@ -202,7 +202,7 @@ impl Memory {
         let mut extents = Vec::new();
         for index in self.regions_of(block) {
             let number = u32::try_from(index).ok().and_then(|index| index.checked_mul(WAYS));
-            let first = number.ok_or_else(|| usage(format!("{index} regions are too many")))?;
+            let first = number.ok_or_else(|| Error::usage(format!("{index} regions are too many")))?;
             extents.extend(self.regions[index].extents(self, first)?);
         }
         Ok(extents)
@@ -217,7 +217,7 @@ impl Memory {
     /// # Safety
     /// Every piece's part of `buffer` must be valid for writes, and nobody else may access it meanwhile.
     pub unsafe fn read(&self, source: u32, pieces: &[Piece], buffer: *mut u8) -> Result<()> {
-        let unknown = || usage(format!("there is no source {source}"));
+        let unknown = || Error::usage(format!("there is no source {source}"));
         let (region, way) = self.source(source).ok_or_else(unknown)?;
         let segments = |base| region.segments(base, pieces, buffer);
         match way {
@@ -301,7 +301,10 @@ impl Memory {
         for &(mut piece) in pieces {
             while piece.length > 0 {
                 let index = self.region_at(block, piece.offset).ok_or_else(|| {
-                    usage(format!("block {block} has no {} bytes at offset {}", piece.length, piece.offset))
+                    Error::usage(format!(
+                        "block {block} has no {} bytes at offset {}",
+                        piece.length, piece.offset
+                    ))
                 })?;
                 let length = piece.length.min(to_usize(self.regions[index].end() - piece.offset));
                 match groups.last_mut() {
@@ -341,8 +344,4 @@ impl Memory {
         let end = self.regions.partition_point(|region| region.block <= block);
         start..end
     }
-}
-
-fn usage(message: String) -> Error {
-    Error::new(ErrorKind::Usage, message)
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::pagemap::{ZeroPage, populated};
-use super::{Extent, Memory, Piece, Process, Segment, file, hugetlb, spans, usage};
+use super::{Extent, Memory, Piece, Process, Segment, file, hugetlb, spans};
 use crate::{Error, PAGE_BYTES, Result};
 
 /// Part of a block whose bytes are all kept in the same way.
@@ -141,7 +141,7 @@ impl Region {
         if valid {
             return Ok(());
         }
-        Err(usage(format!("a region of block {} is not page-aligned", self.block)))
+        Err(Error::usage(format!("a region of block {} is not page-aligned", self.block)))
     }
 
     /// How much of its file the region has within reach, from the start of the file.
@@ -155,7 +155,10 @@ impl Region {
         if self.writable {
             return Ok(());
         }
-        Err(usage(format!("block {} is mapped for reading only at offset {}", self.block, self.offset)))
+        Err(Error::usage(format!(
+            "block {} is mapped for reading only at offset {}",
+            self.block, self.offset
+        )))
     }
 
     /// The runs of pages that may hold data, ascending and disjoint; the two ways to them are numbered from `first_source` on.
@@ -202,6 +205,6 @@ impl Region {
             (end <= self.length).then_some(Segment { at: base + offset, buffer, length: piece.length })
         };
         let segments: Option<Vec<_>> = pieces.iter().map(segment).collect();
-        segments.ok_or_else(|| usage("a piece lies outside of its region".to_owned()))
+        segments.ok_or_else(|| Error::usage("a piece lies outside of its region".to_owned()))
     }
 }

@@ -15,7 +15,7 @@ pub struct Control {
     done: AtomicU64,
     total: AtomicU64,
     completions: AtomicU64,
-    /// Read-locked by threads that look at guest memory; nobody waits for it.
+    /// Read-locked by threads that look at guest memory; locked for writing only to see whether any does.
     reading: RwLock<()>,
     writing_since: OnceLock<Instant>,
 }
@@ -47,12 +47,13 @@ impl Control {
     #[must_use]
     pub fn progress(&self) -> Progress {
         let is_set = |flag: &AtomicBool| flag.load(Ordering::SeqCst);
+        let reading = self.reading.try_write().is_err();
         Progress {
             bytes_done: self.done.load(Ordering::Relaxed),
             bytes_total: self.total.load(Ordering::Relaxed),
             completions: self.completions.load(Ordering::Relaxed),
             stopping: is_set(&self.cancelled) || is_set(&self.failed),
-            reading: self.reading.try_write().is_err(),
+            reading,
             writing_for: self.writing_since.get().map(Instant::elapsed),
         }
     }

@@ -86,5 +86,5 @@ fn writable<'a>(
 fn check_bitmaps(memory: &Memory, bitmaps: &[PageBitmap]) -> Result<()> {
     let pages = memory.blocks().iter().map(|length| length / PAGE_BYTES);
     let are_theirs = bitmaps.iter().map(PageBitmap::pages).eq(pages);
-    require(are_theirs, || "the page bitmaps are not those of the RAM blocks".into())
+    require(are_theirs, || "the page bitmaps are not those of the RAM blocks")
 }

@@ -1,4 +1,4 @@
-//! The one loop of all transfers: it takes chunks, hands each with a buffer to a stage, carries out the requests that the
+//! The one loop of all that moves pages between an image and memory: it takes chunks, hands each with a buffer to a stage, carries out the requests that the
 //! stage asks for, and hands the chunk back when they have ended.
 
 use super::chunks::{Chunk, ChunkQueue, Turn};

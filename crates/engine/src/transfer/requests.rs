@@ -226,7 +226,16 @@ impl<'a> Requests<'a> {
             Direction::Write if is_of_memory(&cause) => "reading the guest's memory to write the image",
             Direction::Write => "writing the image",
         };
-        self.located(Error::os(format!("{verb} failed at offset {offset}"), cause), offset)
+        let error = match cause.raw_os_error() {
+            // What io_uring says of a request for which it would have needed a thread more.
+            Some(libc::ECANCELED) => {
+                let message =
+                    format!("{verb} failed: the kernel could start no thread for it (ulimit -u, pids.max)");
+                Error::os(message, cause).with_kind(ErrorKind::HostUnsupported)
+            }
+            _ => Error::os(format!("{verb} failed at offset {offset}"), cause),
+        };
+        self.located(error, offset)
     }
 
     fn located(&self, error: Error, offset: u64) -> Error {

@@ -1,4 +1,4 @@
-import { asMapramError } from '../errors.ts';
+import { asMapramError, messageOf } from '../errors.ts';
 import { type Invocation, parseArguments } from './arguments.ts';
 import { runCommand } from './commands.ts';
 import { exitStatus, failureReport, failureText } from './failure.ts';
@@ -60,9 +60,8 @@ async function isWritten(terminal: Terminal, text: string, done?: string): Promi
     await terminal.out(text);
     return true;
   } catch (error) {
-    const reason = error instanceof Error ? error.message : String(error);
     const yet = done === undefined ? '' : `, but ${done}`;
-    terminal.err(`mapram: the result cannot be written (${reason})${yet}\n`);
+    terminal.err(`mapram: the result cannot be written (${messageOf(error)})${yet}\n`);
     return false;
   }
 }

@@ -1,4 +1,4 @@
-import { MapramError } from '../errors.ts';
+import { MapramError, messageOf } from '../errors.ts';
 import { COMMAND_TIMEOUT_MS, type Monitor, type MonitorEvents } from './monitor.ts';
 import { within } from './within.ts';
 
@@ -23,10 +23,9 @@ export function callersMonitor(monitor: Monitor): Monitor {
       } catch (cause) {
         signal?.throwIfAborted();
         if (cause instanceof MapramError) throw cause;
-        const reason = cause instanceof Error ? cause.message : String(cause);
         const hint =
           fds.length === 0 ? '' : '; for a monitor that cannot pass descriptors name a scratchFile';
-        const message = `The monitor failed at the QMP command ${command}: ${reason}${hint}`;
+        const message = `The monitor failed at the QMP command ${command}: ${messageOf(cause)}${hint}`;
         throw new MapramError('E_QMP', message, { cause });
       }
     },

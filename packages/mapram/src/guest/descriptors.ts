@@ -32,7 +32,8 @@ export class DescriptorHandover implements Handover {
   async receive(write: (path: string) => Promise<void>): Promise<Uint8Array> {
     return whileOpen(createMemfd('mapram-device-state'), async (memfd) => {
       await whileOpen(reopen(memfd, constants.O_WRONLY), (fd) => this.#withFdSet([fd], write));
-      return new Uint8Array(readFileSync(memfd));
+      const { buffer, byteOffset, length } = readFileSync(memfd);
+      return new Uint8Array(buffer, byteOffset, length);
     });
   }
 

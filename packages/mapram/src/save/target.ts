@@ -1,5 +1,5 @@
 import { type BigIntStats, fstat } from 'node:fs';
-import { lstat, readdir, readlink, stat } from 'node:fs/promises';
+import { lstat, readdir, readFile, readlink, stat } from 'node:fs/promises';
 import { promisify } from 'node:util';
 import { asMapramError, MapramError } from '../errors.ts';
 import { readIfThere } from '../guest/proc.ts';
@@ -12,8 +12,8 @@ type Lineage = readonly string[];
 const BIG = { bigint: true } as const;
 /** How long one file that the guest has open is waited for. */
 const LOOK_TIMEOUT_MS = 10_000;
-/** File systems that ask a server what a file is, and hang when it is gone. */
-const SERVED = /^(9p|afs|ceph|cifs|fuse|lustre|nfs|smb|virtiofs)/;
+/** Mounts, by their number in mountinfo, of file systems that ask a server what a file is, and hang when it is gone. */
+const SERVED = /^(\d+) .* - (?:9p|afs|ceph|cifs|fuse|lustre|nfs|smb|virtiofs)/gm;
 
 /**
  * Refuses to replace a file that holds the memory to be saved, or to write to a device that does. What cannot be looked at is
@@ -54,12 +54,20 @@ export async function requireTargetApartFromGuest(
   if (targets.length === 0) return;
   const directory = `/proc/${pid}/fd`;
   const fds = (await ifThere(readdir(directory))) ?? [];
+  const mounts = (await ifThere(readFile(`/proc/${pid}/mountinfo`, 'utf8'))) ?? '';
+  const served = new Set([...mounts.matchAll(SERVED)].map(([, mount]) => mount));
+  /** On a server, and none of the targets by its inode number alone, which the kernel knows (since 5.14). */
+  const isServedApart = async (fd: string): Promise<boolean> => {
+    const facts = (await ifThere(readFile(`/proc/${pid}/fdinfo/${fd}`, 'utf8'))) ?? '';
+    const [, mount, inode] = /^mnt_id:\s*(\d+)\nino:\s*(\d+)$/m.exec(facts) ?? [];
+    return served.has(mount) && !targets.flat().some((id) => id.endsWith(`/${inode}`));
+  };
   // One after the other: each one that does not answer takes a thread of Node's.
   for (const fd of fds) {
     const path = `${directory}/${fd}`;
     const name = (await ifThere(readlink(path))) ?? '';
     // No pipes and sockets.
-    if (!name.startsWith('/') || (await isServedApart(pid, fd, targets))) continue;
+    if (!name.startsWith('/') || (await isServedApart(fd))) continue;
     const late = async (): Promise<MapramError> =>
       new MapramError('E_IO', `${name}, which the guest has open, does not answer`, { path: name });
     const found = await within(lineage(stat(path, BIG)), { timeoutMs: LOOK_TIMEOUT_MS, late, signal });
@@ -76,15 +84,6 @@ async function targetsOf(image: string): Promise<Lineage[]> {
   const replaced = found?.isBlockDevice() ? Promise.resolve(found) : lstat(image, BIG);
   const targets = [await lineage(replaced), await lineage(lstat(`${image}.partial`, BIG))];
   return targets.filter((target) => target.length > 0);
-}
-
-/** Whether an open file is on a server, and none of the targets by its inode number alone, which the kernel knows (since 5.14). */
-async function isServedApart(pid: number, fd: string, targets: readonly Lineage[]): Promise<boolean> {
-  const facts = await readIfThere(`/proc/${pid}/fdinfo/${fd}`);
-  const [mount, inode] = ['mnt_id', 'ino'].map((key) => RegExp(`^${key}:\\s*(\\d+)$`, 'm').exec(facts)?.[1]);
-  const mounts = await readIfThere(`/proc/${pid}/mountinfo`);
-  const type = RegExp(`^${mount} .* - (\\S+) `, 'm').exec(mounts)?.[1] ?? '';
-  return inode !== undefined && SERVED.test(type) && !targets.flat().some((id) => id.endsWith(`/${inode}`));
 }
 
 /** Whether one of the targets is, lies in, or holds what `other` is of. Two partitions of one device are apart. */
