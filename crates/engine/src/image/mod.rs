@@ -4,7 +4,6 @@ mod areas;
 mod device;
 mod new_file;
 mod opened;
-mod queue_limits;
 mod reader;
 mod writer;
 
@@ -20,7 +19,6 @@ use crate::{Error, ErrorKind, PAGE_BYTES, Result};
 
 pub use areas::{PageArea, PageAreas};
 pub use new_file::PARTIAL_SUFFIX;
-pub use queue_limits::takes_small_segments;
 pub use reader::ImageReader;
 pub use writer::ImageWriter;
 

@@ -32,16 +32,13 @@ pub struct OwnPages<'a> {
 }
 
 impl<'a> OwnPages<'a> {
-    /// Maps what is not to be copied. `data` are runs of bytes of each block that are known to be there, ascending;
-    /// `takes_small_pages` says whether the image's device takes requests of many 4 KiB segments as gladly as of few large
-    /// ones.
+    /// Maps what is not to be copied. `data` are runs of bytes of each block that are known to be there, ascending.
     ///
     /// # Errors
     /// With [`Copying::Never`], the errno of mmap(2). With [`Copying::Auto`], what cannot be mapped is copied.
     pub fn new<'d>(
         memory: &'a Memory,
         copying: Copying,
-        takes_small_pages: bool,
         data: impl Fn(usize) -> &'d [Extent],
     ) -> Result<Self> {
         if copying == Copying::Always || mapping::check_populate().is_err() {
@@ -56,7 +53,6 @@ impl<'a> OwnPages<'a> {
             }
             let mapping = Mapping::new(region, file, Direction::Read)?;
             let is_wanted = copying == Copying::Never
-                || takes_small_pages
                 || region.is_hugetlb()
                 || is_in_huge_pages(&mapping, &samples(region, data(region.block)))?;
             Ok(is_wanted.then_some(mapping))
@@ -143,7 +139,7 @@ mod tests {
     fn what_was_taken_away_is_an_error_and_not_the_end() {
         let (file, memory) = memory();
         let extents = memory.scan(0).unwrap();
-        let own = OwnPages::new(&memory, Copying::Never, false, |_| &extents).unwrap();
+        let own = OwnPages::new(&memory, Copying::Never, |_| &extents).unwrap();
         let second = &extents[1..];
         assert_eq!(first_byte(&own, second, || ()).unwrap(), 7);
         let cut = first_byte(&own, second, || file.set_len(8 * PAGE_BYTES).unwrap());
@@ -158,7 +154,7 @@ mod tests {
         let (file, memory) = memory();
         let blocks = file.metadata().unwrap().blocks();
         let extents = memory.scan(0).unwrap();
-        let own = OwnPages::new(&memory, Copying::Never, false, |_| &extents).unwrap();
+        let own = OwnPages::new(&memory, Copying::Never, |_| &extents).unwrap();
         assert_eq!(first_byte(&own, &extents, || ()).unwrap(), 7);
         drop(own);
         assert_eq!(file.metadata().unwrap().blocks(), blocks);
@@ -168,12 +164,11 @@ mod tests {
     fn small_pages_are_mapped_only_where_that_is_wanted() {
         let (_file, memory) = memory();
         let extents = memory.scan(0).unwrap();
-        let is_mapped = |copying, glad| {
-            let own = OwnPages::new(&memory, copying, glad, |_| &extents).unwrap();
+        let is_mapped = |copying| {
+            let own = OwnPages::new(&memory, copying, |_| &extents).unwrap();
             own.find(0, &(0..LENGTH)).is_some()
         };
-        assert!(!is_mapped(Copying::Auto, false) && !is_mapped(Copying::Always, true));
-        assert!(is_mapped(Copying::Auto, true) && is_mapped(Copying::Never, false));
+        assert!(!is_mapped(Copying::Auto) && !is_mapped(Copying::Always) && is_mapped(Copying::Never));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::requests::{Request, Target};
 use super::{Buffers, Content, Control, Options, Plan, Transferred, check_bitmaps, threads, to_usize};
 use crate::Result;
 use crate::bitmap::{PageBitmap, PageRun};
-use crate::image::{ImageWriter, PageAreas, takes_small_segments};
+use crate::image::{ImageWriter, PageAreas};
 use crate::io::Direction;
 use crate::memory::{Copying, Memory, OwnPages};
 
@@ -49,9 +49,8 @@ impl SaveJob<'_> {
         control.start(data_bytes);
         let chunks = ChunkQueue::new(self.plan);
         let slots = self.options.slots(data_bytes, self.plan.chunk_bytes);
-        let glad = takes_small_segments(image.fd());
         let data = |block: usize| self.plan.blocks[block].extents.as_slice();
-        let own_pages = OwnPages::new(self.memory, self.copying, glad, data)?;
+        let own_pages = OwnPages::new(self.memory, self.copying, data)?;
         let stage = Save { job: &self, own_pages, copied: AtomicU64::new(0) };
         let target = Target {
             io: image.io().as_ref(),
