@@ -403,6 +403,54 @@ fn a_restore_that_cannot_be_set_up_has_not_begun_to_write() {
     assert!(control.progress().writing_for.is_some());
 }
 
+/// So the kernel ends a request for which it would have needed a thread that it cannot start.
+#[test]
+fn a_request_for_which_the_kernel_has_no_thread_is_no_fault_of_the_disk() {
+    let guest = Guest::new(&[MIB]);
+    guest.fill(&mut Random(5));
+    let image = File::from(rustix::fs::memfd_create("image", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+    image.set_len(MIB).unwrap();
+    let image = reader(&image, at_start(MIB), vec![PageBitmap::from_bytes(&[0xff; 32], MIB / 4096)]);
+    let memory = guest.memory();
+    let plan = whole_plan(&memory, 1, CHUNK_BYTES);
+    let job =
+        RestoreJob { image: &image, memory: &memory, plan: &plan, options: OPTIONS, copying: Copying::Auto };
+    let error = job.run(&Cancelling, &Control::default()).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::HostUnsupported);
+    assert!(error.message.contains("pids.max"), "{error}");
+}
+
+/// An engine whose requests are all cancelled.
+#[derive(Debug)]
+struct Cancelling;
+
+impl Files for Cancelling {}
+
+impl Io for Cancelling {
+    fn name(&self) -> &'static str {
+        "cancelling"
+    }
+
+    fn queue<'pool>(&self, _: u32, _: &'pool Pool) -> std::io::Result<Box<dyn Queue + 'pool>> {
+        Ok(Box::new(CancellingQueue(Vec::new())))
+    }
+}
+
+struct CancellingQueue(Vec<u64>);
+
+impl Queue for CancellingQueue {
+    unsafe fn push(&mut self, request: Request) -> std::io::Result<()> {
+        self.0.push(request.token);
+        Ok(())
+    }
+
+    fn wait(&mut self, completions: &mut Vec<Completion>) -> std::io::Result<()> {
+        let result = || Err(std::io::Error::from_raw_os_error(libc::ECANCELED));
+        completions.extend(self.0.drain(..).map(|token| Completion { token, result: result() }));
+        Ok(())
+    }
+}
+
 /// An engine that cannot be set up.
 #[derive(Debug)]
 struct NoQueues;
