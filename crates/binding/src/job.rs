@@ -84,7 +84,7 @@ impl Job {
     pub fn run<'env>(&mut self, env: &'env Env) -> napi::Result<Object<'env>> {
         let (work, control) = (self.work.take(), Arc::clone(&self.control));
         promise(env, move || {
-            let work = work.ok_or_else(|| Error::new(ErrorKind::Usage, "the job was started twice"))?;
+            let work = work.ok_or_else(|| Error::usage("the job was started twice"))?;
             work(&control)
         })
     }

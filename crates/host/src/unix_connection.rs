@@ -64,7 +64,7 @@ impl UnixConnection {
     /// # Errors
     /// `Usage` after the first call.
     pub fn take_fd(&mut self) -> Result<OwnedFd> {
-        self.for_node.take().ok_or_else(|| Error::new(ErrorKind::Usage, "the socket's fd was already taken"))
+        self.for_node.take().ok_or_else(|| Error::usage("the socket's fd was already taken"))
     }
 
     /// The number of the process that called listen(2): a hint only, for it may have handed the socket on. 0 if it
@@ -86,7 +86,7 @@ impl UnixConnection {
     }
 
     fn own(&self) -> Result<&OwnedFd> {
-        self.own.as_ref().ok_or_else(|| Error::new(ErrorKind::Usage, "the connection is closed"))
+        self.own.as_ref().ok_or_else(|| Error::usage("the connection is closed"))
     }
 
     /// Sends `line` with `fds` attached to it, without waiting.
@@ -100,7 +100,7 @@ impl UnixConnection {
         let mut control = SendAncillaryBuffer::new(&mut space);
         if line.is_empty() || fds.len() > MAX_FDS || !control.push(SendAncillaryMessage::ScmRights(fds)) {
             let message = "a message with fds needs at least one byte and carries at most 253 fds";
-            return Err(Error::new(ErrorKind::Usage, message));
+            return Err(Error::usage(message));
         }
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
         match retry_on_intr(|| sendmsg(own, &[IoSlice::new(line)], &mut control, flags)) {

@@ -62,7 +62,7 @@ impl NewFile {
         if name.len() > bytes_max {
             let message =
                 format!("the file name is {} bytes long; at most {bytes_max} are possible", name.len());
-            return Err(Error::new(ErrorKind::Usage, message).at_path(path));
+            return Err(Error::usage(message).at_path(path));
         }
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let directory = retry_on_intr(|| io.open_directory(parent)).map_err(|cause| {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::{PageAreas, reopen};
 use crate::bitmap::PageBitmap;
-use crate::{Error, ErrorKind, PAGE_BYTES, Result};
+use crate::{Error, PAGE_BYTES, Result};
 
 /// An image whose structure was checked, open for the reading of its pages.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ impl ImageReader {
     ) -> Result<Self> {
         let pages = areas.areas().iter().map(|area| area.length / PAGE_BYTES);
         if !bitmaps.iter().map(PageBitmap::pages).eq(pages) {
-            return Err(Error::new(ErrorKind::Usage, "the page bitmaps are not those of the RAM blocks"));
+            return Err(Error::usage("the page bitmaps are not those of the RAM blocks"));
         }
         Ok(Self { file: reopen(file, path, direct)?, path: path.to_owned(), areas, bitmaps })
     }

@@ -15,7 +15,7 @@ use super::new_file::NewFile;
 use super::opened::Opened;
 use super::{require_direct, set_direct};
 use crate::io::Io;
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, Result};
 
 /// An image that is being written. Dropped before it was published, it vanishes.
 #[derive(Debug)]
@@ -253,7 +253,7 @@ impl ImageWriter {
             return Ok(life);
         }
         let message = format!("cannot {action} an image that is in the state {:?}", life.phase);
-        Err(Error::new(ErrorKind::Usage, message).at_path(self.path()))
+        Err(Error::usage(message).at_path(self.path()))
     }
 }
 

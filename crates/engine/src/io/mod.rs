@@ -143,7 +143,7 @@ pub fn auto(depth: u32, queues: usize) -> Result<Arc<dyn Io>> {
 pub fn probe(name: &str, depth: u32, queues: usize) -> Result<Arc<dyn Io>> {
     let Some(engine) = by_name(name) else {
         let message = format!("there is no I/O engine {name:?}; there are {}", NAMES.join(", "));
-        return Err(Error::new(ErrorKind::Usage, message));
+        return Err(Error::usage(message));
     };
     let pool = Pool::new(1, 4096)?;
     try_out(engine.as_ref(), depth, queues, &pool).map_err(|cause| set_up_error(name, cause))?;
@@ -154,7 +154,7 @@ pub fn probe(name: &str, depth: u32, queues: usize) -> Result<Arc<dyn Io>> {
 pub(crate) fn set_up_error(engine_name: &str, cause: io::Error) -> Error {
     // Only check_depth says this without an errno.
     if cause.kind() == io::ErrorKind::InvalidInput && cause.raw_os_error().is_none() {
-        return Error::new(ErrorKind::Usage, cause.to_string());
+        return Error::usage(cause.to_string());
     }
     let message = format!("the I/O engine {engine_name} does not work here: {}", likely_cause(&cause));
     Error::os(message, cause).with_kind(ErrorKind::HostUnsupported)

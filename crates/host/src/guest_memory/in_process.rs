@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use mapram_engine::memory::{Backing, FileRange, FileSystem, Memory, Process, ProcessRange, Region};
-use mapram_engine::{Error, ErrorKind, PAGE_BYTES, Result};
+use mapram_engine::{Error, PAGE_BYTES, Result};
 
 use super::vma_file;
 use crate::cgroup;
@@ -84,7 +84,7 @@ impl ProcessOpener {
                 let pid = self.process.pid();
                 let message =
                     format!("RAM block {} is not mapped at {address:#x} in process {pid}", block.name);
-                return Err(Error::new(ErrorKind::Usage, message));
+                return Err(Error::usage(message));
             };
             let length = vma.end.min(end) - address;
             let (backing, page_bytes) = self.backing(&vma, address).map_err(|error| Error {
@@ -164,6 +164,6 @@ fn check_range(block: &BlockAddress) -> Result<u64> {
     block.address.checked_add(block.length).filter(|_| aligned).ok_or_else(|| {
         let BlockAddress { name, address, length } = block;
         let message = format!("RAM block {name} is not page-aligned: {length} bytes at {address:#x}");
-        Error::new(ErrorKind::Usage, message)
+        Error::usage(message)
     })
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use mapram_engine::memory::{Backing, FileRange, FileSystem, Memory, Region};
-use mapram_engine::{Error, ErrorKind, Result};
+use mapram_engine::{Error, Result};
 use rustix::fs::OFlags;
 
 use super::in_process::{BlockAddress, ProcessOpener, finish, page_bytes};
@@ -67,14 +67,14 @@ fn open_block(index: usize, block: &NamedMemory, writable: bool) -> Result<Vec<R
         }
         _ => {
             let message = format!("RAM block {name} needs a file, an fd, or a pid and an address");
-            Err(Error::new(ErrorKind::Usage, message))
+            Err(Error::usage(message))
         }
     }
 }
 
 fn file_region(index: usize, block: &NamedMemory, file: File) -> Result<Region> {
     let NamedMemory { name, length, offset, .. } = block;
-    let usage = |message| Err(Error::new(ErrorKind::Usage, message));
+    let usage = |message| Err(Error::usage(message));
     let metadata = file
         .metadata()
         .map_err(|cause| Error::os(format!("asking for the size of RAM block {name} failed"), cause))?;
@@ -114,5 +114,5 @@ fn duplicate(fd: RawFd, name: &str, writable: bool) -> Result<File> {
         return Ok(file);
     }
     let wanted = if writable { "for reading and writing, not for appending" } else { "for reading" };
-    Err(Error::new(ErrorKind::Usage, format!("fd {fd} of RAM block {name} is not open {wanted}")))
+    Err(Error::usage(format!("fd {fd} of RAM block {name} is not open {wanted}")))
 }
