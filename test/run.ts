@@ -29,8 +29,8 @@ function run(command: string, args: string[], options: SpawnOptions = {}): Promi
 
 /** A suite that ended badly with no test to blame, for instance because it did not compile, is one failure. */
 function blame(summary: Summary, status: number): Summary {
-  const silent = status !== 0 && summary.failed === 0;
-  return silent ? { ...summary, failed: 1 } : summary;
+  const silent = status !== 0 && summary.failed.length === 0;
+  return silent ? { ...summary, failed: [`nothing by name, and exit status ${status}`] } : summary;
 }
 
 async function rust(): Promise<Summary> {
@@ -45,11 +45,10 @@ async function rust(): Promise<Summary> {
     // A test that leaves something out for want of the host says so, and passes.
     '--show-output',
   ]);
-  const summary: Summary = { passed: 0, failed: 0, skipped: [] };
-  for (const [, passed, failed] of output.matchAll(/^test result: \w+\. (\d+) passed; (\d+) failed;/gm)) {
+  const summary: Summary = { passed: 0, failed: [], skipped: [] };
+  for (const [, passed] of output.matchAll(/^test result: \w+\. (\d+) passed;/gm))
     summary.passed += Number(passed);
-    summary.failed += Number(failed);
-  }
+  for (const [, name] of output.matchAll(/^test (.+) \.\.\. FAILED$/gm)) summary.failed.push(name ?? '');
   for (const [, name, reason] of output.matchAll(/^test (.+) \.\.\. ignored(?:, (.*))?$/gm))
     summary.skipped.push({ name: name ?? '', reason: reason ?? 'no reason given' });
   summary.skipped.push(...leftOut(output));
@@ -77,14 +76,14 @@ async function vitest(project: string): Promise<Summary> {
   });
   const summary: Summary = existsSync(file)
     ? (JSON.parse(readFileSync(file, 'utf8')) as Summary)
-    : { passed: 0, failed: 0, skipped: [] };
+    : { passed: 0, failed: [], skipped: [] };
   rmSync(directory, { recursive: true });
   return blame(summary, status);
 }
 
 async function example(): Promise<Summary> {
   const { status } = await run(process.execPath, ['packages/mapram/examples/process-memory.js']);
-  return { passed: status === 0 ? 1 : 0, failed: status === 0 ? 0 : 1, skipped: [] };
+  return blame({ passed: status === 0 ? 1 : 0, failed: [], skipped: [] }, status);
 }
 
 const SUITES: [string, () => Promise<Summary>][] = [
@@ -102,20 +101,22 @@ async function main(): Promise<void> {
     console.log(`\n== ${name}`);
     summaries.push([name, await suite()]);
   }
-  const total: Summary = { passed: 0, failed: 0, skipped: [] };
+  const total: Summary = { passed: 0, failed: [], skipped: [] };
   console.log('');
   for (const [name, { passed, failed, skipped }] of summaries) {
-    console.log(`${name}: ${passed} ok, ${failed} not ok, ${skipped.length} left out`);
+    console.log(`${name}: ${passed} ok, ${failed.length} not ok, ${skipped.length} left out`);
     total.passed += passed;
-    total.failed += failed;
+    total.failed.push(...failed.map((test) => `${name}, ${test}`));
     total.skipped.push(...skipped);
     // A suite that finds none of its tests has not shown anything.
-    if (passed + failed + skipped.length === 0) total.failed++;
+    if (passed + failed.length + skipped.length === 0) total.failed.push(`${name} found no test`);
   }
   for (const { name, reason } of total.skipped) console.log(`SKIPPED ${name}: ${reason}`);
+  // At the end, for that is what is left where a long output is cut.
+  for (const name of total.failed) console.log(`FAILED ${name}`);
   const skipped = total.skipped.length > 0 ? `, ${total.skipped.length} skipped` : '';
-  console.log(`${total.passed} passed, ${total.failed} failed${skipped}`);
-  process.exitCode = total.failed === 0 ? 0 : 1;
+  console.log(`${total.passed} passed, ${total.failed.length} failed${skipped}`);
+  process.exitCode = total.failed.length === 0 ? 0 : 1;
 }
 
 await main();
