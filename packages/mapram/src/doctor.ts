@@ -40,8 +40,8 @@ export async function doctor(options: DoctorOptions = {}): Promise<DoctorReport>
   }
   const host = new Checklist('host', signal);
   const guest = new Checklist('guest', signal);
-  const hasAddon = await checkHost(host);
-  await checkDirectory(host, dir, hasAddon);
+  const hasEngine = await checkHost(host);
+  await checkDirectory(host, dir, hasEngine);
   if (qmp !== undefined) await checkGuest(guest, { qmp, pid }, dir);
   return { checks: [...host.checks, ...guest.checks] };
 }

@@ -139,12 +139,15 @@ pub fn auto(depth: u32, queues: usize) -> Result<Arc<dyn Io>> {
 /// transfer will have (at least one): what RLIMIT_MEMLOCK forbids is better known before the guest is stopped.
 ///
 /// # Errors
-/// `Usage` if there is no such engine or no such depth; `HostUnsupported` with the likely reason if it does not work.
+/// `Usage` if there is no such engine or no such depth; `HostUnsupported` with the likely reason if it does not work, or
+/// where the host's pages are of another size than ours.
 pub fn probe(name: &str, depth: u32, queues: usize) -> Result<Arc<dyn Io>> {
     let Some(engine) = by_name(name) else {
         let message = format!("there is no I/O engine {name:?}; there are {}", NAMES.join(", "));
         return Err(Error::usage(message));
     };
+    // First of all: with pages of another size nothing of ours maps memory as it should.
+    crate::check_page_size()?;
     let pool = Pool::new(1, 4096)?;
     try_out(engine.as_ref(), depth, queues, &pool).map_err(|cause| set_up_error(name, cause))?;
     Ok(engine)

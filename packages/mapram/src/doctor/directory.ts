@@ -7,10 +7,10 @@ import { DEFAULT_LOAD } from '../options.ts';
 import { type Checklist, type Finding, fail, ok, warn } from './check.ts';
 import { findFileSystem, roundly } from './judge.ts';
 
-/** What the directory's file system offers; with the addon, a file of a few bytes is written there and removed again. */
-export async function checkDirectory(list: Checklist, directory: string, hasAddon: boolean): Promise<void> {
+/** What the directory's file system offers; with the engine, a file of a few bytes is written there and removed again. */
+export async function checkDirectory(list: Checklist, directory: string, hasEngine: boolean): Promise<void> {
   await list.look('file-system', 'create it, or name another one by --dir', () => fileSystem(directory));
-  if (!hasAddon || list.hasFailed) return;
+  if (!hasEngine || list.hasFailed) return;
   const alignment = await checkPublishing(list, directory);
   list.note('direct-io', directIo(alignment));
   await list.look(

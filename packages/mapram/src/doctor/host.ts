@@ -13,7 +13,7 @@ const CAP_SYS_PTRACE = 19n;
 /**
  * What the host offers to any guest and any directory. The page size and the engines are known to the native addon.
  *
- * @returns whether that loads: without it only part of what follows can be said.
+ * @returns whether that can be used here: without it only part of what follows can be said.
  */
 export async function checkHost(list: Checklist): Promise<boolean> {
   const advice = 'nothing can be saved or restored here without it; the reason says what to do';
@@ -21,13 +21,16 @@ export async function checkHost(list: Checklist): Promise<boolean> {
     addon();
     return ok('the native addon is loaded');
   });
-  const hasAddon = !list.hasFailed;
+  const isLoaded = !list.hasFailed;
   list.note('kernel', judgeKernel(release()));
-  if (hasAddon) {
+  if (isLoaded) {
     await list.look('page-size', 'boot a kernel with pages of 4 KiB', () => {
       checkPageSize();
       return ok("the host's pages are of 4 KiB");
     });
+  }
+  const hasEngine = isLoaded && !list.hasFailed;
+  if (hasEngine) {
     for (const name of engineNames()) list.note(`engine-${name}`, await tryEngine(name));
     await list.look(
       'engine-auto',
@@ -42,7 +45,7 @@ export async function checkHost(list: Checklist): Promise<boolean> {
   list.note('process-memory', judgePtrace(scope, hasCapability(CAP_SYS_PTRACE)));
   list.note('pagemap', tryPagemap());
   list.note('kvm', tryKvm());
-  return hasAddon;
+  return hasEngine;
 }
 
 async function tryEngine(name: string): Promise<Finding> {
