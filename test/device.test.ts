@@ -24,7 +24,7 @@ import { imageOn, loopDevice, needLoopDevices } from './support/device.ts';
 import { largeGuest, pausedGuest, SLOWLY, SMALL, testCleanup, waitingQemu } from './support/fixtures.ts';
 import { printed, startProgram } from './support/library.ts';
 import { expectSameRam } from './support/oracle.ts';
-import { diskDirectory } from './support/paths.ts';
+import { diskDirectory, memoryDirectory } from './support/paths.ts';
 import { Qemu } from './support/qemu.ts';
 import { stockLoad, stockSave } from './support/stock.ts';
 
@@ -300,6 +300,41 @@ test('a save that is cancelled leaves no image, and a device that can be saved t
   await failWith(3, 'E_IMAGE_INVALID', ['inspect', device]);
   await succeed(save(guest, device));
   expect(await succeed(['inspect', device])).toMatchObject({ machine: expect.stringMatching(/q35/) });
+});
+
+describe('small pages, on a device that takes small segments', () => {
+  const [BYTES, PAGE] = [32 << 20, 4096];
+  const SAVE_AND_RESTORE = `
+    import { restore, save } from 'mapram';
+    const [image, file, target, length] = process.argv.slice(1);
+    const memory = (file) => [{ name: 'ram', file, length: Number(length) }];
+    const { copiedBytes } = await save({ memory: memory(file), machine: 'm', image, channels: 1 });
+    await restore({ memory: memory(target), image });
+    console.log(copiedBytes);`;
+
+  /** Bytes that a save of these copies; they must be restored. */
+  async function copied(bytes: Buffer): Promise<number> {
+    const cleanup = testCleanup();
+    const directory = memoryDirectory(cleanup);
+    const [memory, target] = [join(directory, 'memory'), join(directory, 'target')];
+    writeFileSync(memory, bytes);
+    writeFileSync(target, Buffer.alloc(BYTES, 1));
+    const words = [loopDevice(cleanup, 64), memory, target, String(BYTES)];
+    const bytesCopied = await printed(startProgram(cleanup, SAVE_AND_RESTORE, ...words));
+    expect(readFileSync(target).equals(bytes)).toBe(true);
+    return Number(bytesCopied);
+  }
+
+  test('are written from where they are', async () => {
+    expect(await copied(Buffer.alloc(BYTES, 7))).toBe(0);
+  });
+
+  test('are copied where zero pages are strewn among them', async () => {
+    const bytes = Buffer.alloc(BYTES, 7);
+    for (let page = 9; page < BYTES / PAGE; page += 10) bytes.fill(0, page * PAGE, (page + 1) * PAGE);
+    // All but the first chunk, which shows it.
+    expect(await copied(bytes)).toBe(BYTES - (4 << 20));
+  });
 });
 
 describe('a save that is killed', () => {

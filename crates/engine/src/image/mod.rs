@@ -4,6 +4,7 @@ mod areas;
 mod device;
 mod new_file;
 mod opened;
+mod queue_limits;
 mod reader;
 mod writer;
 
@@ -19,6 +20,7 @@ use crate::{Error, ErrorKind, PAGE_BYTES, Result};
 
 pub use areas::{PageArea, PageAreas};
 pub use new_file::PARTIAL_SUFFIX;
+pub use queue_limits::takes_small_segments;
 pub use reader::ImageReader;
 pub use writer::ImageWriter;
 

@@ -28,21 +28,32 @@ const SAMPLE_BYTES: u64 = 2 << 20;
 pub struct OwnPages<'a> {
     memory: &'a Memory,
     /// One place for each region.
-    mappings: Vec<Option<Mapping>>,
+    regions: Vec<Option<Own>>,
+}
+
+/// A region that is written from where it is.
+#[derive(Debug)]
+struct Own {
+    mapping: Mapping,
+    /// Small pages: where zero pages are strewn among them, a copy is faster.
+    only_dense: bool,
 }
 
 impl<'a> OwnPages<'a> {
-    /// Maps what is not to be copied. `data` are runs of bytes of each block that are known to be there, ascending.
+    /// Maps what is not to be copied. `data` are runs of bytes of each block that are known to be there, ascending;
+    /// `takes_small_pages` says whether the image's device takes requests of many 4 KiB segments as gladly as of few large
+    /// ones.
     ///
     /// # Errors
     /// With [`Copying::Never`], the errno of mmap(2). With [`Copying::Auto`], what cannot be mapped is copied.
     pub fn new<'d>(
         memory: &'a Memory,
         copying: Copying,
+        takes_small_pages: bool,
         data: impl Fn(usize) -> &'d [Extent],
     ) -> Result<Self> {
         if copying == Copying::Always || mapping::check_populate().is_err() {
-            return Ok(Self { memory, mappings: Vec::new() });
+            return Ok(Self { memory, regions: Vec::new() });
         }
         let map = |region: &Region| {
             // Nobody but its process can map private memory.
@@ -52,25 +63,27 @@ impl<'a> OwnPages<'a> {
                 return Ok(None);
             }
             let mapping = Mapping::new(region, file, Direction::Read)?;
-            let is_wanted = copying == Copying::Never
-                || region.is_hugetlb()
-                || is_in_huge_pages(&mapping, &samples(region, data(region.block)))?;
-            Ok(is_wanted.then_some(mapping))
+            let only_dense = copying == Copying::Auto
+                && !region.is_hugetlb()
+                && !is_in_huge_pages(&mapping, &samples(region, data(region.block)))?;
+            Ok((takes_small_pages || !only_dense).then_some(Own { mapping, only_dense }))
         };
         // A limit on addresses or descriptors, or a policy against mapping, is no reason not to save.
         let map = |region| match map(region) {
             Err(_) if copying == Copying::Auto => Ok(None),
             outcome => outcome,
         };
-        let mappings = memory.regions().iter().map(map).collect::<Result<_>>()?;
-        Ok(Self { memory, mappings })
+        let regions = memory.regions().iter().map(map).collect::<Result<_>>()?;
+        Ok(Self { memory, regions })
     }
 
-    /// Where all bytes of `span` of a block are mapped; `None` if they are to be copied.
-    pub fn find(&self, block: usize, span: &Range<u64>) -> Option<&Mapping> {
+    /// Where all bytes of `span` of a block are mapped; `None` if they are to be copied. `is_dense` says whether few of the
+    /// pages near there are zero.
+    pub fn find(&self, block: usize, span: &Range<u64>, is_dense: bool) -> Option<&Mapping> {
         let index = self.memory.region_at(block, span.start)?;
-        let mapping = self.mappings.get(index)?.as_ref();
-        mapping.filter(|_| span.end <= self.memory.regions()[index].end())
+        let own = self.regions.get(index)?.as_ref()?;
+        let is_whole = span.end <= self.memory.regions()[index].end();
+        (is_whole && (is_dense || !own.only_dense)).then_some(&own.mapping)
     }
 }
 
@@ -126,7 +139,7 @@ mod tests {
 
     fn first_byte(own: &OwnPages<'_>, extents: &[Extent], before: impl FnOnce()) -> Result<u8> {
         let span = extents[0].offset..LENGTH;
-        let mapping = own.find(0, &span).unwrap();
+        let mapping = own.find(0, &span, true).unwrap();
         let address = mapping.address(span.start);
         mapping.look(span, extents, || {
             before();
@@ -139,7 +152,7 @@ mod tests {
     fn what_was_taken_away_is_an_error_and_not_the_end() {
         let (file, memory) = memory();
         let extents = memory.scan(0).unwrap();
-        let own = OwnPages::new(&memory, Copying::Never, |_| &extents).unwrap();
+        let own = OwnPages::new(&memory, Copying::Never, false, |_| &extents).unwrap();
         let second = &extents[1..];
         assert_eq!(first_byte(&own, second, || ()).unwrap(), 7);
         let cut = first_byte(&own, second, || file.set_len(8 * PAGE_BYTES).unwrap());
@@ -154,7 +167,7 @@ mod tests {
         let (file, memory) = memory();
         let blocks = file.metadata().unwrap().blocks();
         let extents = memory.scan(0).unwrap();
-        let own = OwnPages::new(&memory, Copying::Never, |_| &extents).unwrap();
+        let own = OwnPages::new(&memory, Copying::Never, false, |_| &extents).unwrap();
         assert_eq!(first_byte(&own, &extents, || ()).unwrap(), 7);
         drop(own);
         assert_eq!(file.metadata().unwrap().blocks(), blocks);
@@ -164,11 +177,13 @@ mod tests {
     fn small_pages_are_mapped_only_where_that_is_wanted() {
         let (_file, memory) = memory();
         let extents = memory.scan(0).unwrap();
-        let is_mapped = |copying| {
-            let own = OwnPages::new(&memory, copying, |_| &extents).unwrap();
-            own.find(0, &(0..LENGTH)).is_some()
+        let is_mapped = |copying, glad, is_dense| {
+            let own = OwnPages::new(&memory, copying, glad, |_| &extents).unwrap();
+            own.find(0, &(0..LENGTH), is_dense).is_some()
         };
-        assert!(!is_mapped(Copying::Auto) && !is_mapped(Copying::Always) && is_mapped(Copying::Never));
+        assert!(!is_mapped(Copying::Auto, false, true) && !is_mapped(Copying::Always, true, true));
+        assert!(is_mapped(Copying::Auto, true, true) && !is_mapped(Copying::Auto, true, false));
+        assert!(is_mapped(Copying::Never, false, true) && is_mapped(Copying::Never, false, false));
     }
 
     #[test]

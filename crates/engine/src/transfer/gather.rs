@@ -17,6 +17,16 @@ pub(super) struct Data {
     pub requests: Vec<PageRun>,
 }
 
+/// A chunk with more runs of zero pages among its data than that is not dense.
+const FEW_ZERO_RUNS: usize = 16;
+
+impl Data {
+    /// Whether few zero pages are strewn among the others. Long runs of them, which no request writes, do not count.
+    pub fn is_dense(&self) -> bool {
+        self.pages.len() <= self.requests.len() + FEW_ZERO_RUNS
+    }
+}
+
 /// Reads the chunk's extents to their places in `buffer` and says which pages are not zero. Gaps that may be written along
 /// with their neighbours are zero in the buffer; all others are undefined there.
 ///
@@ -114,6 +124,15 @@ mod tests {
     fn runs_are_joined_across_short_gaps_only() {
         let runs = [run(0, 2), run(18, 1), run(36, 1), run(40, 4)];
         assert_eq!(join(&runs).collect::<Vec<_>>(), [run(0, 19), run(36, 8)]);
+    }
+
+    #[test]
+    fn strewn_zero_pages_make_a_chunk_less_dense_and_long_runs_of_them_do_not() {
+        let is_dense = |step: u64, count| {
+            let pages: Vec<PageRun> = (0..count).map(|number| run(number * step, 2)).collect();
+            Data { requests: join(&pages).collect(), pages }.is_dense()
+        };
+        assert!(is_dense(3, 17) && !is_dense(3, 18) && is_dense(40, 100));
     }
 
     /// Pages 0 to 3 and 6 to 9 are planned; 1, 3 and 7 hold data.

@@ -1,6 +1,6 @@
 //! Guest memory to image: read a chunk, find its zero pages, write the rest.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::chunks::{Chunk, ChunkQueue};
 use super::gather::{Data, find_data, gather};
@@ -9,7 +9,7 @@ use super::requests::{Request, Target};
 use super::{Buffers, Content, Control, Options, Plan, Transferred, check_bitmaps, threads, to_usize};
 use crate::Result;
 use crate::bitmap::{PageBitmap, PageRun};
-use crate::image::{ImageWriter, PageAreas};
+use crate::image::{ImageWriter, PageAreas, takes_small_segments};
 use crate::io::Direction;
 use crate::memory::{Copying, Memory, OwnPages};
 
@@ -49,9 +49,11 @@ impl SaveJob<'_> {
         control.start(data_bytes);
         let chunks = ChunkQueue::new(self.plan);
         let slots = self.options.slots(data_bytes, self.plan.chunk_bytes);
+        let glad = takes_small_segments(image.fd());
         let data = |block: usize| self.plan.blocks[block].extents.as_slice();
-        let own_pages = OwnPages::new(self.memory, self.copying, data)?;
-        let stage = Save { job: &self, own_pages, copied: AtomicU64::new(0) };
+        let own_pages = OwnPages::new(self.memory, self.copying, glad, data)?;
+        let is_dense = AtomicBool::new(true);
+        let stage = Save { job: &self, own_pages, is_dense, copied: AtomicU64::new(0) };
         let target = Target {
             io: image.io().as_ref(),
             options: self.options,
@@ -75,13 +77,16 @@ impl SaveJob<'_> {
 struct Save<'a> {
     job: &'a SaveJob<'a>,
     own_pages: OwnPages<'a>,
+    /// Whether the latest chunk was dense: the next one is taken to be like it.
+    is_dense: AtomicBool,
     copied: AtomicU64,
 }
 
 impl Save<'_> {
     /// What the chunk holds, and the address of its first byte: in guest memory, or in `buffer`.
     fn look(&self, chunk: &Chunk, buffer: *mut u8) -> Result<(Data, *mut u8)> {
-        if let Some(mapping) = self.own_pages.find(chunk.block, &chunk.span()) {
+        let is_dense = self.is_dense.load(Ordering::Relaxed);
+        if let Some(mapping) = self.own_pages.find(chunk.block, &chunk.span(), is_dense) {
             let address = mapping.address(chunk.offset);
             // Gaps are holes, which must not be touched: the guest's memory would grow.
             // SAFETY: the extents' pages are mapped and present, and the guest stands still; one that goes missing all the
@@ -103,6 +108,7 @@ unsafe impl Stage for Save<'_> {
 
     fn start(&self, chunk: &Chunk, buffer: *mut u8, requests: &mut Vec<Request>) -> Result<()> {
         let (data, first) = self.look(chunk, buffer)?;
+        self.is_dense.store(data.is_dense(), Ordering::Relaxed);
         let bitmap = &self.job.bitmaps[chunk.block];
         chunk.extents.iter().for_each(|extent| bitmap.clear(PageRun::of(extent.bytes())));
         data.pages.iter().for_each(|run| bitmap.set(*run));
