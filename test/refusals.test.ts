@@ -7,6 +7,7 @@ import type { Cleanup } from './support/cleanup.ts';
 import { failWith, report, run, succeed } from './support/cli.ts';
 import { names, pausedGuest, SMALL, testCleanup, waitingQemu } from './support/fixtures.ts';
 import { hostProgram } from './support/kernel.ts';
+import { startProgram } from './support/library.ts';
 import { expectSameRam } from './support/oracle.ts';
 import { diskDirectory } from './support/paths.ts';
 import { Qemu } from './support/qemu.ts';
@@ -30,6 +31,11 @@ async function savedImage(cleanup: Cleanup): Promise<string> {
   await succeed(['save', '--qmp', source.socket, image]);
   return image;
 }
+
+test('a failure that nobody takes note of ends the program, as Node has it', async () => {
+  const child = startProgram(testCleanup(), `import { save } from 'mapram'; save({});`);
+  expect(await new Promise((resolve) => child.once('close', resolve))).toBe(1);
+});
 
 /** Expects that a save is refused with the guest never stopped and no file made. */
 async function expectSaveRefused(

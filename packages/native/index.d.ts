@@ -181,8 +181,6 @@ export interface ImageSource {
 export interface JobProgress {
   /** Bytes of planned data handled so far. */
   bytesDone: number
-  /** Bytes planned; 0 until the transfer has started. */
-  bytesTotal: number
   /** I/O requests that have ended so far; stands still where the storage does not answer. */
   completions: number
   /** Whether the job was cancelled or has failed, and only waits for what is in flight. */
@@ -197,8 +195,6 @@ export interface JobProgress {
 export interface JobResult {
   /** For a save: each block's page bitmap as the image stores it. */
   bitmaps: Array<Uint8Array>
-  /** For a save: bytes of pages that are not zero. */
-  dataBytes: number
   /** Bytes of the image's page areas that were written or read; for a measurement, that a save would write. */
   transferredBytes: number
   /** For a save or a restore: bytes of pages that went through a buffer of ours. */

@@ -137,10 +137,8 @@ impl ImageFile {
                     buffers: &image.buffers,
                 };
                 let saved = job.run(image.writer()?.as_ref(), control)?;
-                let data_pages: u64 = bitmaps.iter().map(PageBitmap::count).sum();
                 Ok(JobResult {
                     bitmaps: bitmaps.iter().map(|bitmap| Uint8Array::new(bitmap.to_bytes())).collect(),
-                    data_bytes: number(data_pages * PAGE_BYTES),
                     transferred_bytes: number(saved.image_bytes),
                     copied_bytes: number(saved.copied_bytes),
                     difference: None,

@@ -20,8 +20,6 @@ use crate::transfer::Difference;
 pub struct JobResult {
     /// For a save: each block's page bitmap as the image stores it.
     pub bitmaps: Vec<Uint8Array>,
-    /// For a save: bytes of pages that are not zero.
-    pub data_bytes: f64,
     /// Bytes of the image's page areas that were written or read; for a measurement, that a save would write.
     pub transferred_bytes: f64,
     /// For a save or a restore: bytes of pages that went through a buffer of ours.
@@ -35,8 +33,6 @@ pub struct JobResult {
 pub struct JobProgress {
     /// Bytes of planned data handled so far.
     pub bytes_done: f64,
-    /// Bytes planned; 0 until the transfer has started.
-    pub bytes_total: f64,
     /// I/O requests that have ended so far; stands still where the storage does not answer.
     pub completions: f64,
     /// Whether the job was cancelled or has failed, and only waits for what is in flight.
@@ -95,7 +91,6 @@ impl Job {
         let progress = self.control.progress();
         JobProgress {
             bytes_done: number(progress.bytes_done),
-            bytes_total: number(progress.bytes_total),
             completions: number(progress.completions),
             stopping: progress.stopping,
             reading: progress.reading,

@@ -13,8 +13,8 @@ function fakeWork(needsStorage = true) {
   const seen = { isCancelled: false, bytesDone: 0, completions: 0, stopping: false };
   const work: Job = {
     needsStorage,
-    run: () => ended.then(() => ({ bitmaps: [], dataBytes: 0, transferredBytes: 7, copiedBytes: 0 })),
-    progress: () => ({ ...seen, bytesTotal: 0, reading: false }),
+    run: () => ended.then(() => ({ bitmaps: [], transferredBytes: 7, copiedBytes: 0 })),
+    progress: () => ({ ...seen, reading: false }),
     cancel: () => {
       seen.isCancelled = true;
     },

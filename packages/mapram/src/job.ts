@@ -182,6 +182,7 @@ export function startJob<T>(
 ): JobPromise<T> {
   // What is no signal is refused by the options' check, as a rejection like every other failure.
   const job = new JobContext(signal instanceof AbortSignal ? signal : undefined);
+  let isSettled = false;
   const report = Promise.resolve()
     .then(() => {
       job.signal.throwIfAborted();
@@ -189,14 +190,14 @@ export function startJob<T>(
     })
     .catch((error: unknown) => {
       throw job.signal.aborted && error === job.signal.reason ? error : asMapramError(error);
+    })
+    .finally(() => {
+      isSettled = true;
     });
-  let isSettled = false;
-  const settle = (): void => {
-    isSettled = true;
-  };
-  const settled = report.then(settle, settle);
   /** Each iteration sees the job from where it then is to its end. */
   async function* watch(): AsyncGenerator<Progress, void, undefined> {
+    // Not before somebody looks: a failure of which nobody takes note at all is Node's to tell of.
+    const settled = report.catch(() => {});
     while (!isSettled) {
       yield job.progress();
       await Promise.race([settled, delay(PROGRESS_INTERVAL_MS, undefined, { ref: false })]);

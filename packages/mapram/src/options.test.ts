@@ -75,6 +75,8 @@ describe('options of save', () => {
     ['memory.0', { ...MEMORY, memory: [{ name: 'a', length: 4096, pid: 1 }] }],
     ['memory.0', { ...MEMORY, memory: [{ name: 'a', length: 4096, file: '/f', fd: 3 }] }],
     ['memory.0', { ...MEMORY, memory: [{ name: 'a', length: 4096, file: '/f', pid: 1, address: 0 }] }],
+    ['memory.0.fd', { ...MEMORY, memory: [{ name: 'a', length: 4096, fd: 2 ** 32 + 3 }] }],
+    ['memory.0.pid', { ...MEMORY, memory: [{ name: 'a', length: 4096, pid: 2 ** 32 + 1, address: 0 }] }],
     ['memory.0.length', { ...MEMORY, memory: [{ name: 'a', length: -1, file: '/f' }] }],
     ['machine', { image: '/i', memory: MEMORY.memory }],
   ];

@@ -117,7 +117,10 @@ const Whole = (min: number, max: number, message: string) =>
 const Count = (max: number) => Whole(1, max, `it is no whole number from 1 to ${max}`);
 const Bytes = Whole(0, Number.MAX_SAFE_INTEGER, 'it is no whole number of bytes');
 const SomeBytes = Whole(1, Number.MAX_SAFE_INTEGER, 'it is no whole number of bytes above 0');
-const Pid = Whole(1, Number.MAX_SAFE_INTEGER, 'it is no process number');
+// What the kernel takes; the addon would cut anything larger to the number of something else.
+const INT_MAX = 2 ** 31 - 1;
+const Pid = Whole(1, INT_MAX, 'it is no process number');
+const Fd = Whole(0, INT_MAX, 'it is no file descriptor');
 const Flag = v.boolean('it is neither true nor false');
 const OneOf = <const T extends readonly string[]>(words: T) =>
   v.picklist(words, `it is none of ${words.join(', ')}`);
@@ -162,7 +165,7 @@ const MemorySchema = v.pipe(
         length: SomeBytes,
         pageSize: v.optional(SomeBytes),
         file: v.optional(Path),
-        fd: v.optional(Bytes),
+        fd: v.optional(Fd),
         offset: v.optional(Bytes),
         pid: v.optional(Pid),
         address: v.optional(Bytes),

@@ -135,7 +135,7 @@ async function saveMemory(
 ): Promise<SaveReport> {
   const blocks = named.map(({ name, length }) => ({ name, usedLength: length }));
   await job.answer(requireTargetApart(image, named));
-  const memory = await GuestMemory.ofNamed(named, false);
+  const memory = await job.answer(GuestMemory.ofNamed(named, false), (late) => late.close());
   try {
     const since = performance.now();
     const target = await createTarget(machine);

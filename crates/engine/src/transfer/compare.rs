@@ -51,7 +51,6 @@ impl CompareJob<'_> {
         if plan.data_bytes() == 0 {
             return Ok(None);
         }
-        control.start(plan.data_bytes());
         let scan = |(block, planned): (usize, &BlockPlan)| {
             if planned.extents.is_empty() { Ok(Vec::new()) } else { self.memory.scan(block) }
         };

@@ -13,7 +13,6 @@ pub struct Control {
     cancelled: AtomicBool,
     failed: AtomicBool,
     done: AtomicU64,
-    total: AtomicU64,
     completions: AtomicU64,
     /// Read-locked by threads that look at guest memory; locked for writing only to see whether any does.
     reading: RwLock<()>,
@@ -25,8 +24,6 @@ pub struct Control {
 pub struct Progress {
     /// Bytes of planned data handled so far.
     pub bytes_done: u64,
-    /// Bytes planned; 0 until the transfer has started.
-    pub bytes_total: u64,
     /// I/O requests that have ended so far; stands still where the storage does not answer.
     pub completions: u64,
     /// Whether it was cancelled or has failed, and only waits for what is in flight.
@@ -50,7 +47,6 @@ impl Control {
         let reading = self.reading.try_write().is_err();
         Progress {
             bytes_done: self.done.load(Ordering::Relaxed),
-            bytes_total: self.total.load(Ordering::Relaxed),
             completions: self.completions.load(Ordering::Relaxed),
             stopping: is_set(&self.cancelled) || is_set(&self.failed),
             reading,
@@ -83,10 +79,6 @@ impl Control {
     /// looks: either it sees the cancel, or whoever cancelled sees it.
     pub(super) fn reading(&self) -> RwLockReadGuard<'_, ()> {
         self.reading.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn start(&self, total: u64) {
-        self.total.store(total, Ordering::Relaxed);
     }
 
     pub(super) fn advance(&self, bytes: u64) {

@@ -49,9 +49,7 @@ impl RestoreJob<'_> {
         let to_clear = clear::plan(self.memory, chunk_bytes)?;
         let (cells_to_clear, chunks) = (ChunkQueue::new(&to_clear), ChunkQueue::new(self.plan));
         let clearing = Clear::new(self.memory, &self.image.bitmaps, control);
-        let data_bytes = self.plan.data_bytes();
-        control.start(data_bytes);
-        let slots = self.options.slots(data_bytes, chunk_bytes);
+        let slots = self.options.slots(self.plan.data_bytes(), chunk_bytes);
         let target = Target::reading(self.image, io, self.options);
         let filling = Fill { job: &self, control, copied: AtomicU64::new(0) };
         threads::run(self.options.threads, control, &|team| {

@@ -45,10 +45,8 @@ impl SaveJob<'_> {
         check_bitmaps(self.memory, self.bitmaps)?;
         image.set_length(self.areas.end())?;
         image.begin_transfer()?;
-        let data_bytes = self.plan.data_bytes();
-        control.start(data_bytes);
         let chunks = ChunkQueue::new(self.plan);
-        let slots = self.options.slots(data_bytes, self.plan.chunk_bytes);
+        let slots = self.options.slots(self.plan.data_bytes(), self.plan.chunk_bytes);
         let glad = takes_small_segments(image.fd());
         let data = |block: usize| self.plan.blocks[block].extents.as_slice();
         let own_pages = OwnPages::new(self.memory, self.copying, glad, data)?;

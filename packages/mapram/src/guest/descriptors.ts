@@ -13,6 +13,7 @@ const AddFdSchema = v.object({ 'fdset-id': v.number() });
 /** Passes descriptors over the monitor's socket; QEMU opens them as `/dev/fdset/N`. */
 export class DescriptorHandover implements Handover {
   readonly commands: readonly string[] = ['add-fd', 'remove-fd'];
+  readonly canBeLeft = true;
   readonly #monitor: Monitor;
   readonly #signal: AbortSignal | undefined;
 

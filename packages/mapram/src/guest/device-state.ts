@@ -11,7 +11,8 @@ import type { GuestLink } from './link.ts';
 export async function captureDeviceState(link: GuestLink): Promise<Uint8Array> {
   return link.handover.receive(async (filename) => {
     // QEMU waits for its disks first. Giving up would leave the guest standing for longer, not for less.
-    const patient = { ...link.options, timeoutMs: 0 };
+    const { signal } = link.handover.canBeLeft ? link.options : {};
+    const patient = { ...link.options, signal, timeoutMs: 0 };
     await link.monitor.execute('xen-save-devices-state', { filename, live: false }, patient);
   });
 }

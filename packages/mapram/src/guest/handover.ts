@@ -6,6 +6,9 @@ export interface Handover {
   /** Whether what is handed to QEMU is then in the hands of process `pid`. */
   reaches(pid: number): Promise<boolean>;
 
+  /** Whether QEMU can be left alone with a name that it was told to write to: nothing stays under it. */
+  readonly canBeLeft: boolean;
+
   /** Has QEMU write to a name, by `write`, and returns what it wrote. */
   receive(write: (path: string) => Promise<void>): Promise<Uint8Array>;
 

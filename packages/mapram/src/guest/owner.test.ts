@@ -243,7 +243,7 @@ describe('a save that fails', () => {
         return { job: save({ ...guestOf(qemu), guest: { monitor }, signal: controller.signal }) };
       }),
     );
-    for (const { job } of jobs) await expect(job).rejects.toBe(reason);
+    await Promise.all(jobs.map(({ job }) => expect(job).rejects.toBe(reason)));
     expect(jobs.map(({ job }) => job.guestState)).toEqual(['running', 'paused']);
     expect(reason.guestState).toBeUndefined();
     expect([await stateOf(running), await stateOf(paused)]).toEqual(['running', 'prelaunch']);
@@ -474,6 +474,12 @@ describe('a restore', () => {
       });
     },
   );
+
+  it('of a guest that was migrated away when it was saved lets it run all the same', async () => {
+    const { image, qemu } = await prepared('postmigrate');
+    const { guestState } = await restore({ ...guestOf(qemu), image, then: 'resume' });
+    expect(guestState).toBe('running');
+  });
 
   it('is no success if QEMU has died when all is done', async () => {
     const { image, qemu } = await prepared();

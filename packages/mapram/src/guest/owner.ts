@@ -312,7 +312,7 @@ export class GuestOwner {
   /** A guest that someone has migrated away meanwhile runs elsewhere. A QEMU that does not say how it is gets the command. */
   async #contUnlessMigrated(): Promise<void> {
     const status = (await this.#status()) ?? '';
-    if (MIGRATED.has(status) && status !== this.#found)
+    if (this.#found !== undefined && MIGRATED.has(status) && status !== this.#found)
       throw new MapramError('E_GUEST_RAN', `someone else has migrated it (it is ${status})`);
     await this.#link.monitor.execute('cont', {}, PATIENT);
   }

@@ -392,7 +392,25 @@ describe('QmpClient with something else', () => {
     await expect(client.execute('big', { text }, { timeoutMs: 50 })).rejects.toMatchObject({ code: 'E_QMP' });
     await expect(client.execute('add-fd', {}, { fds: [0], timeoutMs: 50 })).rejects.toMatchObject({
       code: 'E_QMP',
-      message: expect.stringContaining('has not answered the QMP command big'),
+      message: expect.stringContaining('did not answer the QMP command add-fd'),
     });
+  });
+
+  it('sends descriptors when all that was sent before is answered, unless nobody waits for that any more', async () => {
+    const seen: string[] = [];
+    const path = await fakeQemu(async ({ id, execute }, socket) => {
+      seen.push(execute);
+      await delay(100);
+      socket.write(`{"return": {}, "id": ${id}}\n`);
+    });
+    const client = await connect(path);
+    const slow = client.execute('slow');
+    await expect(client.execute('given-up', {}, { fds: [0], timeoutMs: 20 })).rejects.toThrow('given-up');
+    await Promise.all([
+      client.execute('first', {}, { fds: [0] }),
+      client.execute('second', {}, { fds: [0] }),
+      slow,
+    ]);
+    expect(seen.filter((command) => command !== 'qmp_capabilities')).toEqual(['slow', 'first', 'second']);
   });
 });

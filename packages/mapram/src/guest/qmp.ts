@@ -60,6 +60,8 @@ export class QmpClient implements Monitor {
   readonly peerPid: number;
   readonly #pending = new Map<unknown, Pending>();
   #lastId = 0;
+  /** The answer to the latest command. */
+  #latest: Promise<unknown> | undefined;
   /** Why nothing more can be sent, once that is so. */
   #ended: MapramError | undefined;
 
@@ -117,12 +119,14 @@ export class QmpClient implements Monitor {
   ): Promise<unknown> {
     const { timeoutMs = COMMAND_TIMEOUT_MS, signal, fds = [] } = options;
     signal?.throwIfAborted();
-    const answer = this.#send(command, args, fds);
+    let isOver = false;
+    const answer = this.#send(command, args, fds, () => isOver);
     const late = (): Promise<MapramError> => this.#noAnswer(command, timeoutMs);
     const endWatch = this.#watchSilence(command, timeoutMs);
     try {
       return await within(answer, { timeoutMs, late, signal });
     } finally {
+      isOver = true;
       endWatch();
     }
   }
@@ -183,26 +187,26 @@ export class QmpClient implements Monitor {
     return this.#ended !== undefined;
   }
 
-  async #send(command: string, args: Record<string, unknown>, fds: readonly number[]): Promise<unknown> {
+  /** @param isGivenUp whether nobody waits for the answer any more: descriptors may be closed then, and are not sent. */
+  async #send(
+    command: string,
+    args: Record<string, unknown>,
+    fds: readonly number[],
+    isGivenUp: () => boolean,
+  ): Promise<unknown> {
+    while (fds.length > 0 && this.#pending.size > 0) await this.#latest?.catch(() => {});
     if (this.#ended !== undefined) throw this.#ended;
+    if (isGivenUp()) throw this.#error(`The QMP command ${command} was not sent`);
     this.#lastId += 1;
     const line = `${JSON.stringify({ execute: command, arguments: args, id: this.#lastId })}\n`;
     if (fds.length === 0) this.#socket.write(line);
-    else this.#sendWithFds(line, fds);
+    else this.#connection.sendWithFds(Buffer.from(line), fds);
     return this.#answer(this.#lastId, command);
   }
 
   #answer(id: unknown, command: string): Promise<unknown> {
-    return new Promise((resolve, reject) => this.#pending.set(id, { command, resolve, reject }));
-  }
-
-  #sendWithFds(line: string, fds: readonly number[]): void {
-    const [unanswered] = this.#pending.values();
-    if (unanswered !== undefined) {
-      const reason = `it has not answered the QMP command ${unanswered.command}`;
-      throw this.#error(`QEMU cannot be passed descriptors: ${reason}`);
-    }
-    this.#connection.sendWithFds(Buffer.from(line), fds);
+    this.#latest = new Promise((resolve, reject) => this.#pending.set(id, { command, resolve, reject }));
+    return this.#latest;
   }
 
   #receive(chunk: Buffer): void {

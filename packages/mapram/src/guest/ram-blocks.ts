@@ -8,8 +8,6 @@ import { ask } from './queries.ts';
 export interface RamBlock {
   /** The name by which streams call it. */
   name: string;
-  /** Page size of the memory behind it. */
-  pageSize: number;
   /** Bytes that the guest uses. */
   usedLength: number;
   /** Bytes that it may grow to; larger than {@link usedLength} only for blocks that QEMU can resize. */
@@ -23,9 +21,8 @@ export interface RamBlock {
  * (QEMU 10.0.2, ram_block_format in system/physmem.c). Names may hold anything, so the line is read from its end.
  */
 const LINE =
-  /^(.*?)\s*(\d+) ([KMG]?)i?B\s+0x[0-9a-f]+\s+0x([0-9a-f]+)\s+0x([0-9a-f]+)\s+0x([0-9a-f]+)(?:\s+r[ow])?\s*$/;
+  /^(.*?)\s*\d+ [KMG]?i?B\s+0x[0-9a-f]+\s+0x([0-9a-f]+)\s+0x([0-9a-f]+)\s+0x([0-9a-f]+)(?:\s+r[ow])?\s*$/;
 const TextSchema = v.object({ 'human-readable-text': v.string() });
-const UNITS: Record<string, number> = { '': 1, K: 2 ** 10, M: 2 ** 20, G: 2 ** 30 };
 
 /** The RAM blocks that a stream must hold, in the order in which it wants them. */
 export async function queryRamBlocks(monitor: Monitor, options?: ExecuteOptions): Promise<RamBlock[]> {
@@ -62,10 +59,9 @@ export function parseRamBlocks(text: string): RamBlock[] {
 
 function parseLine(line: string): RamBlock {
   const match = LINE.exec(line);
-  const [, name = '', size = '', unit = '', used = '', total = '', address = ''] = match ?? [];
+  const [, name = '', used = '', total = '', address = ''] = match ?? [];
   const block = {
     name: name.trim(),
-    pageSize: Number(size) * (UNITS[unit] ?? 0),
     usedLength: Number.parseInt(used, 16),
     maxLength: Number.parseInt(total, 16),
     address: Number.parseInt(address, 16),

@@ -1,5 +1,5 @@
 import { MapramError } from '../errors.ts';
-import type { ExecuteOptions, Monitor } from './monitor.ts';
+import type { ExecuteOptions, Monitor, MonitorEvent } from './monitor.ts';
 import { isMigrating } from './preflight.ts';
 import { queryJobs, queryMigration, queryStatus } from './queries.ts';
 
@@ -28,15 +28,17 @@ export const LOADABLE_STATES: ReadonlySet<string> = new Set([
 /** Stops a guest, and watches for signs that it did not stand still: another client may have resumed, reset, loaded or migrated it. */
 export class RunWatch {
   readonly #monitor: Monitor;
-  readonly #listeners: Readonly<Record<string, () => void>> = {
+  readonly #listeners: Readonly<Record<string, (event: MonitorEvent) => void>> = {
     RESUME: () => this.#see('event RESUME'),
     RESET: () => this.#see('event RESET'),
-    JOB_STATUS_CHANGE: () => {
-      this.#jobs = this.#lookAtJobs().catch(() => {});
+    JOB_STATUS_CHANGE: ({ data }) => {
+      // Jobs of long ago stay there, concluded, until someone dismisses them.
+      if (data?.['status'] === 'concluded' || data?.['status'] === 'null') return;
+      this.#jobs = Promise.all([this.#jobs, this.#lookAtJob(data?.['id']).catch(() => {})]);
     },
   };
   #sign: string | undefined;
-  #jobs: Promise<void> | undefined;
+  #jobs: Promise<unknown> | undefined;
   #state = '';
 
   constructor(monitor: Monitor) {
@@ -94,8 +96,8 @@ export class RunWatch {
   }
 
   /** A snapshot that is loaded into a guest that stands shows by its job alone (QEMU 10.0.2). */
-  async #lookAtJobs(): Promise<void> {
+  async #lookAtJob(id: unknown): Promise<void> {
     const jobs = await queryJobs(this.#monitor);
-    if (jobs.some(({ type }) => type === 'snapshot-load')) this.#see('job snapshot-load');
+    if (jobs.some((job) => job.id === id && job.type === 'snapshot-load')) this.#see('job snapshot-load');
   }
 }

@@ -150,6 +150,22 @@ it('whatever the system refuses, no save replaces the file that the guest’s me
 }, 60_000);
 
 describe('a scratch file', () => {
+  it('of a QEMU that makes it only after the save was cancelled is removed all the same', async () => {
+    const qemu = await startQemu();
+    const { scratchFile, monitor } = await monitored(qemu, 'scratch file');
+    const controller = new AbortController();
+    const busy = interpose(monitor, 'xen-save-devices-state', async () => {
+      process.kill(qemu.pid, 'SIGSTOP');
+      setTimeout(() => controller.abort(), 100);
+      setTimeout(() => process.kill(qemu.pid, 'SIGCONT'), 500);
+    });
+    const guest = { monitor: busy, scratchFile };
+    const options = { guest, image: join(qemu.directory, 'image'), signal: controller.signal };
+    await expect(save(options)).rejects.toMatchObject({ name: 'AbortError' });
+    expect(await stateOf(qemu)).toBe('running');
+    expect(existsSync(scratchFile as string)).toBe(false);
+  });
+
   async function ramOf(qemu: SmallQemu): Promise<string> {
     const filename = join(qemu.directory, 'ram');
     await tell(qemu, ['pmemsave', { val: 0, size: 640 * 1024, filename }]);

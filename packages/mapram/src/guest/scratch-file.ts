@@ -14,6 +14,8 @@ import { queryStatus } from './queries.ts';
  */
 export class ScratchFileHandover implements Handover {
   readonly commands: readonly string[] = ['chardev-add', 'chardev-remove'];
+  /** QEMU makes the file when it gets to it. */
+  readonly canBeLeft = false;
   readonly #monitor: Monitor;
   readonly #path: string;
   readonly #signal: AbortSignal | undefined;

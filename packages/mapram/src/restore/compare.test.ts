@@ -13,7 +13,7 @@ function image(sizes: Sizes, machine = 'pc-q35-10.0'): Image {
 function guest(sizes: Sizes): WaitingGuest {
   const blocks = Object.entries(sizes).map(([name, size], index) => {
     const [usedLength, maxLength] = typeof size === 'number' ? [size, size] : size;
-    return { name, pageSize: 4096, usedLength, maxLength, address: index * 0x10000 };
+    return { name, usedLength, maxLength, address: index * 0x10000 };
   });
   return { machine: 'pc-q35-10.0', blocks, capabilities: new Map(), parameters: {} };
 }

@@ -47,7 +47,7 @@ export async function fillMemory(reading: Reading, memory: GuestMemory): Promise
   const { blocks } = reading.opened.image;
   const extents = blocks.map(({ bitmap, usedLength }) => dataExtents(bitmap, usedLength, how.chunkBytes));
   const plan = planTransfer({ ...how, blocks, extents });
-  const threads = await threadsToFill(memory, plan.dataBytes, how);
+  const threads = await job.answer(threadsToFill(memory, plan.dataBytes, how));
   const source = imageSource(reading);
   await job.run(requireRoom(memory, source.bitmaps));
   job.enter('transfer', plan.dataBytes);

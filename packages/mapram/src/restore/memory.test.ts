@@ -14,13 +14,19 @@ const opened = { image: { machine: 'm', blocks: [{ name: 'a', usedLength: 4096 }
 const settings = { memory: [{ name: 'a', length: 4096 }] } as unknown as MemoryRestore;
 
 /** A restore whose filling fails with `error`, before or after its first write. */
-function failing(error: unknown, hasBegun: boolean, signal?: AbortSignal): Promise<unknown> {
+function failing(
+  error: unknown,
+  hasBegun: boolean,
+  context = new JobContext(),
+  controller?: AbortController,
+): Promise<unknown> {
   vi.mocked(fillMemory).mockImplementation(async ({ job }) => {
     if (hasBegun) job.writingSince = performance.now();
+    controller?.abort(error);
     throw error;
   });
   const how = {} as Transfer;
-  return restoreIntoMemory(settings, { opened, how, job: new JobContext(signal) });
+  return restoreIntoMemory(settings, { opened, how, job: context });
 }
 
 describe('a restore into memory that fails', () => {
@@ -39,7 +45,10 @@ describe('a restore into memory that fails', () => {
   });
 
   it('passes a cancel on as it is', async () => {
+    const controller = new AbortController();
+    const context = new JobContext(controller.signal);
     const reason = new Error('enough');
-    await expect(failing(reason, true, AbortSignal.abort(reason))).rejects.toBe(reason);
+    await expect(failing(reason, true, context, controller)).rejects.toBe(reason);
+    expect(context.guestState).toBe('unusable');
   });
 });

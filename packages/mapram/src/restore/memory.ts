@@ -18,13 +18,15 @@ export async function restoreIntoMemory(
   if (settings.machine !== undefined && settings.machine !== machine) {
     throw mismatch(`it is of a ${machine}, not of a ${settings.machine}`, 'machine');
   }
-  const memory = await GuestMemory.ofNamed(matchBlocks(opened.image, settings), true);
+  const named = GuestMemory.ofNamed(matchBlocks(opened.image, settings), true);
+  const memory = await job.answer(named, (late) => late.close());
   try {
     await requireEqualReadOnlyMemory(reading, memory, 'fill');
     await fillMemory(reading, memory);
   } catch (error) {
-    const isCancel = job.signal.aborted && error === job.signal.reason;
-    if (job.writingSince === undefined || isCancel) throw error;
+    if (job.writingSince === undefined) throw error;
+    job.guestState = 'unusable';
+    if (job.signal.aborted && error === job.signal.reason) throw error;
     throw following('E_RESTORE_INCOMPLETE', 'The memory was restored in part only:', error);
   } finally {
     memory.close();

@@ -1,7 +1,6 @@
 import { MapramError } from '../errors.ts';
 import { loadIncoming, requireWaiting, withSettings } from '../guest/incoming.ts';
 import { listProperties } from '../guest/queries.ts';
-import type { OpenImage } from '../image-file.ts';
 import { clearMemory, closeFd, type GuestMemory, reopenForReading, requireRoom } from '../native.ts';
 import { countPages } from '../report.ts';
 import type { Restoring } from './restoring.ts';
@@ -58,19 +57,19 @@ export async function loadByQemu(restoring: Restoring, memory: GuestMemory | Map
       owner.begin();
       await loadIncoming(monitor, `file:${path},offset=${base}`, commandOptions);
     });
-  await withImageFds(opened, how.direct, (fds) => handover.lend(fds, load));
+  await withImageFds(restoring, (fds) => handover.lend(fds, load));
 }
 
 /** QEMU reads headers through one descriptor and pages through another, which must have been opened apart. */
 async function withImageFds<T>(
-  { fd, path }: OpenImage,
-  direct: boolean,
+  { opened: { fd, path }, how, job }: Restoring,
   use: (fds: number[]) => Promise<T>,
 ): Promise<T> {
   const fds: number[] = [];
   try {
     // Reopened by its descriptor, so that it is the file that was checked whatever stands under its name by now.
-    for (const isDirect of [false, direct]) fds.push(await reopenForReading(fd, path, isDirect));
+    for (const direct of [false, how.direct])
+      fds.push(await job.answer(reopenForReading(fd, path, direct), closeFd));
     return await use(fds);
   } finally {
     for (const opened of fds) closeFd(opened);

@@ -39,7 +39,7 @@ export async function requireSpace(
   { image, file, machine, how, job }: Target,
   { blocks, memory }: SourceMemory,
 ): Promise<number> {
-  const extents = await memory.scan();
+  const extents = await job.answer(memory.scan());
   const touched = bytesIn(extents);
   if (file.deviceBytes !== undefined) {
     const needed = layoutImage({ machine, blocks }).tailOffset + DEVICE_STATE_BYTES + RECORD_BYTES;

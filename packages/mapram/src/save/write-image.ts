@@ -40,7 +40,7 @@ export async function writePages(
   { blocks, memory }: SourceMemory,
 ): Promise<WrittenPages> {
   const layout = layoutImage({ machine, blocks });
-  const plan = planTransfer({ ...how, blocks, extents: await memory.scan() });
+  const plan = planTransfer({ ...how, blocks, extents: await job.answer(memory.scan()) });
   const areas = layout.blocks.map(({ pagesOffset, usedLength }) => ({ pagesOffset, length: usedLength }));
   job.enter('transfer', plan.dataBytes);
   const { bitmaps } = await job.transfer(file.save(memory, areas, plan, how));
