@@ -195,8 +195,8 @@ export interface JobProgress {
 export interface JobResult {
   /** For a save: each block's page bitmap as the image stores it. */
   bitmaps: Array<Uint8Array>
-  /** Bytes of the image's page areas that were written or read; for a measurement, that a save would write. */
-  transferredBytes: number
+  /** For a measurement: bytes that a save would write. */
+  writtenBytes: number
   /** For a save or a restore: bytes of pages that went through a buffer of ours. */
   copiedBytes: number
   /** For a comparison: a page that differs, if there is one. */

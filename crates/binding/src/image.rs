@@ -139,9 +139,8 @@ impl ImageFile {
                 let saved = job.run(image.writer()?.as_ref(), control)?;
                 Ok(JobResult {
                     bitmaps: bitmaps.iter().map(|bitmap| Uint8Array::new(bitmap.to_bytes())).collect(),
-                    transferred_bytes: number(saved.image_bytes),
                     copied_bytes: number(saved.copied_bytes),
-                    difference: None,
+                    ..JobResult::default()
                 })
             })
         })

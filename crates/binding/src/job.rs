@@ -20,8 +20,8 @@ use crate::transfer::Difference;
 pub struct JobResult {
     /// For a save: each block's page bitmap as the image stores it.
     pub bitmaps: Vec<Uint8Array>,
-    /// Bytes of the image's page areas that were written or read; for a measurement, that a save would write.
-    pub transferred_bytes: f64,
+    /// For a measurement: bytes that a save would write.
+    pub written_bytes: f64,
     /// For a save or a restore: bytes of pages that went through a buffer of ours.
     pub copied_bytes: f64,
     /// For a comparison: a page that differs, if there is one.

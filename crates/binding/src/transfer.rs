@@ -64,12 +64,8 @@ pub fn restore(
                 options: how.options(),
                 copying: how.copying()?,
             };
-            let restored = job.run(engine(&engine_name)?.as_ref(), control)?;
-            Ok(JobResult {
-                transferred_bytes: number(restored.image_bytes),
-                copied_bytes: number(restored.copied_bytes),
-                ..JobResult::default()
-            })
+            let copied_bytes = number(job.run(engine(&engine_name)?.as_ref(), control)?);
+            Ok(JobResult { copied_bytes, ..JobResult::default() })
         })
     })
 }
@@ -108,7 +104,7 @@ pub fn measure(memory: &GuestMemory, plan: TransferPlan, how: TransferOptions) -
         Ok(move |control: &Control| {
             let plan = Plan::new(&memory, how.chunk_bytes()?, blocks, Content::AllData)?;
             let written_bytes = transfer::measure(&memory, &plan, how.options().threads, control)?;
-            Ok(JobResult { transferred_bytes: number(written_bytes), ..JobResult::default() })
+            Ok(JobResult { written_bytes: number(written_bytes), ..JobResult::default() })
         })
     })
     .without_storage()

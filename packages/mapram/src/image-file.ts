@@ -7,6 +7,7 @@ import { closeFd, lengthInBytes } from './native.ts';
 
 const openFile = promisify(open);
 const statFile = promisify(fstat);
+const readFile = promisify(read);
 
 /** An image whose structure was read and checked, with the file still open for the reading of its pages. */
 export interface OpenImage {
@@ -96,24 +97,16 @@ async function readExactly(fd: number, offset: number, length: number): Promise<
   const buffer = new Uint8Array(length);
   let filled = 0;
   while (filled < length) {
-    const got = await readAt(fd, buffer, filled, offset + filled);
-    if (got === 0) {
-      throw new MapramError('E_IMAGE_INVALID', 'the file became shorter while it was read', {
-        offset: offset + filled,
-      });
-    }
-    filled += got;
+    const at = { offset: offset + filled };
+    const reading = readFile(fd, buffer, filled, length - filled, at.offset);
+    const { bytesRead } = await reading.catch((cause: unknown) => {
+      throw new MapramError('E_IO', 'the image cannot be read', { ...at, cause });
+    });
+    if (bytesRead === 0)
+      throw new MapramError('E_IMAGE_INVALID', 'the file became shorter while it was read', at);
+    filled += bytesRead;
   }
   return buffer;
-}
-
-function readAt(fd: number, buffer: Uint8Array, start: number, position: number): Promise<number> {
-  return new Promise((resolve, reject) => {
-    read(fd, buffer, start, buffer.length - start, position, (cause, got) => {
-      if (cause === null) resolve(got);
-      else reject(new MapramError('E_IO', 'the image cannot be read', { offset: position, cause }));
-    });
-  });
 }
 
 function openError(path: string, cause: unknown): MapramError {

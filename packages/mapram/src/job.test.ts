@@ -13,7 +13,7 @@ function fakeWork(needsStorage = true) {
   const seen = { isCancelled: false, bytesDone: 0, completions: 0, stopping: false };
   const work: Job = {
     needsStorage,
-    run: () => ended.then(() => ({ bitmaps: [], transferredBytes: 7, copiedBytes: 0 })),
+    run: () => ended.then(() => ({ bitmaps: [], writtenBytes: 7, copiedBytes: 0 })),
     progress: () => ({ ...seen, reading: false }),
     cancel: () => {
       seen.isCancelled = true;
@@ -36,7 +36,7 @@ describe('startJob', () => {
       context.enter('transfer', 100);
       const result = await context.transfer(work);
       context.enter('finish');
-      return result.transferredBytes;
+      return result.writtenBytes;
     });
     const samples = [];
     for await (const sample of job.progress) {
@@ -116,7 +116,7 @@ describe('JobContext.run', () => {
     const run = new JobContext(controller.signal).run(work);
     end();
     controller.abort();
-    expect(await run).toMatchObject({ transferredBytes: 7 });
+    expect(await run).toMatchObject({ writtenBytes: 7 });
   });
 
   it('tells at once that work has failed, before it has drained, and names storage that does not answer', async () => {

@@ -193,7 +193,6 @@ const MemorySaveSchema = v.strictObject({
   ),
 });
 
-const InspectSchema = v.strictObject({ offset: v.optional(Bytes) });
 const restoreEntries = { ...transferEntries, offset: v.optional(Bytes, 0) };
 const GuestRestoreSchema = v.strictObject({
   ...restoreEntries,
@@ -238,7 +237,7 @@ export function checkPath(path: string, whole: string, name: string): void {
 
 /** @throws {MapramError} E_USAGE naming the option. */
 export function checkInspectOptions(options: { offset?: number | undefined }): void {
-  check(InspectSchema, options);
+  check(v.strictObject({ offset: v.optional(Bytes) }), options);
 }
 
 /** How a transfer is to be done, with the engine chosen. */

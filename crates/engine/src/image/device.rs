@@ -11,12 +11,12 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{FileType, Mode, OFlags, major, minor};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::opened::Opened;
 use super::writer::Unpublished;
-use super::{kind, refusal};
+use super::{device_number, kind, refusal};
 use crate::io::Io;
 use crate::{Error, ErrorKind, PAGE, PAGE_BYTES, Result};
 
@@ -177,8 +177,9 @@ fn holds_lock(io: &dyn Io, path: &Path) -> bool {
 /// partitions (of one partition, the whole one's and its own), and the file behind a loop device.
 fn other_names(device: BorrowedFd<'_>) -> Vec<PathBuf> {
     let Ok(status) = rustix::fs::fstat(device) else { return Vec::new() };
-    let number = format!("{}:{}", major(status.st_rdev), minor(status.st_rdev));
-    let Ok(own) = fs::canonicalize(Path::new("/sys/dev/block").join(number)) else { return Vec::new() };
+    let Ok(own) = fs::canonicalize(Path::new("/sys/dev/block").join(device_number(status.st_rdev))) else {
+        return Vec::new();
+    };
     let is_partition = |directory: &PathBuf| directory.join("partition").exists();
     let entries = fs::read_dir(&own).into_iter().flatten().flatten().map(|entry| entry.path());
     let partitions = entries.filter(is_partition);
@@ -203,7 +204,7 @@ fn backing_file(directory: &Path) -> Option<PathBuf> {
 /// takes the host's memory.
 pub(super) fn require_no_devices(directory: BorrowedFd<'_>, path: &Path) -> Result<()> {
     let Ok(status) = rustix::fs::fstat(directory) else { return Ok(()) };
-    let device = format!("{}:{}", major(status.st_dev), minor(status.st_dev));
+    let device = device_number(status.st_dev);
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     if !mounts.lines().any(|line| is_device_directory(line, &device)) {
         return Ok(());

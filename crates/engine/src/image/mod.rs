@@ -12,7 +12,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, FileType, OFlags, Stat, StatxFlags};
+use rustix::fs::{AtFlags, Dev, FileType, OFlags, Stat, StatxFlags, major, minor};
 use rustix::io::{Errno, retry_on_intr};
 
 use crate::io::{Blocking, Files};
@@ -89,6 +89,11 @@ fn set_direct(io: &dyn Files, file: BorrowedFd<'_>, path: &Path, direct: bool) -
 /// Regular file, directory, block device, ...
 fn kind(status: Stat) -> FileType {
     FileType::from_raw_mode(status.st_mode)
+}
+
+/// A device as sysfs and mountinfo call it.
+fn device_number(device: Dev) -> String {
+    format!("{}:{}", major(device), minor(device))
 }
 
 /// The error about what `path` is or leads to, which `what` says.

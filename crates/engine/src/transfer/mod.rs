@@ -57,13 +57,12 @@ pub struct Options {
     pub threads: usize,
 }
 
-/// What a finished save or restore has moved.
+/// What a finished save has moved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Transferred {
-    /// Bytes written to the image's page areas, or read from them, joined zero pages included.
+pub struct Saved {
+    /// Bytes written to the image's page areas, joined zero pages included.
     pub image_bytes: u64,
-    /// Bytes that were copied to a buffer of ours or from it: planned ones of a save, those of a restore's pages. The others
-    /// were written, or read, where they are.
+    /// Planned bytes that were copied to a buffer of ours; the others were written from where they are.
     pub copied_bytes: u64,
 }
 

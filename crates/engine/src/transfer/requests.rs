@@ -3,7 +3,6 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::fs::{FileType, SeekFrom};
@@ -31,16 +30,13 @@ pub(super) struct Target<'a> {
     /// What errors call the file.
     pub path: &'a Path,
     pub areas: &'a PageAreas,
-    /// Bytes of all requests so far.
-    pub requested_bytes: AtomicU64,
 }
 
 impl<'a> Target<'a> {
     /// An image to be read.
     pub fn reading(image: &'a ImageReader, io: &'a dyn Io, options: Options) -> Self {
         let (file, path, areas) = (image.fd(), &image.path, &image.areas);
-        let requested_bytes = AtomicU64::new(0);
-        Self { io, options, direction: Direction::Read, file, path, areas, requested_bytes }
+        Self { io, options, direction: Direction::Read, file, path, areas }
     }
 }
 
@@ -118,7 +114,6 @@ impl<'a> Requests<'a> {
             }
             let offset = self.target.areas.file_offset(block, pages.bytes().start);
             let length = to_usize(pages.length());
-            self.target.requested_bytes.fetch_add(pages.length(), Ordering::Relaxed);
             self.submit(Flight { slot, offset, address, length, stalls: 0 })?;
         }
         Ok(())

@@ -8,7 +8,7 @@ use super::clear::{self, Clear};
 use super::gather::join;
 use super::pump::{Pump, Stage};
 use super::requests::{Request, Target};
-use super::{Control, Options, Plan, Transferred, threads, to_usize, writable};
+use super::{Control, Options, Plan, threads, to_usize, writable};
 use crate::Result;
 use crate::bitmap::PageRun;
 use crate::image::ImageReader;
@@ -37,11 +37,12 @@ const MIN_DIRECT_PAGES: u64 = 64;
 impl RestoreJob<'_> {
     /// Clears and fills the memory. Nothing is written before every thread is ready to; [`Control::progress`] says whether
     /// anything was. Memory that is mapped for reading only is left as it is ([`CompareJob`](super::CompareJob) looks at it).
+    /// Returns how many bytes of pages went through a buffer of ours.
     ///
     /// # Errors
     /// `Usage` for an image that is not of these blocks, `HostUnsupported` if the engine cannot be set up, `ImageInvalid`
     /// where the image ends too early, `Io` if a file of the memory was cut, `Cancelled`, or whatever the memory or the disk said.
-    pub fn run(self, io: &dyn Io, control: &Control) -> Result<Transferred> {
+    pub fn run(self, io: &dyn Io, control: &Control) -> Result<u64> {
         self.options.validate()?;
         self.image.areas.check_blocks(self.memory.blocks())?;
         self.memory.prepare_to_write()?;
@@ -61,8 +62,7 @@ impl RestoreJob<'_> {
             pump.run(&filling, &chunks)
         })?;
         self.memory.check_not_cut()?;
-        let image_bytes = target.requested_bytes.into_inner();
-        Ok(Transferred { image_bytes, copied_bytes: filling.copied.into_inner() })
+        Ok(filling.copied.into_inner())
     }
 }
 

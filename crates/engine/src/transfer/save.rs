@@ -6,7 +6,7 @@ use super::chunks::{Chunk, ChunkQueue};
 use super::gather::{Data, find_data, gather};
 use super::pump::{Pump, Stage};
 use super::requests::{Request, Target};
-use super::{Buffers, Content, Control, Options, Plan, Transferred, check_bitmaps, threads, to_usize};
+use super::{Buffers, Content, Control, Options, Plan, Saved, check_bitmaps, threads, to_usize};
 use crate::Result;
 use crate::bitmap::{PageBitmap, PageRun};
 use crate::image::{ImageWriter, PageAreas, takes_small_segments};
@@ -39,7 +39,7 @@ impl SaveJob<'_> {
     /// # Errors
     /// `Usage` for areas or bitmaps that are not those of the blocks, `Cancelled`, or whatever the memory or the disk said.
     /// The image is incomplete then and is to be discarded.
-    pub fn run(self, image: &ImageWriter, control: &Control) -> Result<Transferred> {
+    pub fn run(self, image: &ImageWriter, control: &Control) -> Result<Saved> {
         self.options.validate()?;
         self.areas.check_blocks(self.memory.blocks())?;
         check_bitmaps(self.memory, self.bitmaps)?;
@@ -51,7 +51,8 @@ impl SaveJob<'_> {
         let data = |block: usize| self.plan.blocks[block].extents.as_slice();
         let own_pages = OwnPages::new(self.memory, self.copying, glad, data)?;
         let is_dense = AtomicBool::new(true);
-        let stage = Save { job: &self, own_pages, is_dense, copied: AtomicU64::new(0) };
+        let (written, copied) = Default::default();
+        let stage = Save { job: &self, own_pages, is_dense, written, copied };
         let target = Target {
             io: image.io().as_ref(),
             options: self.options,
@@ -59,15 +60,13 @@ impl SaveJob<'_> {
             file: image.fd(),
             path: image.path(),
             areas: self.areas,
-            requested_bytes: AtomicU64::new(0),
         };
         threads::run(self.options.threads, control, &|team| {
             let pool = self.buffers.take(slots, to_usize(self.plan.chunk_bytes))?;
             Pump::new(team, &pool, &target)?.run(&stage, &chunks)
         })?;
         image.end_transfer()?;
-        let image_bytes = target.requested_bytes.into_inner();
-        Ok(Transferred { image_bytes, copied_bytes: stage.copied.into_inner() })
+        Ok(Saved { image_bytes: stage.written.into_inner(), copied_bytes: stage.copied.into_inner() })
     }
 }
 
@@ -77,6 +76,8 @@ struct Save<'a> {
     own_pages: OwnPages<'a>,
     /// Whether the latest chunk was dense: the next one is taken to be like it.
     is_dense: AtomicBool,
+    /// Bytes of the image, and those of them that went through a buffer.
+    written: AtomicU64,
     copied: AtomicU64,
 }
 
@@ -110,6 +111,7 @@ unsafe impl Stage for Save<'_> {
         let bitmap = &self.job.bitmaps[chunk.block];
         chunk.extents.iter().for_each(|extent| bitmap.clear(PageRun::of(extent.bytes())));
         data.pages.iter().for_each(|run| bitmap.set(*run));
+        self.written.fetch_add(data.requests.iter().map(PageRun::length).sum(), Ordering::Relaxed);
         requests.extend(data.requests.into_iter().map(|pages| Request::within(chunk, pages, first)));
         Ok(())
     }

@@ -19,7 +19,7 @@ use mapram_engine::image::{ImageReader, ImageWriter, PageArea, PageAreas};
 use mapram_engine::io::Io;
 use mapram_engine::memory::{Backing, Copying, Extent, FileRange, Memory, Region};
 use mapram_engine::transfer::{
-    BlockPlan, Buffers, Content, Control, Options, Plan, RestoreJob, SaveJob, Transferred,
+    BlockPlan, Buffers, Content, Control, Options, Plan, RestoreJob, SaveJob, Saved,
 };
 use mapram_engine::{PAGE_BYTES, Result};
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -146,7 +146,7 @@ pub fn save(
     how: How,
     buffers: &Buffers,
     control: &Control,
-) -> Result<(Transferred, Vec<PageBitmap>)> {
+) -> Result<(Saved, Vec<PageBitmap>)> {
     let memory = guest.memory();
     let bitmaps = guest.empty_bitmaps();
     let job = SaveJob {
@@ -167,7 +167,7 @@ pub fn reader(file: &File, areas: PageAreas, bitmaps: Vec<PageBitmap>) -> ImageR
 }
 
 /// Restores all of the image.
-pub fn restore(image: &ImageReader, memory: &Memory, io: &dyn Io, how: How) -> Result<Transferred> {
+pub fn restore(image: &ImageReader, memory: &Memory, io: &dyn Io, how: How) -> Result<u64> {
     let plan = whole_plan(memory, how.channels, how.chunk_bytes);
     let job = RestoreJob { image, memory, plan: &plan, options: how.options, copying: how.copying };
     job.run(io, &Control::default())

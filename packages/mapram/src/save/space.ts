@@ -50,7 +50,7 @@ export async function requireSpace(
   if (spaceBound(blocks, extents) <= (await job.answer(freeBytes(directory)))) return touched;
   const plan = planTransfer({ ...how, blocks, extents });
   const measured = await job.run(measureMemory(memory, plan, how));
-  const needed = measured.transferredBytes + metadataBytes(blocks);
+  const needed = measured.writtenBytes + metadataBytes(blocks);
   const free = await freeBytesInTime(directory, needed, job);
   if (needed > free) throw noSpace(image, needed, `its file system has ${free} left`);
   return touched;
