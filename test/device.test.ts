@@ -276,6 +276,21 @@ describe('a device is refused, and what it holds is left alone', () => {
     expect(content(device).equals(before)).toBe(true);
   });
 
+  test('whose file another loop device is on, and a file that one is on', async () => {
+    const cleanup = testCleanup();
+    const source = await pausedGuest(cleanup);
+    const device = loopDevice(cleanup, ROOMY);
+    const file = readFileSync(`/sys/block/${basename(device)}/loop/backing_file`, 'utf8').trim();
+    const twin = execFileSync('losetup', ['--find', '--show', file], { encoding: 'utf8' }).trim();
+    cleanup.add(() => void execFileSync('losetup', ['--detach', twin]));
+    const failure = await failWith(1, 'E_TARGET_BUSY', save(source, device));
+    expect(failure.error?.message).toContain(`${twin} is on the same file`);
+    const { ino } = statSync(file);
+    await failWith(1, 'E_TARGET_BUSY', save(source, '--force', file));
+    expect(statSync(file).ino).toBe(ino);
+    expect(content(device).every((byte) => byte === 0)).toBe(true);
+  });
+
   test('that is no device but a misspelt name among them', async () => {
     const cleanup = testCleanup();
     const source = await pausedGuest(cleanup);

@@ -79,6 +79,9 @@ impl Device {
         if let Some(other) = others.find(|other| holds_lock(io.as_ref(), other)) {
             return Err(in_use(path, &format!("it shares its bytes with {}, and {LOCKED}", other.display())));
         }
+        if let Some(twin) = twin_of(device.file.as_fd()) {
+            return Err(in_use(path, &format!("{} is on the same file", twin.display())));
+        }
         let bytes = device.call(&examining, |io, file| io.length(file))?;
         let mut start = [0; MAGIC.len()];
         let got = device.call(&failing("reading"), |io, file| io.read_at(file, &mut start, 0))?;
@@ -156,9 +159,16 @@ fn in_use(path: &Path, how: &str) -> Error {
     refusal(ErrorKind::TargetBusy, path, &format!("is in use: {how}"))
 }
 
-/// Refuses to replace a file that another program has locked.
-pub(super) fn require_unlocked(io: &dyn Io, path: &Path) -> Result<()> {
-    if holds_lock(io, path) { Err(in_use(path, LOCKED)) } else { Ok(()) }
+/// Refuses to replace a file that another program has locked, or that a loop device is on.
+pub(super) fn require_unused(io: &dyn Io, path: &Path) -> Result<()> {
+    let name = path.parent().zip(path.file_name());
+    let file =
+        name.and_then(|(parent, name)| Some(fs::canonicalize(Path::new(".").join(parent)).ok()?.join(name)));
+    match file.and_then(|file| loop_device_on(&file, Path::new(""))) {
+        Some(device) => Err(in_use(path, &format!("{} is on it", device.display()))),
+        None if holds_lock(io, path) => Err(in_use(path, LOCKED)),
+        None => Ok(()),
+    }
 }
 
 /// Whether a program holds a lock on a regular file or a block device, as far as we may look; what a link leads to is not meant.
@@ -176,10 +186,7 @@ fn holds_lock(io: &dyn Io, path: &Path) -> bool {
 /// Under which names a program may have a device open, or some of its bytes: the host's own nodes of the whole device and of its
 /// partitions (of one partition, the whole one's and its own), and the file behind a loop device.
 fn other_names(device: BorrowedFd<'_>) -> Vec<PathBuf> {
-    let Ok(status) = rustix::fs::fstat(device) else { return Vec::new() };
-    let Ok(own) = fs::canonicalize(Path::new("/sys/dev/block").join(device_number(status.st_rdev))) else {
-        return Vec::new();
-    };
+    let Some(own) = directory_of(device) else { return Vec::new() };
     let is_partition = |directory: &PathBuf| directory.join("partition").exists();
     let entries = fs::read_dir(&own).into_iter().flatten().flatten().map(|entry| entry.path());
     let partitions = entries.filter(is_partition);
@@ -187,6 +194,28 @@ fn other_names(device: BorrowedFd<'_>) -> Vec<PathBuf> {
     let whole = own.parent().filter(|_| is_partition(&own)).map(Path::to_owned);
     let directories = iter::once(own.clone()).chain(whole).chain(partitions);
     directories.flat_map(|directory| [node(&directory), backing_file(&directory)]).flatten().collect()
+}
+
+/// Another loop device on the file behind the device: nothing else keeps apart what is done to the two.
+fn twin_of(device: BorrowedFd<'_>) -> Option<PathBuf> {
+    let own = directory_of(device)?;
+    [own.as_path(), own.parent()?]
+        .into_iter()
+        .find_map(|directory| loop_device_on(&backing_file(directory)?, directory))
+}
+
+/// A loop device, other than that of the directory `own`, that is on the file of that name.
+fn loop_device_on(file: &Path, own: &Path) -> Option<PathBuf> {
+    let entries = fs::read_dir("/sys/block").ok()?.flatten();
+    let mut others =
+        entries.filter_map(|entry| fs::canonicalize(entry.path()).ok()).filter(|other| other != own);
+    others.find(|other| backing_file(other).as_deref() == Some(file)).and_then(|other| node(&other))
+}
+
+/// The directory of sysfs that is about the device.
+fn directory_of(device: BorrowedFd<'_>) -> Option<PathBuf> {
+    let status = rustix::fs::fstat(device).ok()?;
+    fs::canonicalize(Path::new("/sys/dev/block").join(device_number(status.st_rdev))).ok()
 }
 
 /// The node of the device that a directory of sysfs is about.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rustix::fs::{FileType, Stat};
 use rustix::io::{Errno, retry_on_intr};
 
-use super::device::{require_no_devices, require_unlocked};
+use super::device::{require_no_devices, require_unused};
 use super::writer::Unpublished;
 use super::{kind, refusal};
 use crate::io::Io;
@@ -88,7 +88,7 @@ impl NewFile {
             Some(kind) if !matches!(kind, FileType::RegularFile | FileType::Symlink) => {
                 "is no regular file, and is not replaced"
             }
-            Some(_) if self.force => return require_unlocked(self.io.as_ref(), &self.path),
+            Some(_) if self.force => return require_unused(self.io.as_ref(), &self.path),
             Some(_) => "exists already, and replacing it was not asked for",
         };
         Err(refusal(ErrorKind::TargetExists, &self.path, what))
@@ -194,8 +194,11 @@ impl NewFile {
     /// network's file system answer that, and a second name may have another inode.
     fn unnamed(&self, file: BorrowedFd<'_>, cause: Errno, mut error: Error) -> Unpublished {
         let perhaps_published = match cause {
-            Errno::EXIST => match self.identity_of(&self.name) {
-                Ok(Some(found)) => Some(found) == self.identity,
+            Errno::EXIST => match self.status_of(&self.name) {
+                Ok(Some(found)) => {
+                    let has_our_length = |ours: Stat| ours.st_size == found.st_size;
+                    Some(identity(found)) == self.identity || self.io.status(file).is_ok_and(has_our_length)
+                }
                 _ => true,
             },
             Errno::NOENT => !self.io.status(file).is_ok_and(|status| status.st_nlink == 0),

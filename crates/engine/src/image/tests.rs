@@ -703,6 +703,18 @@ fn an_image_that_somebody_else_gave_its_name_counts_as_published() {
 }
 
 #[test]
+fn a_name_that_is_there_with_our_length_counts_as_ours_where_files_have_no_numbers_that_stay() {
+    let directory = directory();
+    let image = create(&directory, false).unwrap();
+    write(&image).unwrap();
+    fs::copy(directory.path().join("image.partial"), directory.path().join("image")).unwrap();
+    assert_eq!(image.publish().unwrap_err().kind, ErrorKind::TargetExists);
+    assert!(image.is_published());
+    drop(image);
+    assert!(is_whole(&directory, "image"));
+}
+
+#[test]
 fn a_partial_file_that_cannot_be_removed_is_emptied() {
     let directory = directory();
     let io = Answering { call: "unlink", answer: Errno::PERM, works: false };

@@ -50,7 +50,7 @@ export async function run(
 
 /** What a command may leave that a second signal ends. */
 const STOPPED_AT_ONCE: { [command in Invocation['command']]?: string } = {
-  save: 'mapram: stopped at once; the guest may be paused (the QMP command cont resumes it), and a .partial file may be left\n',
+  save: 'mapram: stopped at once; the guest may be paused (the QMP command cont resumes it; not if the image is in its place), and a .partial file may be left\n',
   restore: 'mapram: stopped at once; the QEMU that was to be restored may hold half a guest: start it anew\n',
 };
 
