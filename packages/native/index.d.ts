@@ -104,7 +104,7 @@ export declare class UnixConnection {
 }
 
 /** The engine that `auto` stands for on this host. */
-export declare function autoEngine(load: EngineLoad): Promise<string>
+export declare function autoEngine(how: TransferOptions): Promise<string>
 
 /** Where a RAM block is in the guest process. */
 export interface BlockAddress {
@@ -144,14 +144,6 @@ export interface DirectAlignment {
   memory: number
   /** Alignment of file offsets and lengths, in bytes. */
   offset: number
-}
-
-/** How much an engine will have to do; its rings and threads are tried with as many. */
-export interface EngineLoad {
-  /** Chunks in flight on each thread. */
-  queueDepth: number
-  /** Threads. */
-  threads: number
 }
 
 /** The I/O engines that can be chosen by name. */
@@ -247,7 +239,7 @@ export interface PageArea {
 }
 
 /** Fails with the reason if the engine does not work on this host. */
-export declare function probeEngine(name: string, load: EngineLoad): Promise<void>
+export declare function probeEngine(name: string, how: TransferOptions): Promise<void>
 
 /** A part of a RAM block with memory of one kind. */
 export interface RegionInfo {

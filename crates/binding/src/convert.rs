@@ -15,21 +15,6 @@ const MAX_SAFE_INTEGER: f64 = 9_007_199_254_740_991.0;
 /// Numbers in one extent: offset, length, source.
 const EXTENT_NUMBERS: usize = 3;
 
-/// How much an engine will have to do; its rings and threads are tried with as many.
-#[napi(object)]
-pub struct EngineLoad {
-    /// Chunks in flight on each thread.
-    pub queue_depth: u32,
-    /// Threads.
-    pub threads: u32,
-}
-
-impl EngineLoad {
-    pub(crate) fn options(&self) -> Options {
-        Options { queue_depth: self.queue_depth, threads: thread_count(self.threads) }
-    }
-}
-
 /// How a transfer runs.
 #[napi(object)]
 #[derive(Debug, Clone)]

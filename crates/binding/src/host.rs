@@ -16,7 +16,7 @@ use napi::Env;
 use napi::bindgen_prelude::{Either, Object, Uint8Array, Undefined};
 use napi_derive::napi;
 
-use crate::convert::{EngineLoad, number};
+use crate::convert::{TransferOptions, number};
 use crate::failure::{or_throw, or_undefined};
 use crate::job::promise;
 
@@ -179,14 +179,14 @@ pub fn engine_names() -> Vec<String> {
 
 /// Fails with the reason if the engine does not work on this host.
 #[napi(ts_return_type = "Promise<void>", catch_unwind)]
-pub fn probe_engine<'env>(env: &'env Env, name: String, load: EngineLoad) -> napi::Result<Object<'env>> {
-    let options = load.options();
+pub fn probe_engine<'env>(env: &'env Env, name: String, how: TransferOptions) -> napi::Result<Object<'env>> {
+    let options = how.options();
     promise(env, move || io::probe(&name, options.requests(), options.threads).map(drop))
 }
 
 /// The engine that `auto` stands for on this host.
 #[napi(ts_return_type = "Promise<string>", catch_unwind)]
-pub fn auto_engine<'env>(env: &'env Env, load: EngineLoad) -> napi::Result<Object<'env>> {
-    let options = load.options();
+pub fn auto_engine<'env>(env: &'env Env, how: TransferOptions) -> napi::Result<Object<'env>> {
+    let options = how.options();
     promise(env, move || Ok(io::auto(options.requests(), options.threads)?.name()))
 }

@@ -67,6 +67,11 @@ export class MapramError extends Error {
   leaving(guestState: GuestState, message: string = this.message): MapramError {
     return new MapramError(this.code, message, { ...this, cause: this.cause, guestState });
   }
+
+  /** A copy that names this file. */
+  at(path: string): MapramError {
+    return new MapramError(this.code, this.message, { ...this, cause: this.cause, path });
+  }
 }
 
 /**

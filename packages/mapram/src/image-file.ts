@@ -31,8 +31,10 @@ export interface OpenImage {
  */
 export async function openImage(path: string, offset = 0): Promise<OpenImage> {
   // Without O_NONBLOCK, opening a fifo would wait for a writer; a regular file ignores the flag.
-  const fd = await openFile(path, constants.O_RDONLY | constants.O_NONBLOCK).catch((cause: unknown) => {
-    throw openError(path, cause);
+  const opening = openFile(path, constants.O_RDONLY | constants.O_NONBLOCK);
+  const fd = await opening.catch((cause: NodeJS.ErrnoException) => {
+    const [code, reason] = OPEN_ERRORS[cause.code ?? ''] ?? (['E_IO', 'cannot be opened'] as const);
+    throw new MapramError(code, `${path} ${reason}`, { path, cause });
   });
   let isOpen = true;
   try {
@@ -52,7 +54,9 @@ export async function openImage(path: string, offset = 0): Promise<OpenImage> {
     };
   } catch (error) {
     closeFd(fd);
-    throw atPath(error, path);
+    const named = asMapramError(error);
+    // The reader, being pure, does not know the file.
+    throw named.path === undefined ? named.at(path) : named;
   }
 }
 
@@ -109,11 +113,6 @@ async function readExactly(fd: number, offset: number, length: number): Promise<
   return buffer;
 }
 
-function openError(path: string, cause: unknown): MapramError {
-  const [code, reason] = OPEN_ERRORS[errno(cause)] ?? (['E_IO', 'cannot be opened'] as const);
-  return new MapramError(code, `${path} ${reason}`, { path, cause });
-}
-
 const OPEN_ERRORS: Record<string, readonly [ErrorCode, string]> = {
   ENOENT: ['E_NOT_FOUND', 'does not exist'],
   ENOTDIR: ['E_NOT_FOUND', 'does not exist'],
@@ -121,15 +120,3 @@ const OPEN_ERRORS: Record<string, readonly [ErrorCode, string]> = {
   EPERM: ['E_PERMISSION', 'may not be read by this user'],
   ENXIO: ['E_IMAGE_INVALID', 'is a socket; an image is a file or on a block device'],
 };
-
-function errno(cause: unknown): string {
-  return cause instanceof Error && 'code' in cause ? String(cause.code) : '';
-}
-
-/** The same error naming the file: the reader, being pure, does not know it. */
-function atPath(thrown: unknown, path: string): MapramError {
-  const error = asMapramError(thrown);
-  if (error.path !== undefined) return error;
-  const { code, message, offset, field, cause } = error;
-  return new MapramError(code, message, { path, offset, field, cause });
-}

@@ -6,7 +6,6 @@ import type { Copy } from './choices.ts';
 export type {
   BlockAddress,
   DirectAlignment,
-  EngineLoad,
   ImageSource,
   Job,
   JobProgress,

@@ -4,8 +4,7 @@ import { COPIES, type Copy, ENGINES, type Engine } from './choices.ts';
 import { MapramError } from './errors.ts';
 import type { Guest } from './guest/link.ts';
 import type { Monitor } from './guest/monitor.ts';
-import type { EngineOptions, NamedMemory } from './native.ts';
-import { autoEngine, type EngineLoad, probeEngine } from './native.ts';
+import { autoEngine, type EngineOptions, type NamedMemory, probeEngine } from './native.ts';
 import { MAX_CHANNELS } from './plan/index.ts';
 
 /** How pages are moved. */
@@ -98,7 +97,9 @@ const DEFAULT_CHANNELS = 8;
 const DEFAULT_QUEUE_DEPTH = 4;
 
 /** What a transfer with the default options asks of its engine. */
-export const DEFAULT_LOAD: EngineLoad = {
+export const DEFAULT_LOAD: EngineOptions = {
+  chunkBytes: CHUNK_BYTES,
+  copy: 'auto',
   queueDepth: DEFAULT_QUEUE_DEPTH,
   threads: threadsFor(DEFAULT_CHANNELS, availableParallelism()),
 };
@@ -255,13 +256,14 @@ export async function chooseTransfer(options: Pick<GuestSave, TransferDefaults>)
   // The other half is for the kernel, which carries out what these ask for.
   const threads = threadsFor(channels, Math.ceil(processors / 2));
   const threadsForFreshMemory = threadsFor(channels, processors);
-  const engine = await chooseEngine(options.engine, { queueDepth, threads: threadsForFreshMemory });
   const chunkBytes = CHUNK_BYTES;
+  const load = { queueDepth, copy, chunkBytes, threads: threadsForFreshMemory };
+  const engine = await chooseEngine(options.engine, load);
   return { channels, queueDepth, direct, copy, engine, threads, threadsForFreshMemory, chunkBytes };
 }
 
 /** An engine that works here: the best one, or the one that was named. */
-async function chooseEngine(engine: Engine, load: EngineLoad): Promise<string> {
+async function chooseEngine(engine: Engine, load: EngineOptions): Promise<string> {
   if (engine === 'auto') return autoEngine(load);
   await probeEngine(engine, load);
   return engine;

@@ -199,9 +199,7 @@ fn other_names(device: BorrowedFd<'_>) -> Vec<PathBuf> {
 /// Another loop device on the file behind the device: nothing else keeps apart what is done to the two.
 fn twin_of(device: BorrowedFd<'_>) -> Option<PathBuf> {
     let own = directory_of(device)?;
-    [own.as_path(), own.parent()?]
-        .into_iter()
-        .find_map(|directory| loop_device_on(&backing_file(directory)?, directory))
+    loop_device_on(&backing_file(&own)?, &own)
 }
 
 /// A loop device, other than that of the directory `own`, that is on the file of that name.

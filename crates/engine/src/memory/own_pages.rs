@@ -27,16 +27,9 @@ const SAMPLE_BYTES: u64 = 2 << 20;
 #[derive(Debug)]
 pub struct OwnPages<'a> {
     memory: &'a Memory,
-    /// One place for each region.
-    regions: Vec<Option<Own>>,
-}
-
-/// A region that is written from where it is.
-#[derive(Debug)]
-struct Own {
-    mapping: Mapping,
-    /// Small pages: where zero pages are strewn among them, a copy is faster.
-    only_dense: bool,
+    /// For each region its mapping, if it is written from where it is, and whether only where it is dense: where zero pages are
+    /// strewn among small ones, a copy is faster.
+    regions: Vec<Option<(Mapping, bool)>>,
 }
 
 impl<'a> OwnPages<'a> {
@@ -66,7 +59,7 @@ impl<'a> OwnPages<'a> {
             let only_dense = copying == Copying::Auto
                 && !region.is_hugetlb()
                 && !is_in_huge_pages(&mapping, &samples(region, data(region.block)))?;
-            Ok((takes_small_pages || !only_dense).then_some(Own { mapping, only_dense }))
+            Ok((takes_small_pages || !only_dense).then_some((mapping, only_dense)))
         };
         // A limit on addresses or descriptors, or a policy against mapping, is no reason not to save.
         let map = |region| match map(region) {
@@ -81,9 +74,9 @@ impl<'a> OwnPages<'a> {
     /// pages near there are zero.
     pub fn find(&self, block: usize, span: &Range<u64>, is_dense: bool) -> Option<&Mapping> {
         let index = self.memory.region_at(block, span.start)?;
-        let own = self.regions.get(index)?.as_ref()?;
+        let (mapping, only_dense) = self.regions.get(index)?.as_ref()?;
         let is_whole = span.end <= self.memory.regions()[index].end();
-        (is_whole && (is_dense || !own.only_dense)).then_some(&own.mapping)
+        (is_whole && (is_dense || !only_dense)).then_some(mapping)
     }
 }
 

@@ -19,9 +19,7 @@ export async function runSave(
   signal: AbortSignal,
 ): Promise<CommandResult> {
   const { save } = await import('../save.ts');
-  const job = save({ ...settingsOf(options), image, signal });
-  const report = await attend(job, 'saving', options, terminal);
-  return succeeded(report, describeSave(report));
+  return attend(save({ ...settingsOf(options), image, signal }), 'saving', describeSave, options, terminal);
 }
 
 /** Runs `mapram restore`. */
@@ -32,20 +30,20 @@ export async function runRestore(
 ): Promise<CommandResult> {
   const { restore } = await import('../restore.ts');
   const job = restore({ ...settingsOf(options), image, signal });
-  const report = await attend(job, 'restoring', options, terminal);
-  return succeeded(report, describeRestore(report));
+  return attend(job, 'restoring', describeRestore, options, terminal);
 }
 
 /**
- * Draws a job's progress until it has settled, and returns its report. Its failure says for us how the guest was left also where it
+ * Draws a job's progress until it has settled, and returns its result. Its failure says for us how the guest was left also where it
  * is the signal's reason.
  */
-async function attend<T>(
+async function attend<T extends object>(
   job: JobPromise<T>,
   verb: string,
+  describe: (report: T) => string,
   { quiet, progress }: TransferArguments,
   terminal: Terminal,
-): Promise<T> {
+): Promise<CommandResult> {
   const isWanted = quiet !== true && (terminal.isTerminal || progress === true);
   const line = new ProgressLine(verb, terminal);
   let told: string | undefined;
@@ -60,8 +58,11 @@ async function attend<T>(
     if (isWanted && sample.bytesTotal > 0) line.update(sample);
   }
   line.finish();
-  return job.catch((error: unknown) => {
+  try {
+    const report = await job;
+    return succeeded(report, describe(report));
+  } catch (error) {
     const { guestState } = job;
     throw error instanceof MapramError && guestState !== undefined ? error.leaving(guestState) : error;
-  });
+  }
 }

@@ -70,7 +70,7 @@ export class QmpClient implements Monitor {
       this.#connection = UnixConnection.connect(socket);
     } catch (error) {
       // With the name that users know instead of the addon's.
-      throw atPath(error, path);
+      throw asMapramError(error).at(path);
     }
     this.#path = path;
     this.#notice = options.notice ?? (() => {});
@@ -213,7 +213,7 @@ export class QmpClient implements Monitor {
     try {
       for (const text of this.#splitter.push(chunk)) this.#dispatch(parseMessage(text));
     } catch (error) {
-      this.#end(atPath(error, this.#path));
+      this.#end(asMapramError(error).at(this.#path));
     }
   }
 
@@ -251,11 +251,6 @@ export class QmpClient implements Monitor {
     for (const pending of this.#pending.values()) pending.reject(error);
     this.#pending.clear();
   }
-}
-
-function atPath(error: unknown, path: string): MapramError {
-  const { code, message, cause } = asMapramError(error);
-  return new MapramError(code, message, { path, cause });
 }
 
 function parseMessage(text: string): Message {
