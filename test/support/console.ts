@@ -2,12 +2,17 @@ import type { Qemu } from './qemu.ts';
 import { waitFor } from './wait.ts';
 
 /** Waits until the guest's program has filled its memory and counts. */
-export function waitForProgram(qemu: Qemu): Promise<number> {
-  return waitFor('the guest to count', 180_000, () => {
-    if (!qemu.alive()) throw new Error(`QEMU ended: ${qemu.complaints()}`);
-    const last = counts(qemu.serial()).at(-1);
-    return last !== undefined && last >= 3 ? last : undefined;
-  });
+export async function waitForProgram(qemu: Qemu): Promise<number> {
+  try {
+    return await waitFor('the guest to count', 180_000, () => {
+      if (!qemu.alive()) throw new Error(`QEMU ended: ${qemu.complaints()}`);
+      const last = counts(qemu.serial()).at(-1);
+      return last !== undefined && last >= 3 ? last : undefined;
+    });
+  } catch (cause) {
+    const said = JSON.stringify(qemu.serial().slice(-500));
+    throw new Error(`${(cause as Error).message}; its console ends with ${said}`, { cause });
+  }
 }
 
 /** The numbers of all whole "count N" lines. */
