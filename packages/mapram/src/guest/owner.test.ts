@@ -273,6 +273,27 @@ describe('a guest that someone else has to do with meanwhile', () => {
     20_000,
   );
 
+  it('is not let run again either where QEMU does not say any more that it was migrated away', async () => {
+    const qemu = await startQemu();
+    const path = join(qemu.directory, 'migration');
+    await startQemu('-incoming', `unix:${path}`);
+    const client = await connect(qemu);
+    let isSeen = false;
+    const execute: Monitor['execute'] = async (command, ...rest) => {
+      if (isSeen && command === 'query-status') throw new Error('no answer in time');
+      if (command === 'xen-save-devices-state') {
+        await tell(qemu, ['migrate', { uri: `unix:${path}` }]);
+        await expect.poll(() => stateOf(qemu), { timeout: 10_000 }).toBe('postmigrate');
+      }
+      const answer = await client.execute(command, ...rest);
+      if (command === 'query-status') isSeen = (answer as { status: string }).status === 'postmigrate';
+      return answer;
+    };
+    const guest = { monitor: { events: client.events, execute } };
+    await expect(save({ ...guestOf(qemu), guest })).rejects.toMatchObject({ code: 'E_GUEST_RAN' });
+    expect(await stateOf(qemu)).toBe('postmigrate');
+  }, 30_000);
+
   it('is saved by one job at a time', async () => {
     const qemu = await startQemu();
     let second: Promise<unknown> | undefined;

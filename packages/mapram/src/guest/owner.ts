@@ -309,9 +309,9 @@ export class GuestOwner {
     return this.#process !== undefined && endsWithin(this.#process, timeoutMs);
   }
 
-  /** A guest that someone has migrated away meanwhile runs elsewhere. A QEMU that does not say how it is gets the command. */
+  /** A guest that someone has migrated away meanwhile runs elsewhere. A QEMU that does not say how it is gets the command, unless it was seen migrated. */
   async #contUnlessMigrated(): Promise<void> {
-    const status = (await this.#status()) ?? '';
+    const status = (await this.#status()) ?? this.#watch?.lastStatus ?? '';
     if (this.#found !== undefined && MIGRATED.has(status) && status !== this.#found)
       throw new MapramError('E_GUEST_RAN', `someone else has migrated it (it is ${status})`);
     await this.#link.monitor.execute('cont', {}, PATIENT);

@@ -40,6 +40,8 @@ export class RunWatch {
   #sign: string | undefined;
   #jobs: Promise<unknown> | undefined;
   #state = '';
+  /** The state that QEMU last told. */
+  lastStatus: string | undefined;
 
   constructor(monitor: Monitor) {
     this.#monitor = monitor;
@@ -79,6 +81,7 @@ export class RunWatch {
   async findSign(monitor: Monitor, options: ExecuteOptions): Promise<string | undefined> {
     // Asked first: events that QEMU sent before its answer have arrived when that has.
     const { status } = await queryStatus(monitor, options);
+    this.lastStatus = status;
     const migration = await queryMigration(monitor, options);
     await this.#jobs;
     if (this.#sign !== undefined) return this.#sign;
