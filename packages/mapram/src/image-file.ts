@@ -7,7 +7,7 @@ import { closeFd, lengthInBytes } from './native.ts';
 
 const openFile = promisify(open);
 const statFile = promisify(fstat);
-const readFile = promisify(read);
+const readFd = promisify(read);
 
 /** An image whose structure was read and checked, with the file still open for the reading of its pages. */
 export interface OpenImage {
@@ -102,7 +102,7 @@ async function readExactly(fd: number, offset: number, length: number): Promise<
   let filled = 0;
   while (filled < length) {
     const at = { offset: offset + filled };
-    const reading = readFile(fd, buffer, filled, length - filled, at.offset);
+    const reading = readFd(fd, buffer, filled, length - filled, at.offset);
     const { bytesRead } = await reading.catch((cause: unknown) => {
       throw new MapramError('E_IO', 'the image cannot be read', { ...at, cause });
     });

@@ -195,6 +195,7 @@ impl NewFile {
     fn unnamed(&self, file: BorrowedFd<'_>, cause: Errno, mut error: Error) -> Unpublished {
         let perhaps_published = match cause {
             Errno::EXIST => match self.status_of(&self.name) {
+                // By its length where a second name has another inode: two copies are worse than a guest that waits.
                 Ok(Some(found)) => {
                     let has_our_length = |ours: Stat| ours.st_size == found.st_size;
                     Some(identity(found)) == self.identity || self.io.status(file).is_ok_and(has_our_length)
