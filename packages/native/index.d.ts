@@ -146,9 +146,6 @@ export interface DirectAlignment {
   offset: number
 }
 
-/** The I/O engines that can be chosen by name. */
-export declare function engineNames(): Array<string>
-
 /**
  * Bytes that an ordinary user could still write to the file system of `directory`; without end where it does not say. With
  * `settle` the file system shall first finish what it put off, as XFS does when it frees removed files.
@@ -245,14 +242,8 @@ export declare function probeEngine(name: string, how: TransferOptions): Promise
 export interface RegionInfo {
   /** Index of the block. */
   block: number
-  /** First byte within the block. */
-  offset: number
-  /** Bytes. */
-  length: number
   /** `anonymous`, `private-file`, `private-hugetlb`, `shared-file` or `shared-hugetlb`. */
   kind: string
-  /** Bytes in a page of this memory. */
-  pageBytes: number
   /** Whether it may be written; if not, the process has mapped it for reading only. */
   writable: boolean
   /** Path of the file behind it. */

@@ -845,7 +845,6 @@ module.exports.checkPageSize = nativeBinding.checkPageSize
 module.exports.clear = nativeBinding.clear
 module.exports.compare = nativeBinding.compare
 module.exports.createMemfd = nativeBinding.createMemfd
-module.exports.engineNames = nativeBinding.engineNames
 module.exports.freeBytes = nativeBinding.freeBytes
 module.exports.joinedZeroPages = nativeBinding.joinedZeroPages
 module.exports.lengthInBytes = nativeBinding.lengthInBytes

@@ -2,13 +2,11 @@
 
 use mapram_engine::bitmap::PageBitmap;
 use mapram_engine::image::{self, PageAreas};
-use mapram_engine::io::{self, Io};
 use mapram_engine::memory::{Copying, Extent};
 use mapram_engine::transfer::{BlockPlan, Options};
 use mapram_engine::{Error, PAGE_BYTES, Result};
 use napi::bindgen_prelude::{Float64Array, Uint8Array};
 use napi_derive::napi;
-use std::sync::Arc;
 
 /// Largest integer that a JavaScript number holds exactly.
 const MAX_SAFE_INTEGER: f64 = 9_007_199_254_740_991.0;
@@ -143,9 +141,4 @@ fn extents(numbers: &[f64]) -> Result<Vec<Extent>> {
         })
     };
     groups.iter().map(extent).collect()
-}
-
-/// The engine that goes by `name`.
-pub(crate) fn engine(name: &str) -> Result<Arc<dyn Io>> {
-    io::by_name(name).ok_or_else(|| Error::usage(format!("there is no I/O engine named {name}")))
 }

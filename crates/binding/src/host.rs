@@ -171,12 +171,6 @@ pub fn joined_zero_pages() -> f64 {
     number(JOINED_ZERO_PAGES)
 }
 
-/// The I/O engines that can be chosen by name.
-#[napi(catch_unwind)]
-pub fn engine_names() -> Vec<String> {
-    io::NAMES.iter().map(ToString::to_string).collect()
-}
-
 /// Fails with the reason if the engine does not work on this host.
 #[napi(ts_return_type = "Promise<void>", catch_unwind)]
 pub fn probe_engine<'env>(env: &'env Env, name: String, how: TransferOptions) -> napi::Result<Object<'env>> {

@@ -6,13 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mapram_engine::bitmap::PageBitmap;
 use mapram_engine::image::{Alignment, ImageWriter, direct_alignment};
+use mapram_engine::io;
 use mapram_engine::transfer::{Buffers, Content, Control, Plan, SaveJob};
 use mapram_engine::{Error, PAGE_BYTES, Result};
 use napi::Env;
 use napi::bindgen_prelude::{Either, Object, Uint8Array, Undefined};
 use napi_derive::napi;
 
-use crate::convert::{PageArea, TransferOptions, TransferPlan, blocks, engine, integer, number, page_areas};
+use crate::convert::{PageArea, TransferOptions, TransferPlan, blocks, integer, number, page_areas};
 use crate::failure::or_undefined;
 use crate::job::{Job, JobResult, promise};
 use crate::memory::GuestMemory;
@@ -77,7 +78,7 @@ impl ImageFile {
         engine_name: String,
     ) -> napi::Result<Object<'env>> {
         promise(env, move || {
-            let writer = ImageWriter::create(engine(&engine_name)?, Path::new(&path), force, direct)?;
+            let writer = ImageWriter::create(io::by_name(&engine_name)?, Path::new(&path), force, direct)?;
             Ok(Self {
                 alignment: alignment(direct_alignment(writer.fd())),
                 device_bytes: writer.device_bytes(),

@@ -53,14 +53,8 @@ pub struct NamedMemory {
 pub struct RegionInfo {
     /// Index of the block.
     pub block: u32,
-    /// First byte within the block.
-    pub offset: f64,
-    /// Bytes.
-    pub length: f64,
     /// `anonymous`, `private-file`, `private-hugetlb`, `shared-file` or `shared-hugetlb`.
     pub kind: String,
-    /// Bytes in a page of this memory.
-    pub page_bytes: f64,
     /// Whether it may be written; if not, the process has mapped it for reading only.
     pub writable: bool,
     /// Path of the file behind it.
@@ -111,10 +105,7 @@ impl GuestMemory {
     pub fn regions(&self) -> Vec<RegionInfo> {
         let info = |region: &Region| RegionInfo {
             block: index(region.block),
-            offset: number(region.offset),
-            length: number(region.length),
             kind: region.kind().to_owned(),
-            page_bytes: number(region.page_bytes),
             writable: region.writable,
             path: path(region),
         };

@@ -5,14 +5,14 @@ use std::path::Path;
 
 use mapram_engine::Result;
 use mapram_engine::image::ImageReader;
+use mapram_engine::io;
 use mapram_engine::transfer::{self, CompareJob, Content, Control, Plan, RestoreJob};
 use mapram_host::descriptor;
 use napi::bindgen_prelude::Uint8Array;
 use napi_derive::napi;
 
 use crate::convert::{
-    PageArea, TransferOptions, TransferPlan, blocks, engine, index, number, page_areas, page_bitmaps,
-    thread_count,
+    PageArea, TransferOptions, TransferPlan, blocks, index, number, page_areas, page_bitmaps, thread_count,
 };
 use crate::job::{Job, JobResult};
 use crate::memory::GuestMemory;
@@ -64,7 +64,7 @@ pub fn restore(
                 options: how.options(),
                 copying: how.copying()?,
             };
-            let copied_bytes = number(job.run(engine(&engine_name)?.as_ref(), control)?);
+            let copied_bytes = number(job.run(io::by_name(&engine_name)?.as_ref(), control)?);
             Ok(JobResult { copied_bytes, ..JobResult::default() })
         })
     })
@@ -88,7 +88,7 @@ pub fn compare(image: ImageSource, memory: &GuestMemory, engine_name: String, ho
         Ok(move |control: &Control| {
             let (image, chunk_bytes) = (open_image()?, how.chunk_bytes()?);
             let job = CompareJob { image: &image, memory: &memory, chunk_bytes, options: how.options() };
-            let found = job.run(engine(&engine_name)?.as_ref(), control)?;
+            let found = job.run(io::by_name(&engine_name)?.as_ref(), control)?;
             let difference =
                 found.map(|page| Difference { block: index(page.block), offset: number(page.offset) });
             Ok(JobResult { difference, ..JobResult::default() })

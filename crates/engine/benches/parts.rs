@@ -140,7 +140,7 @@ fn engines(criterion: &mut Criterion) {
     let (Ok(target), Ok(pool)) = (opened, Pool::new(DEPTH, CHUNK_BYTES)) else {
         return eprintln!("left out: there is no /dev/null, or no memory");
     };
-    for io in io::NAMES.into_iter().filter_map(io::by_name) {
+    for io in io::NAMES.into_iter().flat_map(io::by_name) {
         for bytes in [4096, 4 << 20] {
             group.bench_function(BenchmarkId::new(io.name(), bytes), |bencher| {
                 write_all(io.as_ref(), &pool, &target, bytes, bencher);

@@ -40,7 +40,7 @@ function layerOf(path: string): Layer | undefined {
   if (rest.length > 0) return FOLDERS.get(first);
   if (first === 'native.ts' || first === 'addon.ts') return 'native';
   // Codes and words, which everything may import.
-  return first === 'errors.ts' || first === 'choices.ts' ? 'errors' : 'commands';
+  return ['errors.ts', 'choices.ts', 'units.ts'].includes(first) ? 'errors' : 'commands';
 }
 
 /** Every module named by an import or export declaration or a dynamic import. */
@@ -115,7 +115,7 @@ describe('the import rule', () => {
     ['guest/qmp.ts', "import '../save.ts';"],
     ['guest/qmp.ts', "import { GuestMemory } from '@mapram/native';"],
     ['save.ts', "import { main } from './cli/main.ts';"],
-    ['doctor/host.ts', "import { formatBytes } from '../cli/units.ts';"],
+    ['doctor/host.ts', "import { describeSave } from '../cli/results.ts';"],
     ['cli/main.ts', "import { Job } from '../native.ts';"],
     ['errors.ts', "import { save } from './save.ts';"],
     ['unheard-of/room.ts', "import { MapramError } from '../errors.ts';"],

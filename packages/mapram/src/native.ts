@@ -68,9 +68,6 @@ export const checkPageSize: typeof Native.checkPageSize = late('checkPageSize');
 /** Longest run of zero pages between data that a save writes along with its neighbours. */
 export const joinedZeroPages: typeof Native.joinedZeroPages = late('joinedZeroPages');
 
-/** The I/O engines that can be chosen by name. */
-export const engineNames: typeof Native.engineNames = late('engineNames');
-
 /** Fails with the reason if an engine does not work on this host. */
 export const probeEngine: typeof Native.probeEngine = late('probeEngine');
 

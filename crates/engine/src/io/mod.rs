@@ -120,10 +120,13 @@ pub trait Queue {
 }
 
 /// The engine called `name`, one of [`NAMES`]; whether it works on this host is for [`probe`] to say.
-#[must_use]
-pub fn by_name(name: &str) -> Option<Arc<dyn Io>> {
+///
+/// # Errors
+/// `Usage` if there is no such engine.
+pub fn by_name(name: &str) -> Result<Arc<dyn Io>> {
     let engines: [Arc<dyn Io>; 3] = [Arc::new(IoUring), Arc::new(TokioUring), Arc::new(Blocking)];
-    engines.into_iter().find(|engine| engine.name() == name)
+    let unknown = || format!("there is no I/O engine {name:?}; there are {}", NAMES.join(", "));
+    engines.into_iter().find(|engine| engine.name() == name).ok_or_else(|| Error::usage(unknown()))
 }
 
 /// The best engine that works on this host: `io-uring`, or `blocking` where io_uring is forbidden. It is tried with as
@@ -142,10 +145,7 @@ pub fn auto(depth: u32, queues: usize) -> Result<Arc<dyn Io>> {
 /// `Usage` if there is no such engine or no such depth; `HostUnsupported` with the likely reason if it does not work, or
 /// where the host's pages are of another size than ours.
 pub fn probe(name: &str, depth: u32, queues: usize) -> Result<Arc<dyn Io>> {
-    let Some(engine) = by_name(name) else {
-        let message = format!("there is no I/O engine {name:?}; there are {}", NAMES.join(", "));
-        return Err(Error::usage(message));
-    };
+    let engine = by_name(name)?;
     // First of all: with pages of another size nothing of ours maps memory as it should.
     crate::check_page_size()?;
     let pool = Pool::new(1, 4096)?;
@@ -235,7 +235,7 @@ mod tests {
         for name in NAMES {
             assert_eq!(by_name(name).unwrap().name(), name);
         }
-        assert!(by_name("auto").is_none());
+        assert_eq!(by_name("auto").map(drop).unwrap_err().kind, ErrorKind::Usage);
         assert_eq!(probe("libaio", 1, 1).unwrap_err().kind, ErrorKind::Usage);
         assert_eq!(probe("blocking", 0, 1).unwrap_err().kind, ErrorKind::Usage);
     }

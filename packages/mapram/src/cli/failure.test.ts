@@ -33,7 +33,7 @@ describe('a failure as JSON', () => {
 
   it('says how the guest was left', () => {
     const error = new MapramError('E_RESTORE_INCOMPLETE', 'half', { guestState: 'unusable' });
-    expect(failureReport(error).guestState).toBe('unusable');
+    expect(failureReport(error)).toMatchObject({ guestState: 'unusable' });
   });
 });
 
@@ -79,10 +79,8 @@ describe('a failure as text', () => {
         '  file /dev/shm/ram\n' +
         '  cause: the fill failed: No space left on device (os error 28)\n',
     );
-    expect(failureReport(error).error).toMatchObject({
-      path: '/dev/shm/ram',
-      cause: 'the fill failed: No space left on device (os error 28)',
-    });
+    const cause = 'the fill failed: No space left on device (os error 28)';
+    expect(failureReport(error)).toMatchObject({ error: { path: '/dev/shm/ram', cause } });
   });
 
   it('is one line where nothing more is known', () => {

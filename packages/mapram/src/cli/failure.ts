@@ -8,16 +8,8 @@ import {
 } from '../errors.ts';
 import { SCHEMA_VERSION } from './outcome.ts';
 
-/** The JSON object of a command that failed. */
-export interface FailureReport {
-  schemaVersion: number;
-  ok: false;
-  error: Pick<MapramError, 'code' | 'message' | 'path' | 'offset' | 'field'> & { cause: string | undefined };
-  guestState: GuestState;
-}
-
 /** The JSON object for `error`. A state that was never set means that nothing had reached the guest. */
-export function failureReport(error: MapramError): FailureReport {
+export function failureReport(error: MapramError): object {
   const { code, message, field, guestState = 'untouched' } = error;
   return {
     schemaVersion: SCHEMA_VERSION,

@@ -1,6 +1,6 @@
 import { type InspectOptions, type InspectReport, inspect } from '../inspect.ts';
+import { formatBytes, formatCount, plural } from '../units.ts';
 import { type CommandResult, succeeded } from './outcome.ts';
-import { formatBytes, formatCount, plural } from './units.ts';
 
 /** Runs `mapram inspect`. */
 export async function runInspect(image: string, { offset }: InspectOptions): Promise<CommandResult> {

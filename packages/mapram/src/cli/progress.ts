@@ -1,6 +1,6 @@
 import type { Progress } from '../job.ts';
+import { formatBytes, formatRate } from '../units.ts';
 import type { Terminal } from './terminal.ts';
-import { formatBytes, formatRate } from './units.ts';
 
 /** How far a job is, in bytes. */
 export type ProgressSample = Pick<Progress, 'bytesDone' | 'bytesTotal'>;

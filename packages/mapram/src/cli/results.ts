@@ -1,5 +1,5 @@
 import type { RestoreReport, SaveReport } from '../report.ts';
-import { formatBytes, formatCount, formatDuration, formatRate, plural } from './units.ts';
+import { formatBytes, formatCount, formatDuration, formatRate, plural } from '../units.ts';
 
 /** What a save did, in a few lines. */
 export function describeSave(report: SaveReport): string {

@@ -4,8 +4,9 @@ import { following } from '../errors.ts';
 import { PAGE_BYTES } from '../image/index.ts';
 import { autoEngine, type DirectAlignment, freeBytes, ImageFile } from '../native.ts';
 import { DEFAULT_LOAD } from '../options.ts';
+import { formatBytes } from '../units.ts';
 import { type Checklist, type Finding, fail, ok, warn } from './check.ts';
-import { findFileSystem, roundly } from './judge.ts';
+import { findFileSystem } from './judge.ts';
 
 /** What the directory's file system offers; with the engine, a file of a few bytes is written there and removed again. */
 export async function checkDirectory(list: Checklist, directory: string, hasEngine: boolean): Promise<void> {
@@ -73,7 +74,7 @@ function directIo(alignment: DirectAlignment | undefined): Finding {
 function freeSpace(free: number): Finding {
   if (free === Number.POSITIVE_INFINITY)
     return ok('how much is free is unknown: the file system does not say');
-  const message = `${roundly(free)} are free`;
+  const message = `${formatBytes(free)} are free`;
   if (free >= 2 ** 30) return ok(message);
   return warn(message, "an image takes as much space as the guest's memory holds data; make room");
 }

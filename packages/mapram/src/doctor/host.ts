@@ -1,7 +1,8 @@
 import { accessSync, closeSync, constants, openSync, readFileSync } from 'node:fs';
 import { release } from 'node:os';
 import { addon } from '../addon.ts';
-import { autoEngine, checkPageSize, engineNames, probeEngine } from '../native.ts';
+import { ENGINES } from '../choices.ts';
+import { autoEngine, checkPageSize, probeEngine } from '../native.ts';
 import { DEFAULT_LOAD } from '../options.ts';
 import { type Checklist, type Finding, fail, messageOf, ok, warn } from './check.ts';
 import { judgeKernel, judgeLockedMemory, judgePtrace } from './judge.ts';
@@ -31,7 +32,7 @@ export async function checkHost(list: Checklist): Promise<boolean> {
   }
   const hasEngine = isLoaded && !list.hasFailed;
   if (hasEngine) {
-    for (const name of engineNames()) list.note(`engine-${name}`, await tryEngine(name));
+    for (const name of ENGINES.slice(1)) list.note(`engine-${name}`, await tryEngine(name));
     await list.look(
       'engine-auto',
       'see the engines above',

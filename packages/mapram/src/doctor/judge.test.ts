@@ -76,16 +76,16 @@ describe('QEMU', () => {
 it('compares the room with the memory that may hold data', () => {
   expect(judgeSpace({ needed: 1.5 * 2 ** 20, free: 2 ** 31 })).toMatchObject({
     status: 'ok',
-    message: 'an image takes up to 1.5 MiB, 2.0 GiB are free',
+    message: 'an image takes up to 1.5 MiB, 2 GiB are free',
   });
   expect(judgeSpace({ needed: 2 ** 30, free: 2 ** 30 }).status).toBe('ok');
   expect(judgeSpace({ needed: 2 ** 30, free: Number.POSITIVE_INFINITY })).toMatchObject({
     status: 'ok',
-    message: 'an image takes up to 1.0 GiB, how much is free is unknown',
+    message: 'an image takes up to 1 GiB, how much is free is unknown',
   });
   // A save reads the memory then, and may find most of it zero.
   expect(judgeSpace({ needed: 2 ** 31, free: 2 ** 29 })).toMatchObject({
     status: 'warn',
-    message: 'an image takes up to 2.0 GiB, 512.0 MiB are free',
+    message: 'an image takes up to 2 GiB, 512 MiB are free',
   });
 });

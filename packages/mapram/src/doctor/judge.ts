@@ -1,3 +1,4 @@
+import { formatBytes } from '../units.ts';
 import { type Finding, fail, ok, warn } from './check.ts';
 
 /** Enough locked memory for the buffers of the default queue on every channel thread of a small host. */
@@ -82,13 +83,8 @@ export function judgeVersion(qemu: { major: number; minor: number; micro: number
 /** Judges the room for an image: an upper bound, for pages that turn out to be zero are not stored. */
 export function judgeSpace({ needed, free }: { needed: number; free: number }): Finding {
   const there =
-    free === Number.POSITIVE_INFINITY ? 'how much is free is unknown' : `${roundly(free)} are free`;
-  const text = `an image takes up to ${roundly(needed)}, ${there}`;
+    free === Number.POSITIVE_INFINITY ? 'how much is free is unknown' : `${formatBytes(free)} are free`;
+  const text = `an image takes up to ${formatBytes(needed)}, ${there}`;
   if (needed <= free) return ok(text);
   return warn(text, 'unless much of the memory is zero, make room, or name another directory by --dir');
-}
-
-/** A size as people say it. */
-export function roundly(bytes: number): string {
-  return bytes < 2 ** 30 ? `${(bytes / 2 ** 20).toFixed(1)} MiB` : `${(bytes / 2 ** 30).toFixed(1)} GiB`;
 }
