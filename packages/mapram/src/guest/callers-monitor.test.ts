@@ -1,13 +1,39 @@
-import { describe, expect, it } from 'vitest';
+import { afterEach, describe, expect, it, vi } from 'vitest';
 import { MapramError } from '../errors.ts';
 import { callersMonitor } from './callers-monitor.ts';
-import type { Monitor } from './monitor.ts';
+import type { ExecuteOptions, Monitor } from './monitor.ts';
+import { whyStandstill } from './silence.ts';
 
 function failing(execute: () => never | Promise<never>): Monitor {
   return callersMonitor({ execute, events: { on: () => {}, off: () => {} } });
 }
 
+afterEach(() => vi.useRealTimers());
+
 describe('callersMonitor', () => {
+  it('tells of a command that waits, also where there is no limit, unless that is no news', async () => {
+    vi.useFakeTimers({ toFake: ['setInterval', 'setTimeout'] });
+    const notices: (string | undefined)[] = [];
+    let answer = (_: unknown): void => {};
+    const execute = (): Promise<unknown> => new Promise((resolve) => (answer = resolve));
+    const slow = { execute, events: { on: () => {}, off: () => {} } };
+    const monitor = callersMonitor(slow, (text) => notices.push(text));
+    const stop = async (options: ExecuteOptions, until: () => unknown): Promise<void> => {
+      const stopped = monitor.execute('stop', {}, { timeoutMs: 0, ...options });
+      await vi.advanceTimersByTimeAsync(10_000);
+      // What tells asks the system first.
+      await until();
+      answer({});
+      await stopped;
+    };
+    await stop({ mayTakeLong: true }, async () => {
+      for (let times = 0; times < 3; times += 1) await whyStandstill(0);
+    });
+    expect(notices).toEqual([]);
+    await stop({}, () => vi.waitUntil(() => notices.length > 0));
+    expect(notices).toEqual(['QEMU has not answered the QMP command stop for 10 s', undefined]);
+  });
+
   it.each<[string, unknown, () => never | Promise<never>]>([
     ...[new TypeError('no such method'), 'text'].flatMap(
       (cause): [string, unknown, () => never | Promise<never>][] => [
@@ -48,7 +74,7 @@ describe('callersMonitor', () => {
     const deaf = failing(() => new Promise<never>(() => {}));
     await expect(deaf.execute('cont', {}, { timeoutMs: 20 })).rejects.toMatchObject({
       code: 'E_QMP',
-      message: 'The monitor did not answer the QMP command cont within 0.02 s',
+      message: 'QEMU did not answer the QMP command cont within 0.02 s',
     });
     const controller = new AbortController();
     const hanging = deaf.execute('stop', {}, { timeoutMs: 0, signal: controller.signal });

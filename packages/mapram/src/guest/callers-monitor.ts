@@ -1,25 +1,20 @@
 import { MapramError, messageOf } from '../errors.ts';
-import { COMMAND_TIMEOUT_MS, type Monitor, type MonitorEvents } from './monitor.ts';
-import { within } from './within.ts';
+import type { Monitor, MonitorEvents } from './monitor.ts';
+import { answered, type Notice } from './silence.ts';
 
 /**
  * A program's monitor whose failures, whatever they are, come as MapramErrors or as the signal's reason, and which keeps nobody
  * waiting for longer than was asked, whether it looks at the options or not.
  */
-export function callersMonitor(monitor: Monitor): Monitor {
+export function callersMonitor(monitor: Monitor, notice: Notice = () => {}): Monitor {
   return {
     events: callersEvents(monitor.events),
     pid: monitor.pid,
     execute: async (command, args, options = {}) => {
-      const { timeoutMs = COMMAND_TIMEOUT_MS, signal, fds = [] } = options;
+      const { signal, fds = [] } = options;
       const answer = async (): Promise<unknown> => monitor.execute(command, args, options);
-      const late = async (): Promise<MapramError> => {
-        const seconds = timeoutMs / 1000;
-        const message = `The monitor did not answer the QMP command ${command} within ${seconds} s`;
-        return new MapramError('E_QMP', message);
-      };
       try {
-        return await within(answer(), { timeoutMs, late, signal });
+        return await answered(answer(), { ...options, command, pid: monitor.pid, notice });
       } catch (cause) {
         signal?.throwIfAborted();
         if (cause instanceof MapramError) throw cause;

@@ -4,6 +4,7 @@ import type { Handover } from './handover.ts';
 import type { ExecuteOptions, Monitor } from './monitor.ts';
 import { QmpClient } from './qmp.ts';
 import { ScratchFileHandover } from './scratch-file.ts';
+import type { Notice } from './silence.ts';
 
 /** A guest, as a caller of save and restore names it. */
 export type Guest = QmpGuest | MonitoredGuest;
@@ -50,14 +51,10 @@ export interface GuestLink {
  *
  * @param notice told that QEMU keeps a command waiting, and undefined when it does not any more.
  */
-export async function openGuest(
-  guest: Guest,
-  signal?: AbortSignal,
-  notice?: (text: string | undefined) => void,
-): Promise<GuestLink> {
+export async function openGuest(guest: Guest, signal?: AbortSignal, notice?: Notice): Promise<GuestLink> {
   const options = { signal };
   if ('monitor' in guest) {
-    const monitor = callersMonitor(guest.monitor);
+    const monitor = callersMonitor(guest.monitor, notice);
     const { scratchFile } = guest;
     const handover =
       scratchFile === undefined

@@ -31,6 +31,8 @@ export interface ExecuteOptions {
   signal?: AbortSignal | undefined;
   /** Longest wait for the answer in milliseconds; default 60000; 0 waits for as long as the connection lasts. */
   timeoutMs?: number | undefined;
+  /** Whether it is no news that the answer takes long. */
+  mayTakeLong?: boolean | undefined;
 }
 
 /**

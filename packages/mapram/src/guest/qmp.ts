@@ -4,17 +4,15 @@ import { asMapramError, type ErrorCode, MapramError } from '../errors.ts';
 import { ProcessHandle, UnixConnection } from '../native.ts';
 import { endsWithin } from './ends-within.ts';
 import { MessageSplitter, noQmp } from './message-splitter.ts';
-import { COMMAND_TIMEOUT_MS, type ExecuteOptions, type Monitor } from './monitor.ts';
+import type { ExecuteOptions, Monitor } from './monitor.ts';
 import { parseQmpAddress, type QmpAddress } from './qmp-address.ts';
-import { whyNoGreeting, whyStandstill } from './silence.ts';
+import { answered, type Notice, type Waiting, whyNoGreeting } from './silence.ts';
 import { within } from './within.ts';
 
 /** QEMU greets at once unless another client holds the socket. */
 const GREETING_TIMEOUT_MS = 5_000;
 /** A process that dies closes its connections before it has ended. */
 const DEATH_TIMEOUT_MS = 1_000;
-/** A QEMU that has not answered for so long is told of, long before it is given up. */
-const SILENCE_MS = 10_000;
 /** The greeting, which has no id, is waited for as the answer with this one. */
 const GREETING_ID = Symbol('greeting');
 
@@ -24,8 +22,8 @@ export interface ConnectOptions {
   timeoutMs?: number | undefined;
   /** Gives up connecting. */
   signal?: AbortSignal | undefined;
-  /** Told, in one sentence, that QEMU keeps a command waiting; and undefined when its answer has come after all. */
-  notice?: ((text: string | undefined) => void) | undefined;
+  /** Told of commands that wait. */
+  notice?: Notice | undefined;
   /** Silence in milliseconds after which that is told; default 10000. */
   silenceMs?: number | undefined;
 }
@@ -54,8 +52,8 @@ export class QmpClient implements Monitor {
   readonly #connection: UnixConnection;
   readonly #socket: Socket;
   readonly #splitter = new MessageSplitter();
-  readonly #notice: (text: string | undefined) => void;
-  readonly #silenceMs: number;
+  /** What is the same for all commands that wait. */
+  readonly #waiting: Omit<Waiting, 'command'>;
   /** The process that listens on the socket, as far as the kernel tells: 0 if it is in none of our pid namespaces. */
   readonly peerPid: number;
   readonly #pending = new Map<unknown, Pending>();
@@ -73,9 +71,9 @@ export class QmpClient implements Monitor {
       throw asMapramError(error).at(path);
     }
     this.#path = path;
-    this.#notice = options.notice ?? (() => {});
-    this.#silenceMs = options.silenceMs ?? SILENCE_MS;
     this.peerPid = this.#connection.peerPid();
+    const { notice = () => {}, silenceMs } = options;
+    this.#waiting = { path, pid: this.peerPid, notice, silenceMs };
     this.#socket = new Socket({ fd: this.#connection.takeFd(), readable: true, writable: true });
     this.#socket.on('data', (chunk: Buffer) => this.#receive(chunk));
     this.#socket.on('error', (cause) => this.#end(closedError(path, cause)));
@@ -117,51 +115,19 @@ export class QmpClient implements Monitor {
     args: Record<string, unknown> = {},
     options: ExecuteOptions = {},
   ): Promise<unknown> {
-    const { timeoutMs = COMMAND_TIMEOUT_MS, signal, fds = [] } = options;
-    signal?.throwIfAborted();
+    options.signal?.throwIfAborted();
     let isOver = false;
-    const answer = this.#send(command, args, fds, () => isOver);
-    const late = (): Promise<MapramError> => this.#noAnswer(command, timeoutMs);
-    const endWatch = this.#watchSilence(command, timeoutMs);
+    const answer = this.#send(command, args, options.fds ?? [], () => isOver);
     try {
-      return await within(answer, { timeoutMs, late, signal });
+      return await answered(answer, { ...options, ...this.#waiting, command });
     } finally {
       isOver = true;
-      endWatch();
     }
-  }
-
-  /**
-   * Tells after a while that a command waits, until what it returns is called. Where the caller set no limit waiting is all right,
-   * unless QEMU stands still.
-   */
-  #watchSilence(command: string, timeoutMs: number): () => void {
-    let isTold = false;
-    let isOver = false;
-    const tell = async (): Promise<void> => {
-      const reason = await whyStandstill(this.peerPid);
-      if (isOver || isTold || (timeoutMs === 0 && reason === '')) return;
-      isTold = true;
-      const seconds = this.#silenceMs / 1000;
-      this.#notice(`QEMU has not answered the QMP command ${command} for ${seconds} s${reason}`);
-    };
-    const timer = setInterval(() => void tell(), this.#silenceMs);
-    return () => {
-      isOver = true;
-      clearInterval(timer);
-      if (isTold) this.#notice(undefined);
-    };
   }
 
   async #noGreeting(timeoutMs: number): Promise<MapramError> {
     const reason = await whyNoGreeting(this.#path, this.peerPid);
     return this.#error(`No greeting came from the QMP socket within ${timeoutMs / 1000} s. ${reason}`);
-  }
-
-  async #noAnswer(command: string, timeoutMs: number): Promise<MapramError> {
-    const reason = await whyStandstill(this.peerPid);
-    const seconds = timeoutMs / 1000;
-    return this.#error(`QEMU did not answer the QMP command ${command} within ${seconds} s${reason}`);
   }
 
   /** Why there is no connection: where `error` says that QEMU has ended, the other end may be a process that has not. */

@@ -1,7 +1,59 @@
 import { resolve } from 'node:path';
+import { MapramError } from '../errors.ts';
+import { COMMAND_TIMEOUT_MS, type ExecuteOptions } from './monitor.ts';
 import { readIfThere, requireOwnProc } from './proc.ts';
+import { within } from './within.ts';
 
 // Why a QEMU does not answer, as far as this host tells. None of it is an error of its own: where nothing is known, nothing is said.
+
+/** A QEMU that has not answered for so long is told of, long before it is given up. */
+const SILENCE_MS = 10_000;
+
+/** Told, in one sentence, that QEMU keeps a command waiting; and undefined when its answer has come after all. */
+export type Notice = (text: string | undefined) => void;
+
+/** A command that waits for its answer. */
+export interface Waiting extends ExecuteOptions {
+  command: string;
+  /** QEMU's process, where it is known. */
+  pid?: number | undefined;
+  /** The socket that the command went to. */
+  path?: string;
+  /** Told after a while that the answer has not come. */
+  notice: Notice;
+  /** Silence in milliseconds after which that is told; default 10000. */
+  silenceMs?: number | undefined;
+}
+
+/**
+ * The answer to a command, as soon as it comes.
+ *
+ * @throws {MapramError} E_QMP if it does not come in time; or the signal's reason.
+ */
+export async function answered<T>(answer: Promise<T>, waiting: Waiting): Promise<T> {
+  const { command, pid = 0, path, notice, mayTakeLong = false } = waiting;
+  const { timeoutMs = COMMAND_TIMEOUT_MS, silenceMs = SILENCE_MS, signal } = waiting;
+  let isTold = false;
+  let isOver = false;
+  const tell = async (): Promise<void> => {
+    const reason = await whyStandstill(pid);
+    if (isOver || isTold || (mayTakeLong && reason === '')) return;
+    isTold = true;
+    notice(`QEMU has not answered the QMP command ${command} for ${silenceMs / 1000} s${reason}`);
+  };
+  const late = async (): Promise<MapramError> => {
+    const message = `QEMU did not answer the QMP command ${command} within ${timeoutMs / 1000} s`;
+    return new MapramError('E_QMP', `${message}${await whyStandstill(pid)}`, { path });
+  };
+  const timer = setInterval(() => void tell(), silenceMs);
+  try {
+    return await within(answer, { timeoutMs, late, signal });
+  } finally {
+    isOver = true;
+    clearInterval(timer);
+    if (isTold) notice(undefined);
+  }
+}
 
 /** The end of a sentence: why the process cannot answer, behind a colon; empty if nothing keeps it. */
 export async function whyStandstill(pid: number): Promise<string> {
