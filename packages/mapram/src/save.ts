@@ -2,7 +2,7 @@ import { captureDeviceState } from './guest/device-state.ts';
 import { openGuestMemory } from './guest/guest-memory.ts';
 import { GuestOwner } from './guest/owner.ts';
 import { requireSavable } from './guest/preflight.ts';
-import { queryMachine } from './guest/queries.ts';
+import { queryMachine, queryStatus } from './guest/queries.ts';
 import { queryRamBlocks, requireSameBlocks } from './guest/ram-blocks.ts';
 import { countSetPages, layoutImage, splitDevicesState } from './image/index.ts';
 import { type JobContext, type JobPromise, startJob } from './job.ts';
@@ -62,6 +62,7 @@ async function saveGuest(
 ): Promise<SaveReport> {
   const owner = await GuestOwner.open(guest, job);
   try {
+    const { status } = await queryStatus(owner.link.monitor, job.commandOptions);
     await requireSavable(owner.link);
     const pid = await owner.find();
     const machine = await queryMachine(owner.link.monitor, job.commandOptions);
@@ -69,7 +70,7 @@ async function saveGuest(
     // A target that cannot be written is refused before the guest is stopped.
     const saving: Saving = { ...(await createTarget(machine)), then, owner, pid };
     await prepareImage(saving);
-    return await saveStopped(saving, await owner.stop());
+    return await saveStopped(saving, await owner.stop(status));
   } catch (error) {
     throw await owner.explain(error);
   } finally {

@@ -3,8 +3,8 @@ import { constants, openSync, readFileSync, writeFileSync } from 'node:fs';
 import { readlink } from 'node:fs/promises';
 import * as v from 'valibot';
 import { closeFd, createMemfd } from '../native.ts';
-import type { Handover } from './handover.ts';
-import { GIVE_BACK_TIMEOUT_MS, type Monitor, PUT_BACK_TIMEOUT_MS } from './monitor.ts';
+import { type Handover, takeBack } from './handover.ts';
+import type { Monitor } from './monitor.ts';
 import { holdsFile } from './open-files.ts';
 import { ask } from './queries.ts';
 
@@ -70,19 +70,8 @@ export class DescriptorHandover implements Handover {
       hurry = this.#signal;
       return result;
     } finally {
-      if (id !== undefined) await this.#removeFdSet(id, hurry);
+      if (id !== undefined) await takeBack(this.#monitor, 'remove-fd', { 'fdset-id': id }, hurry);
     }
-  }
-
-  async #removeFdSet(id: number, hurry: AbortSignal | undefined): Promise<void> {
-    const late = new AbortController();
-    const onHurry = (): void => void setTimeout(() => late.abort(), GIVE_BACK_TIMEOUT_MS).unref();
-    if (hurry?.aborted) onHurry();
-    hurry?.addEventListener('abort', onHurry);
-    const options = { timeoutMs: PUT_BACK_TIMEOUT_MS, signal: late.signal };
-    // A QEMU that is gone has no sets left, and no failure here may hide the reason for which we leave.
-    await this.#monitor.execute('remove-fd', { 'fdset-id': id }, options).catch(() => {});
-    hurry?.removeEventListener('abort', onHurry);
   }
 }
 

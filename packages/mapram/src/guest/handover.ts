@@ -1,3 +1,5 @@
+import { GIVE_BACK_TIMEOUT_MS, type Monitor, PUT_BACK_TIMEOUT_MS } from './monitor.ts';
+
 /** How bytes get to QEMU and back. Every name that is given is one that QEMU can open. */
 export interface Handover {
   /** The QMP commands that it takes. */
@@ -22,4 +24,21 @@ export interface Handover {
    * @throws {MapramError} E_USAGE where descriptors cannot be passed.
    */
   lend(fds: readonly number[], use: (path: string) => Promise<void>): Promise<void>;
+}
+
+/** Has QEMU give up what it was handed, by `command`. Once `hurry` is aborted it is given little time for that. */
+export async function takeBack(
+  monitor: Monitor,
+  command: string,
+  args: Record<string, unknown>,
+  hurry: AbortSignal | undefined,
+): Promise<void> {
+  const late = new AbortController();
+  const onHurry = (): void => void setTimeout(() => late.abort(), GIVE_BACK_TIMEOUT_MS).unref();
+  if (hurry?.aborted) onHurry();
+  hurry?.addEventListener('abort', onHurry);
+  const options = { timeoutMs: PUT_BACK_TIMEOUT_MS, signal: late.signal };
+  // A QEMU that is gone has nothing any more, and no failure here may hide the reason for which we leave.
+  await monitor.execute(command, args, options).catch(() => {});
+  hurry?.removeEventListener('abort', onHurry);
 }

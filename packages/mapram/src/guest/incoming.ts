@@ -1,6 +1,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { MapramError } from '../errors.ts';
 import { type ExecuteOptions, GIVE_BACK_TIMEOUT_MS, type Monitor } from './monitor.ts';
+import type { GuestOwner } from './owner.ts';
 import { isMigrating } from './preflight.ts';
 import {
   queryCapabilities,
@@ -69,9 +70,12 @@ export async function requireWaiting(monitor: Monitor, options: ExecuteOptions):
   throw unsupported(`an incoming migration ${done}; start it anew with -incoming defer`);
 }
 
-/** Calls `use` while QEMU has other settings, and gives it its own back. Settings that it does not know are left out. */
+/**
+ * Calls `use` while QEMU has other settings, and gives it its own back, if need be over a new connection. Settings that it does not
+ * know are left out.
+ */
 export async function withSettings<T>(
-  monitor: Monitor,
+  owner: GuestOwner,
   guest: WaitingGuest,
   wanted: MigrationSettings,
   options: ExecuteOptions,
@@ -81,13 +85,13 @@ export async function withSettings<T>(
   // A QEMU whose load has failed may be busy with it for long, and is started anew in any case.
   let patience: ExecuteOptions = { timeoutMs: GIVE_BACK_TIMEOUT_MS };
   try {
-    await change(monitor, own, wanted, options);
+    await change(owner.link.monitor, own, wanted, options);
     const result = await use();
     patience = {};
     return result;
   } finally {
     // Nothing here may hide why `use` failed, and a QEMU that is gone needs nothing back.
-    await change(monitor, wanted, own, patience).catch(() => {});
+    await owner.insist(() => change(owner.link.monitor, wanted, own, patience)).catch(() => {});
   }
 }
 
@@ -126,7 +130,7 @@ export async function loadIncoming(monitor: Monitor, uri: string, options: Execu
   let loadedAt: number | undefined;
   for (let pauseMs = 1; ; pauseMs = Math.min(pauseMs * 2, LONGEST_POLL_MS)) {
     // QEMU's main thread loads, and answers no one until it has done so: this wait has no limit of its own.
-    const migration = await queryMigration(monitor, { ...options, timeoutMs: 0 });
+    const migration = await queryMigration(monitor, { ...options, timeoutMs: 0, mayTakeLong: true });
     const { status } = migration;
     if (status === 'completed') {
       loadedAt ??= performance.now();

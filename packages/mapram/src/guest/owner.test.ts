@@ -87,14 +87,21 @@ function closable(): QmpClient[] {
 
 describe('a connection that is lost while another QEMU has taken the path of the socket', () => {
   it.each([
-    { own: [], other: ['-S'], before: 'prelaunch', left: 'paused' },
-    { own: ['-S'], other: [], before: 'running', left: 'prelaunch' },
+    {
+      own: [],
+      other: ['-S'],
+      before: 'prelaunch',
+      left: 'paused',
+      message: /could not be resumed: the connection to QEMU was lost for good: .* is not this guest's QEMU/,
+    },
+    { own: ['-S'], other: [], before: 'running', left: 'prelaunch', message: /connection was closed/ },
   ])(
     'lets neither that one run nor be taken for the guest: it is $before',
     async (guests) => {
       const [qemu, other] = await Promise.all([startQemu(...guests.own), startQemu(...guests.other)]);
       replaceAt('xen-save-devices-state', qemu, other);
-      await expect(save(guestOf(qemu))).rejects.toMatchObject({ guestState: 'paused' });
+      const message = expect.stringMatching(guests.message);
+      await expect(save(guestOf(qemu))).rejects.toMatchObject({ guestState: 'paused', message });
       expect([await stateOf(qemu), await stateOf(other)]).toEqual([guests.left, guests.before]);
     },
     60_000,
@@ -250,6 +257,54 @@ describe('a save that fails', () => {
   });
 });
 
+describe('a restore whose connection is lost', () => {
+  async function capabilitiesOf(qemu: SmallQemu): Promise<unknown> {
+    const all = (await tell(qemu, ['query-migrate-capabilities'])) as {
+      capability: string;
+      state: boolean;
+    }[];
+    return all.filter(({ state }) => state).map(({ capability }) => capability);
+  }
+
+  it.each([
+    { at: 1, when: 'as QEMU gets its settings', result: { code: 'E_QMP', guestState: 'untouched' } },
+    { at: 2, when: 'as it is given its own back', result: { guestState: 'running' } },
+  ])(
+    'leaves QEMU its own settings: $when',
+    async ({ at, result }) => {
+      const source = await startQemu();
+      const { image } = await save(guestOf(source));
+      const qemu = await startQemu('-incoming', 'defer');
+      const own = await capabilitiesOf(qemu);
+      const execute = QmpClient.prototype.execute;
+      let count = 0;
+      vi.spyOn(QmpClient.prototype, 'execute').mockImplementation(function (
+        this: QmpClient,
+        command,
+        ...rest
+      ) {
+        if (command === 'migrate-set-capabilities') count += 1;
+        else return execute.call(this, command, ...rest);
+        if (count === 2 && at === 2) this.close();
+        const answer = execute.call(this, command, ...rest);
+        if (count > 1 || at > 1) return answer;
+        // QEMU has got it, and nobody hears so.
+        return answer.then(() => {
+          this.close();
+          return this.execute('query-status');
+        });
+      });
+      const job = restore({ guest: { qmp: qemu.socket }, image, method: 'qemu' });
+      const outcome: unknown = await job.catch((error: unknown) => error);
+      vi.restoreAllMocks();
+      expect(outcome).toMatchObject(result);
+      expect(count).toBeGreaterThan(at);
+      expect(await capabilitiesOf(qemu)).toEqual(own);
+    },
+    60_000,
+  );
+});
+
 describe('a guest that someone else has to do with meanwhile', () => {
   it.each(['pause', 'resume', 'quit'] as const)(
     'is not let run again once it was migrated away: then %s',
@@ -264,7 +319,7 @@ describe('a guest that someone else has to do with meanwhile', () => {
       await expect(save({ ...guestOf(qemu), guest: { monitor }, then })).rejects.toMatchObject({
         code: 'E_GUEST_RAN',
         guestState: 'paused',
-        message: expect.stringContaining('someone else has migrated it'),
+        message: expect.stringContaining('omeone else has migrated the guest'),
       });
       expect(await stateOf(qemu)).toBe('postmigrate');
       expect(existsSync(guestOf(qemu).image)).toBe(false);
@@ -272,6 +327,42 @@ describe('a guest that someone else has to do with meanwhile', () => {
     },
     20_000,
   );
+
+  it.each([
+    { at: 'x-query-ramblock', when: 'while the image is prepared', state: 'untouched' },
+    { at: 'stop', when: 'right before it is stopped', state: 'paused' },
+  ])(
+    'is neither published nor let run if it was migrated away $when',
+    async ({ at, state }) => {
+      for (const then of ['pause', 'resume', 'quit'] as const) {
+        const qemu = await startQemu();
+        const path = join(qemu.directory, 'migration');
+        const elsewhere = await startQemu('-incoming', `unix:${path}`);
+        let isDone = false;
+        const monitor = interpose(await connect(qemu), at, async () => {
+          if (isDone) return;
+          isDone = true;
+          await tell(qemu, ['migrate', { uri: `unix:${path}` }]);
+          await expect.poll(() => stateOf(qemu), { timeout: 10_000 }).toBe('postmigrate');
+        });
+        await expect(save({ ...guestOf(qemu), guest: { monitor }, then })).rejects.toMatchObject({
+          code: 'E_GUEST_RAN',
+          guestState: state,
+          message: expect.stringContaining('Someone else has migrated the guest'),
+        });
+        expect([await stateOf(qemu), await stateOf(elsewhere)]).toEqual(['postmigrate', 'running']);
+        expect(existsSync(guestOf(qemu).image)).toBe(false);
+      }
+    },
+    60_000,
+  );
+
+  it('is saved where QEMU itself had migrated it before', async () => {
+    const qemu = await startQemu();
+    await tell(qemu, ['migrate', { uri: `exec:cat > /dev/null` }]);
+    await expect.poll(() => stateOf(qemu), { timeout: 10_000 }).toBe('postmigrate');
+    expect(await save({ ...guestOf(qemu), then: 'resume' })).toMatchObject({ guestState: 'running' });
+  }, 20_000);
 
   it('is not let run again either where QEMU does not say any more that it was migrated away', async () => {
     const qemu = await startQemu();

@@ -6,7 +6,8 @@ import { type Guest, type GuestLink, openGuest } from './link.ts';
 import { PUT_BACK_TIMEOUT_MS } from './monitor.ts';
 import { confirmGuestProcess, findGuestProcess } from './process.ts';
 import { queryStatus } from './queries.ts';
-import { isLive, RunWatch } from './run-state.ts';
+import { isLive, RunWatch, requireNotMigratedSince } from './run-state.ts';
+import type { Notice } from './silence.ts';
 
 /** A process that was killed closes its connections and then takes its time to end. */
 const DEATH_TIMEOUT_MS = 5_000;
@@ -15,8 +16,6 @@ const TEAR_DOWN_TIMEOUT_MS = 60_000;
 /** QEMU takes the next client when it has noticed that the last one has gone; another client may be faster than we are. */
 const RECONNECT_TIMEOUT_MS = 30_000;
 const RECONNECT_INTERVAL_MS = 50;
-/** States of a guest that runs, or is about to, where it was migrated to. */
-const MIGRATED: ReadonlySet<string> = new Set(['finish-migrate', 'postmigrate']);
 /** For commands on which the guest's fate hangs. */
 const PATIENT = { timeoutMs: PUT_BACK_TIMEOUT_MS };
 /** How long QEMU is asked how its guest is, before what we know of it has to do. */
@@ -79,8 +78,8 @@ export class GuestOwner {
   #watch: RunWatch | undefined;
   /** The state that the guest was found in, once it is held. */
   #found: string | undefined;
-  /** Set once a lost connection could not be had again. */
-  #isUnreachable = false;
+  /** Why a lost connection could not be had again. */
+  #unreachable: unknown;
   /** When the guest was stopped, or first written to. */
   #since = 0;
   #resumedAt: number | undefined;
@@ -143,10 +142,15 @@ export class GuestOwner {
     return pid;
   }
 
-  /** Stops the guest if it runs, and returns the state that it was found in. From here on every way out puts it back. */
-  async stop(): Promise<string> {
+  /**
+   * Stops the guest if it runs, and returns the state that it was found in. From here on every way out puts it back.
+   *
+   * @param before the state that it was in when the job began.
+   * @throws {MapramError} E_GUEST_RAN if it was migrated away since then.
+   */
+  async stop(before: string): Promise<string> {
     this.#watch = new RunWatch(this.#link.monitor);
-    return this.#watch.stop(this.#link.options, (found) => {
+    return this.#watch.stop(before, this.#link.options, (found) => {
       this.#stage = 'stopped';
       this.#found = found;
       this.#since = performance.now();
@@ -205,6 +209,15 @@ export class GuestOwner {
     return state;
   }
 
+  /** Does what may be done twice, if need be over a new connection. */
+  async insist<T>(act: () => Promise<T>): Promise<T> {
+    return act().catch(async (error: unknown) => {
+      if (await this.#isReconnected()) return act();
+      if (this.#unreachable === undefined) throw error;
+      throw following('E_QMP', 'the connection to QEMU was lost for good:', this.#unreachable);
+    });
+  }
+
   /**
    * After a failure: puts the guest back, takes note of how that leaves it, and returns the error to throw. A cancel's reason is
    * returned as it is, for it is the caller's.
@@ -260,10 +273,7 @@ export class GuestOwner {
   /** Lets the guest run, if need be over a new connection. */
   async #cont(): Promise<void> {
     try {
-      await this.#contUnlessMigrated().catch(async (error: unknown) => {
-        if (!(await this.#isReconnected())) throw error;
-        await this.#contUnlessMigrated();
-      });
+      await this.insist(() => this.#contUnlessMigrated());
     } catch (error) {
       throw following(undefined, 'the guest could not be resumed:', error);
     }
@@ -309,36 +319,39 @@ export class GuestOwner {
     return this.#process !== undefined && endsWithin(this.#process, timeoutMs);
   }
 
-  /** A guest that someone has migrated away meanwhile runs elsewhere. A QEMU that does not say how it is gets the command, unless it was seen migrated. */
+  /**
+   * A guest that someone has migrated away meanwhile runs elsewhere. A QEMU that does not say how it is gets the command, unless it
+   * was seen migrated.
+   */
   async #contUnlessMigrated(): Promise<void> {
     const status = (await this.#status()) ?? this.#watch?.lastStatus ?? '';
-    if (this.#found !== undefined && MIGRATED.has(status) && status !== this.#found)
-      throw new MapramError('E_GUEST_RAN', `someone else has migrated it (it is ${status})`);
+    if (this.#found !== undefined) requireNotMigratedSince(this.#found, status);
     await this.#link.monitor.execute('cont', {}, PATIENT);
   }
 
   /** Whether there is a new connection in the place of one that was lost, to the same QEMU, which still lives. */
   async #isReconnected(): Promise<boolean> {
-    if (!this.#link.isLost() || this.#process === undefined || this.#isUnreachable) return false;
+    if (!this.#link.isLost() || this.#process === undefined || this.#unreachable !== undefined) return false;
     this.#job.silence = 'the connection to QEMU was lost; mapram tries to connect again';
-    this.#isUnreachable = !(await this.#reconnects(this.#process));
+    this.#unreachable = await this.#reconnect(this.#process);
     this.#job.silence = undefined;
-    return !this.#isUnreachable;
+    return this.#unreachable === undefined;
   }
 
-  async #reconnects(process: ProcessHandle): Promise<boolean> {
+  /** Connects again; returns why it could not. */
+  async #reconnect(process: ProcessHandle): Promise<unknown> {
     const deadline = performance.now() + RECONNECT_TIMEOUT_MS;
-    while (!process.hasEnded() && performance.now() < deadline) {
+    for (;;) {
       try {
         this.#link = await this.#openAgain(process);
-        return true;
+        return undefined;
       } catch (error) {
-        // Another QEMU listens there now, and will go on to.
-        if (error instanceof MapramError && error.code === 'E_GUEST_MISMATCH') return false;
+        // Another QEMU may listen there now, and will go on to.
+        const isOther = error instanceof MapramError && error.code === 'E_GUEST_MISMATCH';
+        if (isOther || process.hasEnded() || performance.now() > deadline) return error;
       }
       await delay(RECONNECT_INTERVAL_MS);
     }
-    return false;
   }
 
   /** A new connection to the same QEMU: by now another one may listen there, which must not be told anything. */
@@ -409,7 +422,7 @@ export class GuestOwner {
   }
 }
 
-function silenceOf(job: OwningJob): (text: string | undefined) => void {
+function silenceOf(job: OwningJob): Notice {
   return (text) => {
     job.silence = text;
   };

@@ -11,7 +11,7 @@ import { isLive, RunWatch } from './run-state.ts';
 async function stopGuest(monitor: Monitor): Promise<{ found: string; taken: string[]; watch: RunWatch }> {
   const watch = new RunWatch(monitor);
   const taken: string[] = [];
-  const found = await watch.stop({}, (state) => taken.push(state));
+  const found = await watch.stop('running', {}, (state) => taken.push(state));
   return { found, taken, watch };
 }
 

@@ -25,6 +25,18 @@ export const LOADABLE_STATES: ReadonlySet<string> = new Set([
   'internal-error',
 ]);
 
+/** States of a guest that runs, or is about to, where it was migrated to; and of one that QEMU itself has saved. */
+const MIGRATED: ReadonlySet<string> = new Set(['finish-migrate', 'postmigrate']);
+
+/** @throws {MapramError} E_GUEST_RAN if a guest that was `before` has come into the state `now` by a migration. */
+export function requireNotMigratedSince(before: string, now: string): void {
+  if (now === before || !MIGRATED.has(now)) return;
+  throw new MapramError(
+    'E_GUEST_RAN',
+    `Someone else has migrated the guest since the save began (it is ${now})`,
+  );
+}
+
 /** Stops a guest, and watches for signs that it did not stand still: another client may have resumed, reset, loaded or migrated it. */
 export class RunWatch {
   readonly #monitor: Monitor;
@@ -51,18 +63,22 @@ export class RunWatch {
   /**
    * Stops the guest if it runs, and returns the state that it was found in.
    *
+   * @param before the state that it was in when the job began.
    * @param take called with it when the guest is found standing, or right before it is stopped.
    * @throws {MapramError} E_GUEST_RAN
    */
-  async stop(options: ExecuteOptions, take: (found: string) => void): Promise<string> {
+  async stop(before: string, options: ExecuteOptions, take: (found: string) => void): Promise<string> {
     const { status: found } = await queryStatus(this.#monitor, options);
     options.signal?.throwIfAborted();
+    requireNotMigratedSince(before, found);
     take(found);
     // `stop` flushes the guest's disks, which takes as long as the storage takes; the signal ends the wait.
     if (isLive(found)) await this.#monitor.execute('stop', {}, { ...options, timeoutMs: 0 });
     // What came before the answer to `stop` was before the guest stood.
     this.#sign = undefined;
     this.#state = (await queryStatus(this.#monitor, options)).status;
+    // One that has gone before `stop` left it nothing to stop.
+    requireNotMigratedSince(found, this.#state);
     await this.requireStill(this.#monitor, options);
     return found;
   }

@@ -166,6 +166,22 @@ describe('a scratch file', () => {
     expect(existsSync(scratchFile as string)).toBe(false);
   });
 
+  it('does not keep a cancelled save that QEMU does not take it back from', async () => {
+    const qemu = await startQemu();
+    const { scratchFile, monitor } = await monitored(qemu, 'scratch file');
+    const controller = new AbortController();
+    const hung = interpose(monitor, 'chardev-remove', () => {
+      controller.abort();
+      return new Promise(() => {});
+    });
+    const since = performance.now();
+    const options = { guest: { monitor: hung, scratchFile }, image: join(qemu.directory, 'image') };
+    await expect(save({ ...options, signal: controller.signal })).rejects.toMatchObject({
+      name: 'AbortError',
+    });
+    expect(performance.now() - since).toBeLessThan(10_000);
+  }, 20_000);
+
   async function ramOf(qemu: SmallQemu): Promise<string> {
     const filename = join(qemu.directory, 'ram');
     await tell(qemu, ['pmemsave', { val: 0, size: 640 * 1024, filename }]);

@@ -3,7 +3,7 @@ import { constants } from 'node:fs';
 import { open, readFile, readlink, rm, stat, truncate } from 'node:fs/promises';
 import { basename } from 'node:path';
 import { following, MapramError } from '../errors.ts';
-import type { Handover } from './handover.ts';
+import { type Handover, takeBack } from './handover.ts';
 import type { Monitor } from './monitor.ts';
 import { holdsFile } from './open-files.ts';
 import { queryStatus } from './queries.ts';
@@ -91,7 +91,7 @@ export class ScratchFileHandover implements Handover {
     try {
       return await use();
     } finally {
-      await this.#monitor.execute('chardev-remove', { id }).catch(() => {});
+      await takeBack(this.#monitor, 'chardev-remove', { id }, this.#signal);
     }
   }
 

@@ -31,7 +31,7 @@ export async function fillGuest(restoring: Restoring, memory: GuestMemory): Prom
   const stream = encodeRamlessStream({ machine, blocks, deviceState });
   // QEMU has the stream in its hands before anything is written: whether it can read it shows by then.
   const fill = (path: string): Promise<void> =>
-    withSettings(monitor, waiting, PLAIN_STREAM, commandOptions, async () => {
+    withSettings(owner, waiting, PLAIN_STREAM, commandOptions, async () => {
       await requireWaiting(monitor, commandOptions);
       await fillMemory(restoring, memory);
       job.enter('finish');

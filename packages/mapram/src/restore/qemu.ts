@@ -50,7 +50,7 @@ export async function loadByQemu(restoring: Restoring, memory: GuestMemory | Map
   };
   if (!(memory instanceof MapramError)) await job.run(requireRoom(memory, bitmaps));
   const load = (path: string): Promise<void> =>
-    withSettings(monitor, waiting, settings, commandOptions, async () => {
+    withSettings(owner, waiting, settings, commandOptions, async () => {
       await requireWaiting(monitor, commandOptions);
       if (!(memory instanceof MapramError)) await job.run(clearMemory(memory, bitmaps, how.threads));
       job.enter('transfer', countPages(blocks).dataBytes);
