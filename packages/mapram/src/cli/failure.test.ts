@@ -112,3 +112,10 @@ it('names the option that helps', () => {
   expect(failureText(buffered)).toContain('--no-direct');
   expect(failureText(new MapramError('E_TARGET_EXISTS', '/i is a directory'))).not.toContain('--force');
 });
+
+it('tells nobody to resume a guest that may run elsewhere', () => {
+  const paused = (code: ErrorCode): string =>
+    failureText(new MapramError(code, 'no', { guestState: 'paused' }));
+  expect(paused('E_QMP')).toContain('cont resumes it.');
+  expect(paused('E_GUEST_RAN')).toContain('see first what the other client does');
+});

@@ -30,7 +30,7 @@ export function failureText(error: MapramError): string {
   if (way !== undefined) lines.push(`  The option ${way.option}.`);
   // Whoever looks for the bug needs to know where it is.
   if (error.code === 'E_INTERNAL' && error.cause instanceof Error) lines.push(`  ${error.cause.stack}`);
-  if (error.guestState !== undefined) lines.push(`  ${GUEST_SENTENCES[error.guestState]}`);
+  if (error.guestState !== undefined) lines.push(`  ${guestSentence(error.code, error.guestState)}`);
   return `${lines.join('\n')}\n`;
 }
 
@@ -47,6 +47,12 @@ const GUEST_SENTENCES: Record<GuestState, string> = {
   gone: "The guest's process is gone.",
   untouched: 'The guest was not touched.',
 };
+
+function guestSentence(code: ErrorCode, state: GuestState): string {
+  if (code !== 'E_GUEST_RAN' || state !== 'paused') return GUEST_SENTENCES[state];
+  // It may run elsewhere.
+  return 'The guest is paused; the QMP command cont resumes it, but see first what the other client does with it.';
+}
 
 /** Options that help; the library and the engine know nothing of them. */
 const WAYS_OUT: readonly { code: ErrorCode; about: RegExp; option: string }[] = [

@@ -348,7 +348,7 @@ describe('a guest that someone else has to do with meanwhile', () => {
         await expect(save({ ...guestOf(qemu), guest: { monitor }, then })).rejects.toMatchObject({
           code: 'E_GUEST_RAN',
           guestState: state,
-          message: expect.stringContaining('Someone else has migrated the guest'),
+          message: 'Someone else has migrated the guest since the save began (it is postmigrate)',
         });
         expect([await stateOf(qemu), await stateOf(elsewhere)]).toEqual(['postmigrate', 'running']);
         expect(existsSync(guestOf(qemu).image)).toBe(false);

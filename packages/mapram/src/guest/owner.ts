@@ -234,7 +234,9 @@ export class GuestOwner {
       return error;
     }
     const described = this.#describe(asMapramError(error), state);
-    return described.leaving(state, complaint && `${described.message}; and ${complaint}`);
+    // What keeps the guest from running may be what has failed.
+    const isNew = complaint !== undefined && !complaint.endsWith(described.message);
+    return described.leaving(state, isNew ? `${described.message}; and ${complaint}` : undefined);
   }
 
   /** Ends the connection and gives everything up, whatever a monitor of the caller's has to say about that. */
