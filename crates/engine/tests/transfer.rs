@@ -5,12 +5,13 @@
 mod support;
 
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use mapram_engine::ErrorKind;
 use mapram_engine::bitmap::PageBitmap;
 use mapram_engine::image::{ImageReader, ImageWriter, PageArea, PageAreas};
 use mapram_engine::io::{self, Completion, Files, Io, Queue, Request};
@@ -19,6 +20,7 @@ use mapram_engine::pool::Pool;
 use mapram_engine::transfer::{
     self, BlockPlan, Buffers, Content, Control, Options, Plan, RestoreJob, SaveJob,
 };
+use mapram_engine::{ErrorKind, Result};
 use support::huge_pages::{HUGE_PAGE_BYTES, HugePages};
 use support::{
     CHUNK_BYTES, Guest, How, MIB, Random, bitmap_of, plan, read, reader, restore, save, whole_plan,
@@ -379,43 +381,98 @@ fn a_cancelled_save_leaves_no_file() {
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
 }
 
-/// What cannot be set up has written nothing, so the guest's memory is as it was.
+/// An image of zeros whose pages all have bits.
+fn image_of_zeros(length: u64) -> ImageReader {
+    let image = File::from(rustix::fs::memfd_create("image", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+    image.set_len(length).unwrap();
+    let bitmap =
+        PageBitmap::from_bytes(&vec![0xff; usize::try_from(length / 4096 / 8).unwrap()], length / 4096);
+    reader(&image, at_start(length), vec![bitmap])
+}
+
+/// Restores all of the image, under `control`.
+fn restore_under(control: &Control, image: &ImageReader, memory: &Memory, io: &dyn Io) -> Result<u64> {
+    let plan = whole_plan(memory, 1, CHUNK_BYTES);
+    RestoreJob { image, memory, plan: &plan, options: OPTIONS, copying: Copying::Auto }.run(io, control)
+}
+
+/// What cannot be set up has written nothing, so the guest's memory is as it was: neither where no thread can, nor where the last
+/// one cannot, long after the first.
 #[test]
 fn a_restore_that_cannot_be_set_up_has_not_begun_to_write() {
     let guest = Guest::new(&[MIB]);
     guest.fill(&mut Random(4));
     let before = guest.bytes(0);
-    let image = File::from(rustix::fs::memfd_create("image", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
-    image.set_len(MIB).unwrap();
-    let image = reader(&image, at_start(MIB), vec![PageBitmap::from_bytes(&[0xff; 32], MIB / 4096)]);
-    let memory = guest.memory();
-    let plan = whole_plan(&memory, 1, CHUNK_BYTES);
+    let (image, memory, control) = (image_of_zeros(MIB), guest.memory(), Control::default());
+    for possible in [0, 1] {
+        let io = FewQueues { possible, made: AtomicUsize::new(0) };
+        let error = restore_under(&control, &image, &memory, &io).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::HostUnsupported);
+        assert_eq!(control.progress().writing_for, None);
+        assert!(guest.bytes(0) == before);
+    }
     let control = Control::default();
-    let job =
-        RestoreJob { image: &image, memory: &memory, plan: &plan, options: OPTIONS, copying: Copying::Auto };
-    let error = job.run(&NoQueues, &control).unwrap_err();
-    assert_eq!(error.kind, ErrorKind::HostUnsupported);
-    assert_eq!(control.progress().writing_for, None);
-    assert!(guest.bytes(0) == before);
-    let job =
-        RestoreJob { image: &image, memory: &memory, plan: &plan, options: OPTIONS, copying: Copying::Auto };
-    job.run(&io::Blocking, &control).unwrap();
+    restore_under(&control, &image, &memory, &io::Blocking).unwrap();
     assert!(control.progress().writing_for.is_some());
+}
+
+/// Memory in huge pages is mapped for that, which is found out before other memory is written.
+#[test]
+fn a_restore_whose_memory_cannot_be_mapped_has_not_begun_to_write() {
+    let Some(_pages) = HugePages::reserve(2) else {
+        return;
+    };
+    let small = Guest::new(&[HUGE_PAGE_BYTES]);
+    small.fill(&mut Random(6));
+    let before = small.bytes(0);
+    let huge = huge_file(HUGE_PAGE_BYTES);
+    let read_only = File::open(format!("/proc/self/fd/{}", huge.as_raw_fd())).unwrap();
+    let region = |file, offset, page_bytes| Region {
+        block: 0,
+        offset,
+        length: HUGE_PAGE_BYTES,
+        backing: Backing::Shared { file: FileRange { file, path: None, offset: 0 }, process: None },
+        writable: true,
+        page_bytes,
+    };
+    let first = region(Arc::clone(&small.files[0]), 0, 4096);
+    let second = region(Arc::new(read_only), HUGE_PAGE_BYTES, HUGE_PAGE_BYTES);
+    let memory = Memory::new(vec![2 * HUGE_PAGE_BYTES], vec![first, second]).unwrap();
+    let (image, control) = (image_of_zeros(2 * HUGE_PAGE_BYTES), Control::default());
+    let error = restore_under(&control, &image, &memory, &io::Blocking).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Permission, "{error}");
+    assert_eq!(control.progress().writing_for, None);
+    assert!(small.bytes(0) == before);
+}
+
+/// Who owns the transfer may let the guest run then, though the storage keeps what is in flight.
+#[test]
+fn a_failure_is_told_before_what_is_in_flight_has_ended() {
+    let guest = Guest::new(&[MIB]);
+    let control = Arc::new(Control::default());
+    let io = Stuck { control: Arc::clone(&control), is_told: Arc::new(AtomicBool::new(true)) };
+    let error = restore_under(&control, &image_of_zeros(MIB), &guest.memory(), &io).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Io);
+    assert!(io.is_told.load(Ordering::SeqCst));
+}
+
+/// A file that is read by direct I/O takes no other places.
+#[test]
+fn what_a_short_result_has_left_goes_on_at_a_page() {
+    let guest = Guest::new(&[MIB]);
+    guest.fill(&mut Random(9));
+    let io = Short { offsets: Arc::default() };
+    restore_under(&Control::default(), &image_of_zeros(MIB), &guest.memory(), &io).unwrap();
+    assert!(guest.bytes(0).iter().all(|byte| *byte == 0));
+    let offsets = io.offsets.lock().unwrap();
+    assert!(offsets.len() > 100 && offsets.iter().all(|offset| offset % 4096 == 0), "{offsets:?}");
 }
 
 /// So the kernel ends a request for which it would have needed a thread that it cannot start.
 #[test]
 fn a_request_for_which_the_kernel_has_no_thread_is_no_fault_of_the_disk() {
-    let guest = Guest::new(&[MIB]);
-    guest.fill(&mut Random(5));
-    let image = File::from(rustix::fs::memfd_create("image", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
-    image.set_len(MIB).unwrap();
-    let image = reader(&image, at_start(MIB), vec![PageBitmap::from_bytes(&[0xff; 32], MIB / 4096)]);
-    let memory = guest.memory();
-    let plan = whole_plan(&memory, 1, CHUNK_BYTES);
-    let job =
-        RestoreJob { image: &image, memory: &memory, plan: &plan, options: OPTIONS, copying: Copying::Auto };
-    let error = job.run(&Cancelling, &Control::default()).unwrap_err();
+    let (guest, image) = (Guest::new(&[MIB]), image_of_zeros(MIB));
+    let error = restore_under(&Control::default(), &image, &guest.memory(), &Cancelling).unwrap_err();
     assert_eq!(error.kind, ErrorKind::HostUnsupported);
     assert!(error.message.contains("pids.max"), "{error}");
 }
@@ -451,18 +508,110 @@ impl Queue for CancellingQueue {
     }
 }
 
-/// An engine that cannot be set up.
+/// An engine that can be set up for so many threads, and fails for the next one after a while.
 #[derive(Debug)]
-struct NoQueues;
+struct FewQueues {
+    possible: usize,
+    made: AtomicUsize,
+}
 
-impl Files for NoQueues {}
+impl Files for FewQueues {}
 
-impl Io for NoQueues {
+impl Io for FewQueues {
     fn name(&self) -> &'static str {
-        "none"
+        "few"
+    }
+
+    fn queue<'pool>(&self, depth: u32, pool: &'pool Pool) -> std::io::Result<Box<dyn Queue + 'pool>> {
+        if self.made.fetch_add(1, Ordering::SeqCst) < self.possible {
+            return io::Blocking.queue(depth, pool);
+        }
+        std::thread::sleep(Duration::from_millis(200));
+        Err(std::io::Error::from_raw_os_error(libc::EMFILE))
+    }
+}
+
+/// An engine whose first request fails, and that ends no other one before the transfer's owner knows.
+#[derive(Debug)]
+struct Stuck {
+    control: Arc<Control>,
+    is_told: Arc<AtomicBool>,
+}
+
+impl Files for Stuck {}
+
+impl Io for Stuck {
+    fn name(&self) -> &'static str {
+        "stuck"
     }
 
     fn queue<'pool>(&self, _: u32, _: &'pool Pool) -> std::io::Result<Box<dyn Queue + 'pool>> {
-        Err(std::io::Error::from_raw_os_error(libc::EMFILE))
+        let (control, is_told) = (Arc::clone(&self.control), Arc::clone(&self.is_told));
+        Ok(Box::new(StuckQueue { tokens: Vec::new(), control, is_told }))
+    }
+}
+
+struct StuckQueue {
+    tokens: Vec<u64>,
+    control: Arc<Control>,
+    is_told: Arc<AtomicBool>,
+}
+
+impl Queue for StuckQueue {
+    unsafe fn push(&mut self, request: Request) -> std::io::Result<()> {
+        self.tokens.push(request.token);
+        Ok(())
+    }
+
+    fn wait(&mut self, completions: &mut Vec<Completion>) -> std::io::Result<()> {
+        let result = Err(std::io::Error::from_raw_os_error(libc::EIO));
+        completions.push(Completion { token: self.tokens.remove(0), result });
+        Ok(())
+    }
+}
+
+impl Drop for StuckQueue {
+    fn drop(&mut self) {
+        let deadline = Instant::now() + Duration::from_secs(2);
+        while !self.control.progress().stopping && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.is_told.fetch_and(self.control.progress().stopping, Ordering::SeqCst);
+    }
+}
+
+/// An engine that moves a page and a half at once, and notes where in the file.
+#[derive(Debug)]
+struct Short {
+    offsets: Arc<Mutex<Vec<u64>>>,
+}
+
+impl Files for Short {}
+
+impl Io for Short {
+    fn name(&self) -> &'static str {
+        "short"
+    }
+
+    fn queue<'pool>(&self, depth: u32, pool: &'pool Pool) -> std::io::Result<Box<dyn Queue + 'pool>> {
+        let queue = io::Blocking.queue(depth, pool)?;
+        Ok(Box::new(ShortQueue { queue, offsets: Arc::clone(&self.offsets) }))
+    }
+}
+
+struct ShortQueue<'pool> {
+    queue: Box<dyn Queue + 'pool>,
+    offsets: Arc<Mutex<Vec<u64>>>,
+}
+
+impl Queue for ShortQueue<'_> {
+    unsafe fn push(&mut self, request: Request) -> std::io::Result<()> {
+        self.offsets.lock().unwrap().push(request.offset);
+        // SAFETY: the caller's promise is passed on, for a part.
+        unsafe { self.queue.push(Request { length: request.length.min(6144), ..request }) }
+    }
+
+    fn wait(&mut self, completions: &mut Vec<Completion>) -> std::io::Result<()> {
+        self.queue.wait(completions)
     }
 }

@@ -640,6 +640,20 @@ fn a_device_whose_wipe_failed_is_wiped_when_it_is_given_up() {
     assert_eq!(fs::read(directory.path().join("image")).unwrap()[..4096], [0; 4096]);
 }
 
+/// What is read where a disk has discarded something may be anything.
+#[test]
+fn a_device_discards_what_it_held_but_not_what_was_overwritten_with_zeros() {
+    let directory = directory();
+    let path = directory.path().join("image");
+    fs::write(&path, vec![0x33; 16 * 4096]).unwrap();
+    let io = Simulated::recording(1, Faults::default(), directory.path(), Some("image")).unwrap();
+    let image = ImageWriter::create(Arc::new(io), &path, true, false).unwrap();
+    image.set_length(8192).unwrap();
+    let bytes = fs::read(&path).unwrap();
+    let pages: Vec<u8> = bytes.chunks(4096).map(|page| page.iter().fold(0, |all, byte| all | byte)).collect();
+    assert_eq!(pages, [vec![0], vec![0xdd; 14], vec![0]].concat());
+}
+
 /// What publishing comes to, and whether it counts as done, where one kind of call has another answer.
 fn publish_with(directory: &TempDir, io: Answering) -> (Error, bool) {
     let force = io.call == "rename_over";

@@ -167,6 +167,22 @@ mod tests {
     }
 
     #[test]
+    fn what_crosses_the_end_of_a_region_is_copied() {
+        let (_file, whole) = memory();
+        let half = LENGTH / 2;
+        let Backing::Shared { file, .. } = &whole.regions()[0].backing else { unreachable!() };
+        let region = |offset| {
+            let backing = Backing::Shared { file: FileRange { offset, ..file.clone() }, process: None };
+            Region { offset, length: half, backing, ..whole.regions()[0].clone() }
+        };
+        let memory = Memory::new(vec![LENGTH], vec![region(0), region(half)]).unwrap();
+        let own = OwnPages::new(&memory, Copying::Never, false, |_| &[]).unwrap();
+        let is_mapped = |span| own.find(0, &span, true).is_some();
+        assert!(is_mapped(0..half) && is_mapped(half..LENGTH));
+        assert!(!is_mapped(0..half + PAGE_BYTES) && !is_mapped(half - PAGE_BYTES..LENGTH));
+    }
+
+    #[test]
     fn small_pages_are_mapped_only_where_that_is_wanted() {
         let (_file, memory) = memory();
         let extents = memory.scan(0).unwrap();

@@ -121,6 +121,25 @@ mod tests {
 
     use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
+    #[test]
+    fn a_process_that_has_ended_is_said_to_have() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = child.id().cast_signed();
+        let process = Arc::new(Process::open(pid).unwrap());
+        let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+        let stack = maps.lines().find(|line| line.ends_with("[stack]")).unwrap();
+        let end = stack.split(['-', ' ']).nth(1).unwrap();
+        let address = u64::from_str_radix(end, 16).unwrap() - PAGE_BYTES;
+        let mapped = ProcessRange { process, address };
+        let found = || populated(&mapped, PAGE_BYTES, ZeroPage::Present);
+        assert_eq!(spans::bytes(&found().unwrap()), PAGE_BYTES);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let error = found().unwrap_err();
+        assert_eq!(error.kind, crate::ErrorKind::GuestGone);
+        assert!(error.message.contains("has ended"), "{error}");
+    }
+
     /// More regions than one ioctl returns; pages that were only read show the shared page of zeros.
     #[test]
     fn both_ways_find_the_pages_that_were_touched() {

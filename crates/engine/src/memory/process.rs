@@ -254,8 +254,13 @@ pub(super) fn last_errno() -> Errno {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
+    use std::io::{Read, Write};
+    use std::os::fd::AsRawFd;
     use std::process::{Child, Command, Stdio};
+
+    use linux_raw_sys::general::{uffdio_api, uffdio_range, uffdio_register, uffdio_zeropage};
+    use linux_raw_sys::ioctl::{UFFDIO_API, UFFDIO_REGISTER, UFFDIO_ZEROPAGE};
+    use rustix::mm::{MapFlags, ProtFlags, UserfaultfdFlags, mmap_anonymous, userfaultfd};
 
     /// A shell that executes `sleep` when it is told to; killed and reaped at the end.
     struct Shell(Child);
@@ -308,6 +313,73 @@ mod tests {
         let segment = Segment { at, buffer: page.as_mut_ptr(), length: page.len() };
         // SAFETY: as above.
         unsafe { process.transfer(Direction::Write, vec![segment]) }
+    }
+
+    /// A page of ours that is not there yet: whoever reads into it stays in the midst of that call.
+    struct LatePage {
+        faults: File,
+        at: u64,
+    }
+
+    impl LatePage {
+        fn new() -> Option<Self> {
+            // SAFETY: nothing but the page below is handed to it.
+            let fd = match unsafe { userfaultfd(UserfaultfdFlags::CLOEXEC) } {
+                Ok(fd) => fd,
+                Err(errno) => {
+                    eprintln!("SKIPPED: this takes userfaultfd(2): {errno}");
+                    return None;
+                }
+            };
+            let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
+            // SAFETY: the kernel chooses the address, so that no memory in use is replaced.
+            let at = unsafe { mmap_anonymous(std::ptr::null_mut(), 4096, protection, flags) }.unwrap() as u64;
+            let page = Self { faults: fd.into(), at };
+            page.ioctl(UFFDIO_API, &mut uffdio_api { api: 0xAA, features: 0, ioctls: 0 });
+            let mode = 1; // UFFDIO_REGISTER_MODE_MISSING
+            page.ioctl(UFFDIO_REGISTER, &mut uffdio_register { range: page.range(), mode, ioctls: 0 });
+            Some(page)
+        }
+
+        fn range(&self) -> uffdio_range {
+            uffdio_range { start: self.at, len: 4096 }
+        }
+
+        fn ioctl<T>(&self, request: u32, argument: &mut T) {
+            // SAFETY: the argument is what the request takes.
+            let outcome =
+                unsafe { libc::ioctl(self.faults.as_raw_fd(), request.into(), std::ptr::from_mut(argument)) };
+            assert_eq!(outcome, 0, "{}", io::Error::last_os_error());
+        }
+
+        /// Waits for who reads into it.
+        fn wait(&self) {
+            (&self.faults).read_exact(&mut [0; 32]).unwrap();
+        }
+
+        fn come(&self) {
+            self.ioctl(UFFDIO_ZEROPAGE, &mut uffdio_zeropage { range: self.range(), mode: 0, zeropage: 0 });
+        }
+    }
+
+    #[test]
+    fn what_was_read_while_the_guest_executed_a_program_is_not_taken_for_its_memory() {
+        let Some(page) = LatePage::new() else { return };
+        let mut shell = Shell::start();
+        let guest = Process::open(shell.pid()).unwrap();
+        let stack = shell.stack();
+        let outcome = std::thread::scope(|scope| {
+            let read = scope.spawn(|| {
+                let buffer = std::ptr::with_exposed_provenance_mut(to_usize(page.at));
+                // SAFETY: the segment is the page, which nobody else uses.
+                unsafe { guest.transfer(Direction::Read, vec![Segment { at: stack, buffer, length: 4096 }]) }
+            });
+            page.wait();
+            shell.execute();
+            page.come();
+            read.join().unwrap()
+        });
+        assert_eq!(outcome.unwrap_err().kind, ErrorKind::GuestGone);
     }
 
     /// The process keeps its number and its pidfd; only its memory is another's.

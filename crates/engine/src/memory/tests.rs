@@ -299,6 +299,7 @@ fn hugetlb_memory() {
         );
     }
     hugetlb_extents_are_the_pages_in_use();
+    what_is_mapped_for_reading_only_has_no_place_to_read_to();
     too_few_huge_pages_are_an_error();
     too_few_huge_pages_are_found_out_first();
 }
@@ -311,6 +312,19 @@ fn hugetlb_extents_are_the_pages_in_use() {
         let extents = guest.memory().scan(0).unwrap();
         let spans: Vec<_> = extents.iter().map(|extent| (extent.offset, extent.length)).collect();
         assert_eq!(spans, [(3 * HUGE_PAGE_BYTES, 2 * HUGE_PAGE_BYTES)]);
+    }
+}
+
+fn what_is_mapped_for_reading_only_has_no_place_to_read_to() {
+    let guest = Guest::of_file(memfd(MemfdFlags::HUGETLB), HUGE_PAGE_BYTES, &[1], false);
+    let length = guest.model.len() as u64;
+    for writable in [true, false] {
+        let memory = Memory::new(vec![length], vec![Region { writable, ..guest.region(length) }]).unwrap();
+        let address = memory.direct_address(0, HUGE_PAGE_BYTES, HUGE_PAGE_BYTES);
+        match writable {
+            true => assert!(address.unwrap().is_some()),
+            false => assert_eq!(address.unwrap_err().kind, crate::ErrorKind::Usage),
+        }
     }
 }
 
