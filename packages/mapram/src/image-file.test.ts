@@ -13,6 +13,7 @@ import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { takeDescriptors } from './guest/no-descriptors.fixture.ts';
 import { encodeImage, layoutImage } from './image/index.ts';
 import { openImage } from './image-file.ts';
 
@@ -105,6 +106,13 @@ describe('what is no readable image', () => {
     ['text', 'E_IMAGE_INVALID'],
   ])('%s is %s', async (name, code) => {
     await expect(openImage(path(name))).rejects.toMatchObject({ code, path: path(name) });
+  });
+
+  it('any is E_HOST_UNSUPPORTED where this process has no descriptor left', async () => {
+    const give = takeDescriptors();
+    const refusal: unknown = await openImage(path('text')).catch((error: unknown) => error);
+    give();
+    expect(refusal).toMatchObject({ code: 'E_HOST_UNSUPPORTED', path: path('text') });
   });
 
   it('a file of somebody else is E_PERMISSION', async () => {

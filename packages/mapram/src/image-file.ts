@@ -27,14 +27,14 @@ export interface OpenImage {
  * Opens the image at byte `offset` of the file at `path` and checks its structure. Only headers, bitmaps and
  * device state are read; guest pages are left to the engine.
  *
- * @throws {MapramError} E_NOT_FOUND, E_PERMISSION, E_IO, or E_IMAGE_INVALID naming the field and its offset.
+ * @throws {MapramError} E_NOT_FOUND, E_PERMISSION, E_HOST_UNSUPPORTED, E_IO, or E_IMAGE_INVALID naming the field and its offset.
  */
 export async function openImage(path: string, offset = 0): Promise<OpenImage> {
   // Without O_NONBLOCK, opening a fifo would wait for a writer; a regular file ignores the flag.
   const opening = openFile(path, constants.O_RDONLY | constants.O_NONBLOCK);
   const fd = await opening.catch((cause: NodeJS.ErrnoException) => {
-    const [code, reason] = OPEN_ERRORS[cause.code ?? ''] ?? (['E_IO', 'cannot be opened'] as const);
-    throw new MapramError(code, `${path} ${reason}`, { path, cause });
+    const code = cause.code === 'ENXIO' ? 'E_IMAGE_INVALID' : asMapramError(cause).code;
+    throw new MapramError(code, `${path} ${REASONS[code] ?? 'cannot be opened'}`, { path, cause });
   });
   let isOpen = true;
   try {
@@ -113,10 +113,9 @@ async function readExactly(fd: number, offset: number, length: number): Promise<
   return buffer;
 }
 
-const OPEN_ERRORS: Record<string, readonly [ErrorCode, string]> = {
-  ENOENT: ['E_NOT_FOUND', 'does not exist'],
-  ENOTDIR: ['E_NOT_FOUND', 'does not exist'],
-  EACCES: ['E_PERMISSION', 'may not be read by this user'],
-  EPERM: ['E_PERMISSION', 'may not be read by this user'],
-  ENXIO: ['E_IMAGE_INVALID', 'is a socket; an image is a file or on a block device'],
+/** Why an image cannot be opened. */
+const REASONS: { [code in ErrorCode]?: string } = {
+  E_NOT_FOUND: 'does not exist',
+  E_PERMISSION: 'may not be read by this user',
+  E_IMAGE_INVALID: 'is a socket; an image is a file or on a block device',
 };

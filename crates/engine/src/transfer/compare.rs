@@ -48,9 +48,6 @@ impl CompareJob<'_> {
         self.options.validate()?;
         self.image.areas.check_blocks(self.memory.blocks())?;
         let plan = self.plan()?;
-        if plan.data_bytes() == 0 {
-            return Ok(None);
-        }
         let scan = |(block, planned): (usize, &BlockPlan)| {
             if planned.extents.is_empty() { Ok(Vec::new()) } else { self.memory.scan(block) }
         };

@@ -1,13 +1,4 @@
-import { spawnSync } from 'node:child_process';
-import {
-  closeSync,
-  existsSync,
-  openSync,
-  readdirSync,
-  readFileSync,
-  renameSync,
-  writeFileSync,
-} from 'node:fs';
+import { existsSync, readdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
 import { createConnection, createServer } from 'node:net';
 import { join } from 'node:path';
 import { afterEach, describe, expect, it, onTestFinished, vi } from 'vitest';
@@ -18,6 +9,7 @@ import { restore } from '../restore.ts';
 import { save } from '../save.ts';
 import { MessageSplitter } from './message-splitter.ts';
 import type { Monitor } from './monitor.ts';
+import { takeDescriptors } from './no-descriptors.fixture.ts';
 import { connect, interpose, type SmallQemu, startQemu, stateOf, tell } from './qemu.fixture.ts';
 import { QmpClient } from './qmp.ts';
 
@@ -27,26 +19,6 @@ afterEach(() => vi.restoreAllMocks());
 
 function guestOf(qemu: SmallQemu): { guest: { qmp: string }; image: string } {
   return { guest: { qmp: qemu.socket }, image: join(qemu.directory, 'image') };
-}
-
-/** Takes every descriptor that this process may still open, until what it returns is called. */
-function takeDescriptors(): () => void {
-  const limit = (words: string[]): void => {
-    const { status } = spawnSync('prlimit', ['--pid', String(process.pid), ...words]);
-    if (status !== 0) throw new Error('no prlimit');
-  };
-  const [, soft = ''] = /Max open files +(\d+)/.exec(readFileSync('/proc/self/limits', 'utf8')) ?? [];
-  limit([`--nofile=${readdirSync('/proc/self/fd').length + 64}:`]);
-  const taken: number[] = [];
-  try {
-    for (;;) taken.push(openSync('/dev/null', 'r'));
-  } catch {
-    // There are none left.
-  }
-  return () => {
-    for (const fd of taken.splice(0)) closeSync(fd);
-    limit([`--nofile=${soft}:`]);
-  };
 }
 
 /** Has the next bytes that come from a QMP socket be no QMP, once the guest has stopped. */
