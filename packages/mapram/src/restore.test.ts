@@ -6,6 +6,7 @@ import {
   mkdtempSync,
   readFileSync,
   rmSync,
+  symlinkSync,
   truncateSync,
   writeFileSync,
 } from 'node:fs';
@@ -440,5 +441,37 @@ describe('save and restore of memory that is not QEMU’s', () => {
     }
     const memory = [{ ...block, file: to }];
     await expect(restore({ image, memory, machine: 'other' })).rejects.toMatchObject(mismatch);
+  });
+});
+
+describe('an image that is the memory itself', () => {
+  const backend = (kind: string) => ['-object', `memory-backend-${kind},id=mem,size=16M`];
+  const machine = ['-machine', 'memory-backend=mem'];
+
+  it.each(METHODS)('is not overwritten by its own restore: by %s', async (method) => {
+    const { image } = await savedImage(...backend('ram'), ...machine);
+    const before = readFileSync(image);
+    const mapped = backend(`file,mem-path=${image},share=on`);
+    const qemu = await waiting(...mapped, ...machine);
+    const refused = { code: 'E_USAGE', guestState: 'untouched', path: image, field: 'image' };
+    await expect(restoreInto(qemu, image, { method })).rejects.toMatchObject(refused);
+    expect(readFileSync(image).equals(before)).toBe(true);
+    expect(await stateOf(qemu)).toBe('inmigrate');
+  });
+
+  it('is not overwritten by a restore into a file', async () => {
+    const { directory } = await startQemu('-S');
+    const [from, image] = ['from', 'image'].map((name) => join(directory, name)) as [string, string];
+    const block = { name: 'heap', length: 2 ** 20, pageSize: 4096 };
+    writeFileSync(from, Buffer.alloc(block.length, 'data'));
+    await save({ image, machine: 'm', memory: [{ ...block, file: from }] });
+    const before = readFileSync(image);
+    const link = join(directory, 'link');
+    symlinkSync(image, link);
+    for (const path of [image, link]) {
+      const ended = restore({ image: path, memory: [{ ...block, file: image }] });
+      await expect(ended).rejects.toMatchObject({ code: 'E_USAGE', path, field: 'image' });
+    }
+    expect(readFileSync(image).equals(before)).toBe(true);
   });
 });

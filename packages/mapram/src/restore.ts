@@ -1,3 +1,4 @@
+import { requireApartFromMemory } from './apart.ts';
 import { MapramError } from './errors.ts';
 import { openGuestMemory } from './guest/guest-memory.ts';
 import { inspectWaitingGuest } from './guest/incoming.ts';
@@ -104,12 +105,14 @@ async function requireUuid({ opened, owner, waiting, job }: Restoring): Promise<
 
 /** The guest's memory, opened for writing; or why it is out of our reach, where QEMU itself may load the image. */
 async function reachMemory(
-  { owner, job }: Restoring,
+  { opened: { path }, owner, job }: Restoring,
   blocks: readonly RamBlock[],
   method: GuestRestore['method'],
 ): Promise<GuestMemory | MapramError> {
   try {
     const pid = await owner.find();
+    const places = blocks.map(({ address, usedLength }) => ({ pid, address, length: usedLength }));
+    await job.answer(requireApartFromMemory(path, places, 'restored'));
     return await openGuestMemory(owner.link, pid, blocks, { writable: true }, job);
   } catch (error) {
     const isOutOfReach =

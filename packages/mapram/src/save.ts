@@ -1,3 +1,4 @@
+import { requireApartFromGuest, requireApartFromMemory } from './apart.ts';
 import { captureDeviceState } from './guest/device-state.ts';
 import { openGuestMemory } from './guest/guest-memory.ts';
 import { GuestOwner } from './guest/owner.ts';
@@ -18,7 +19,6 @@ import { type SaveReport, transferReport } from './report.ts';
 import { requireBlankDevice } from './save/device.ts';
 import { recordRunState } from './save/recorded-state.ts';
 import { requireSpace } from './save/space.ts';
-import { requireTargetApart, requireTargetApartFromGuest } from './save/target.ts';
 import { finishImage, type Target, type WrittenPages, writePages } from './save/write-image.ts';
 
 /**
@@ -66,7 +66,7 @@ async function saveGuest(
     await requireSavable(owner.link);
     const pid = await owner.find();
     const machine = await queryMachine(owner.link.monitor, job.commandOptions);
-    await job.answer(requireTargetApartFromGuest(image, pid, job.signal));
+    await job.answer(requireApartFromGuest(image, pid, job.signal));
     // A target that cannot be written is refused before the guest is stopped.
     const saving: Saving = { ...(await createTarget(machine)), then, owner, pid };
     await prepareImage(saving);
@@ -135,7 +135,7 @@ async function saveMemory(
   createTarget: CreateTarget,
 ): Promise<SaveReport> {
   const blocks = named.map(({ name, length }) => ({ name, usedLength: length }));
-  await job.answer(requireTargetApart(image, named));
+  await job.answer(requireApartFromMemory(image, named, 'saved'));
   const memory = await job.answer(GuestMemory.ofNamed(named, false), (late) => late.close());
   try {
     const since = performance.now();

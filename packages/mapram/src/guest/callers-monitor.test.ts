@@ -17,7 +17,11 @@ describe('callersMonitor', () => {
     let answer = (_: unknown): void => {};
     const execute = (): Promise<unknown> => new Promise((resolve) => (answer = resolve));
     const slow = { execute, events: { on: () => {}, off: () => {} } };
-    const monitor = callersMonitor(slow, (text) => notices.push(text));
+    const monitor = callersMonitor(
+      slow,
+      () => false,
+      (text) => notices.push(text),
+    );
     const stop = async (options: ExecuteOptions, until: () => unknown): Promise<void> => {
       const stopped = monitor.execute('stop', {}, { timeoutMs: 0, ...options });
       await vi.advanceTimersByTimeAsync(10_000);

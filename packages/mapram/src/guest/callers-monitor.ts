@@ -5,8 +5,14 @@ import { answered, type Notice } from './silence.ts';
 /**
  * A program's monitor whose failures, whatever they are, come as MapramErrors or as the signal's reason, and which keeps nobody
  * waiting for longer than was asked, whether it looks at the options or not.
+ *
+ * @param hasEnded whether the guest's process has: nothing is sent then, for another QEMU may listen there by now.
  */
-export function callersMonitor(monitor: Monitor, notice: Notice = () => {}): Monitor {
+export function callersMonitor(
+  monitor: Monitor,
+  hasEnded: () => boolean = () => false,
+  notice: Notice = () => {},
+): Monitor {
   return {
     events: callersEvents(monitor.events),
     pid: monitor.pid,
@@ -14,6 +20,7 @@ export function callersMonitor(monitor: Monitor, notice: Notice = () => {}): Mon
       const { signal, fds = [] } = options;
       const answer = async (): Promise<unknown> => monitor.execute(command, args, options);
       try {
+        if (hasEnded()) throw new MapramError('E_GUEST_GONE', "QEMU's process has ended");
         return await answered(answer(), { ...options, command, pid: monitor.pid, notice });
       } catch (cause) {
         signal?.throwIfAborted();

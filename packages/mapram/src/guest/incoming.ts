@@ -120,9 +120,10 @@ function differing<T>(from: Readonly<Record<string, T>>, to: Readonly<Record<str
  * does not run then, whatever the stream says and even if nobody waits any more: in state inmigrate `stop` is as good as -S
  * (QEMU 2.5, qapi/misc.json).
  *
+ * @returns the state that the guest is in then.
  * @throws {MapramError} E_QMP with QEMU's reason.
  */
-export async function loadIncoming(monitor: Monitor, uri: string, options: ExecuteOptions): Promise<void> {
+export async function loadIncoming(monitor: Monitor, uri: string, options: ExecuteOptions): Promise<string> {
   // Whoever has given it a guest meanwhile shall keep it running.
   await requireWaiting(monitor, options);
   await monitor.execute('stop', {}, options);
@@ -134,7 +135,8 @@ export async function loadIncoming(monitor: Monitor, uri: string, options: Execu
     const { status } = migration;
     if (status === 'completed') {
       loadedAt ??= performance.now();
-      if ((await queryStatus(monitor, options)).status !== 'inmigrate') return;
+      const { status: state } = await queryStatus(monitor, options);
+      if (state !== 'inmigrate') return state;
       if (performance.now() - loadedAt > LONGEST_TAKING_UP_MS) throw neverTakenUp();
     }
     if (status === 'failed' || status === 'cancelled') {

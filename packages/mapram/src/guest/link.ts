@@ -1,3 +1,4 @@
+import type { ProcessHandle } from '../native.ts';
 import { callersMonitor } from './callers-monitor.ts';
 import { DescriptorHandover } from './descriptors.ts';
 import type { Handover } from './handover.ts';
@@ -40,6 +41,8 @@ export interface GuestLink {
   claimedPid: number | undefined;
   /** The process that listens on our own connection's socket: 0 if it is in none of our pid namespaces. */
   peerPid?: number | undefined;
+  /** The guest's process, once it is held: when it has ended, a monitor of the caller's may lead to another QEMU. */
+  process?: ProcessHandle | undefined;
   /** Whether our own connection has ended, so that no command gets through any more. */
   isLost(): boolean;
   /** Ends our own connection; a monitor of the caller's stays open. */
@@ -54,13 +57,15 @@ export interface GuestLink {
 export async function openGuest(guest: Guest, signal?: AbortSignal, notice?: Notice): Promise<GuestLink> {
   const options = { signal };
   if ('monitor' in guest) {
-    const monitor = callersMonitor(guest.monitor, notice);
+    const monitor = callersMonitor(guest.monitor, () => link.process?.hasEnded() === true, notice);
     const { scratchFile } = guest;
     const handover =
       scratchFile === undefined
         ? new DescriptorHandover(monitor, signal)
         : new ScratchFileHandover(monitor, scratchFile, signal);
-    return { monitor, options, handover, claimedPid: monitor.pid, isLost: () => false, close: () => {} };
+    const claimedPid = monitor.pid;
+    const link: GuestLink = { monitor, options, handover, claimedPid, isLost: () => false, close: () => {} };
+    return link;
   }
   const client = await QmpClient.connect(guest.qmp, { signal, notice });
   return {

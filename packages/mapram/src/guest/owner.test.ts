@@ -277,6 +277,55 @@ describe('a restore whose connection is lost', () => {
   );
 });
 
+/** A caller's monitor that leads to `other` once the guest's process was killed, at the given command. */
+async function reconnecting(at: string, count: number, qemu: SmallQemu, other: SmallQemu) {
+  const clients = [await connect(qemu), await connect(other)];
+  let given = 0;
+  const sent: string[] = [];
+  const execute: Monitor['execute'] = async (command, ...rest) => {
+    if (command === at) given += 1;
+    if (command === at && given === count) {
+      qemu.child.kill('SIGKILL');
+      await new Promise((resolve) => qemu.child.once('exit', resolve));
+    }
+    const isOver = given >= count;
+    if (isOver) sent.push(command);
+    return (clients[isOver ? 1 : 0] as QmpClient).execute(command, ...rest);
+  };
+  return { sent, guest: { monitor: { events: (clients[0] as QmpClient).events, execute } } };
+}
+
+describe("a caller's monitor that connects to another QEMU when the guest's has ended", () => {
+  it.each([
+    ['pause', [], 'xen-save-devices-state', 1, 'prelaunch'],
+    ['quit', ['-S'], 'query-status', 6, 'prelaunch'],
+  ] as const)(
+    'does not make a save touch that one: then %s',
+    async (then, own, at, count, left) => {
+      const [qemu, other] = await Promise.all([startQemu(...own), startQemu('-S')]);
+      const { guest, sent } = await reconnecting(at, count, qemu, other);
+      const outcome = await save({ ...guestOf(qemu), guest, then }).catch((error: unknown) => error);
+      expect(outcome).toMatchObject({ guestState: 'gone' });
+      expect(sent).toEqual([at]);
+      expect(await stateOf(other)).toBe(left);
+    },
+    20_000,
+  );
+
+  it.each(['stop', 'migrate-incoming', 'query-migrate'])(
+    'does not make a restore load, or wait for, anything there: from %s on',
+    async (at) => {
+      const source = await startQemu();
+      const { image } = await save(guestOf(source));
+      const [qemu, other] = await Promise.all([1, 2].map(() => startQemu('-incoming', 'defer')));
+      const count = at === 'query-migrate' ? 3 : 1;
+      const { guest } = await reconnecting(at, count, qemu as SmallQemu, other as SmallQemu);
+      await expect(restore({ guest, image })).rejects.toMatchObject({ guestState: 'gone' });
+    },
+    20_000,
+  );
+});
+
 describe('a guest that someone else has to do with meanwhile', () => {
   it.each(['pause', 'resume', 'quit'] as const)(
     'is not let run again once it was migrated away: then %s',
@@ -327,6 +376,32 @@ describe('a guest that someone else has to do with meanwhile', () => {
       }
     },
     60_000,
+  );
+
+  it.each(['fill', 'qemu'] as const)(
+    'is not let run after a restore if it was migrated away since its load: by %s',
+    async (method) => {
+      const source = await startQemu();
+      const { image } = await save(guestOf(source));
+      const qemu = await startQemu('-incoming', 'defer');
+      const path = join(qemu.directory, 'migration');
+      await startQemu('-incoming', `unix:${path}`);
+      const monitor = interpose(await connect(qemu), 'cont', () => {
+        throw new Error('cont');
+      });
+      const away = interpose(monitor, 'remove-fd', async () => {
+        if ((await stateOf(qemu)) !== 'paused') return;
+        await tell(qemu, ['migrate', { uri: `unix:${path}` }]);
+        await expect.poll(() => stateOf(qemu), { timeout: 10_000 }).toBe('postmigrate');
+      });
+      await expect(restore({ guest: { monitor: away }, image, method })).rejects.toMatchObject({
+        code: 'E_GUEST_RAN',
+        guestState: 'paused',
+        message: expect.stringMatching(/restored in full, but.*Someone else has migrated the guest/),
+      });
+      expect(await stateOf(qemu)).toBe('postmigrate');
+    },
+    20_000,
   );
 
   it('is saved where QEMU itself had migrated it before', async () => {

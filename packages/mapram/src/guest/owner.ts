@@ -138,6 +138,7 @@ export class GuestOwner {
     const pid = await findGuestProcess(this.#link);
     this.#process = ProcessHandle.open(pid);
     this.#process.lock();
+    this.#link.process = this.#process;
     this.#pid = pid;
     return pid;
   }
@@ -200,9 +201,14 @@ export class GuestOwner {
     this.#since = this.#job.writingSince ?? performance.now();
   }
 
+  /** To be called when QEMU has loaded the guest, with the state that it then is in. */
+  loaded(state: string): void {
+    this.#stage = 'restored';
+    this.#found = state;
+  }
+
   /** After the guest was restored, and stands still: lets it run if it shall, which is not cancelled any more. */
   async finish(shallRun: boolean): Promise<'running' | 'paused'> {
-    this.#stage = 'restored';
     if (shallRun) await this.#resume();
     const state = await this.#ask();
     if (state === 'gone') throw new MapramError('E_GUEST_GONE', "QEMU's process has ended");
@@ -212,7 +218,8 @@ export class GuestOwner {
   /** Does what may be done twice, if need be over a new connection. */
   async insist<T>(act: () => Promise<T>): Promise<T> {
     return act().catch(async (error: unknown) => {
-      if (await this.#isReconnected()) return act();
+      // One that holds half a guest is started anew.
+      if (this.#stage !== 'begun' && (await this.#isReconnected())) return act();
       if (this.#unreachable === undefined) throw error;
       throw following('E_QMP', 'the connection to QEMU was lost for good:', this.#unreachable);
     });

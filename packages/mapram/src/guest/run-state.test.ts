@@ -1,7 +1,7 @@
 import { execFileSync } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
-import { describe, expect, it, onTestFinished } from 'vitest';
+import { describe, expect, it, onTestFinished, vi } from 'vitest';
 import type { Monitor } from './monitor.ts';
 import { interpose, startQemu, stateOf, tell } from './qemu.fixture.ts';
 import { QmpClient } from './qmp.ts';
@@ -30,6 +30,18 @@ describe('RunWatch', () => {
     expect(guest.taken).toEqual(['running']);
     expect(await stateOf(qemu)).toBe('paused');
     await guest.watch.requireStill(monitor, {});
+  });
+
+  it('finds a guest shut down that shuts down right before', async () => {
+    const { qemu, monitor } = await stopped('-action', 'reboot=shutdown,shutdown=pause');
+    const guest = await stopGuest(
+      interpose(monitor, 'stop', async () => {
+        await tell(qemu, ['system_reset']);
+        await expect.poll(() => stateOf(qemu)).toBe('shutdown');
+      }),
+    );
+    expect(guest.found).toBe('shutdown');
+    expect(guest.taken).toEqual(['running', 'shutdown']);
   });
 
   it('leaves a standing guest as it is', async () => {
@@ -100,6 +112,42 @@ describe('RunWatch', () => {
       code: 'E_GUEST_RAN',
       message: expect.stringContaining('snapshot-load'),
     });
+  }, 20_000);
+
+  it('takes a job that is gone before it could be looked at for a snapshot that was loaded', async () => {
+    const { qemu, monitor, snapshot, dismiss } = await withSnapshots();
+    await snapshot('snapshot-save');
+    let isHeld = false;
+    const late: Monitor = {
+      events: monitor.events,
+      execute: async (command, ...rest) => {
+        await vi.waitUntil(() => !(isHeld && command === 'query-jobs'), 5_000);
+        return monitor.execute(command, ...rest);
+      },
+    };
+    const guest = await stopGuest(late);
+    isHeld = true;
+    await snapshot('snapshot-load');
+    await dismiss('snapshot-load');
+    isHeld = false;
+    await expect(guest.watch.requireStill(late, {})).rejects.toMatchObject({
+      code: 'E_GUEST_RAN',
+      message: expect.stringContaining('job snapshot-load'),
+    });
+    expect(await stateOf(qemu)).toBe('paused');
+  }, 20_000);
+
+  it('does not mind a job of before that ends meanwhile', async () => {
+    const { qemu, stop, monitor } = await withSnapshots();
+    const target = join(qemu.directory, 'target');
+    execFileSync('qemu-img', ['create', '-q', '-f', 'raw', target, '64M']);
+    const node = { driver: 'file', 'node-name': 'target', filename: target };
+    const backup = { 'job-id': 'backup', device: 'disk', target: 'target', sync: 'full' };
+    await tell(qemu, ['blockdev-add', node], ['blockdev-backup', { ...backup, speed: 1 }]);
+    const guest = await stop();
+    await tell(qemu, ['block-job-set-speed', { device: 'backup', speed: 0 }]);
+    await expect.poll(() => tell(qemu, ['query-jobs']), { timeout: 10_000 }).toEqual([]);
+    await guest.watch.requireStill(monitor, {});
   }, 20_000);
 
   it('does not mind a snapshot that was loaded before, whose job nobody dismissed', async () => {

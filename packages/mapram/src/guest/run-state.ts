@@ -43,14 +43,18 @@ export class RunWatch {
   readonly #listeners: Readonly<Record<string, (event: MonitorEvent) => void>> = {
     RESUME: () => this.#see('event RESUME'),
     RESET: () => this.#see('event RESET'),
-    JOB_STATUS_CHANGE: ({ data }) => {
+    JOB_STATUS_CHANGE: (event) => {
+      const { id, status } = event?.data ?? {};
       // Jobs of long ago stay there, concluded, until someone dismisses them.
-      if (data?.['status'] === 'concluded' || data?.['status'] === 'null') return;
-      this.#jobs = Promise.all([this.#jobs, this.#lookAtJob(data?.['id']).catch(() => {})]);
+      if (status === 'concluded' || status === 'null') return;
+      this.#looks = Promise.all([this.#looks, this.#lookAtJob(id)]);
     },
   };
   #sign: string | undefined;
-  #jobs: Promise<unknown> | undefined;
+  /** Looks at jobs that have changed. */
+  #looks: Promise<unknown> | undefined;
+  /** The types of the jobs that were there when the guest was stopped, by their ids. */
+  #jobs: ReadonlyMap<unknown, string> = new Map();
   #state = '';
   /** The state that QEMU last told. */
   lastStatus: string | undefined;
@@ -75,12 +79,16 @@ export class RunWatch {
     // `stop` flushes the guest's disks, which takes as long as the storage takes; the signal ends the wait.
     if (isLive(found)) await this.#monitor.execute('stop', {}, { ...options, timeoutMs: 0 });
     // What came before the answer to `stop` was before the guest stood.
+    await this.#looks;
     this.#sign = undefined;
+    this.#jobs = await this.#typesOfJobs();
     this.#state = (await queryStatus(this.#monitor, options)).status;
-    // One that has gone before `stop` left it nothing to stop.
     requireNotMigratedSince(found, this.#state);
     await this.requireStill(this.#monitor, options);
-    return found;
+    if (!isLive(found) || this.#state === 'paused') return found;
+    // It came to a standstill by itself right before: shut down, say.
+    take(this.#state);
+    return this.#state;
   }
 
   /** @throws {MapramError} E_GUEST_RAN if it did not stand still since it was stopped. */
@@ -99,7 +107,7 @@ export class RunWatch {
     const { status } = await queryStatus(monitor, options);
     this.lastStatus = status;
     const migration = await queryMigration(monitor, options);
-    await this.#jobs;
+    await this.#looks;
     if (this.#sign !== undefined) return this.#sign;
     if (isLive(status) || status !== this.#state) return `it is ${status}`;
     return isMigrating(migration.status) ? 'it is being migrated' : undefined;
@@ -114,9 +122,17 @@ export class RunWatch {
     this.#sign ??= sign;
   }
 
-  /** A snapshot that is loaded into a guest that stands shows by its job alone (QEMU 10.0.2). */
+  /**
+   * A snapshot that is loaded into a guest that stands shows by its job alone (QEMU 10.0.2). A new job that was dismissed before it
+   * could be looked at may have been one.
+   */
   async #lookAtJob(id: unknown): Promise<void> {
-    const jobs = await queryJobs(this.#monitor);
-    if (jobs.some((job) => job.id === id && job.type === 'snapshot-load')) this.#see('job snapshot-load');
+    const type = this.#jobs.get(id) ?? (await this.#typesOfJobs()).get(id);
+    if (type === undefined || type === 'snapshot-load') this.#see(`job ${type ?? id}`);
+  }
+
+  async #typesOfJobs(): Promise<ReadonlyMap<unknown, string>> {
+    const jobs = await queryJobs(this.#monitor).catch(() => []);
+    return new Map(jobs.map(({ id, type }) => [id, type]));
   }
 }

@@ -36,7 +36,7 @@ export async function fillGuest(restoring: Restoring, memory: GuestMemory): Prom
       await fillMemory(restoring, memory);
       job.enter('finish');
       owner.begin();
-      await loadIncoming(monitor, `file:${path}`, commandOptions);
+      owner.loaded(await loadIncoming(monitor, `file:${path}`, commandOptions));
     });
   await handover.send(stream, fill);
 }

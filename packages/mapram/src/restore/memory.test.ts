@@ -10,7 +10,10 @@ const close = vi.hoisted(() => vi.fn());
 vi.mock('../native.ts', () => ({ GuestMemory: { ofNamed: async () => ({ close, regions: () => [] }) } }));
 vi.mock('./fill.ts', () => ({ fillMemory: vi.fn() }));
 
-const opened = { image: { machine: 'm', blocks: [{ name: 'a', usedLength: 4096 }] } } as unknown as OpenImage;
+const opened = {
+  path: '/i',
+  image: { machine: 'm', blocks: [{ name: 'a', usedLength: 4096 }] },
+} as unknown as OpenImage;
 const settings = { memory: [{ name: 'a', length: 4096 }] } as unknown as MemoryRestore;
 
 /** A restore whose filling fails with `error`, before or after its first write. */

@@ -1,3 +1,4 @@
+import { requireApartFromMemory } from '../apart.ts';
 import { following } from '../errors.ts';
 import type { Image } from '../image/index.ts';
 import { GuestMemory } from '../native.ts';
@@ -18,6 +19,7 @@ export async function restoreIntoMemory(
   if (settings.machine !== undefined && settings.machine !== machine) {
     throw mismatch(`it is of a ${machine}, not of a ${settings.machine}`, 'machine');
   }
+  await job.answer(requireApartFromMemory(opened.path, settings.memory, 'restored'));
   const named = GuestMemory.ofNamed(matchBlocks(opened.image, settings), true);
   const memory = await job.answer(named, (late) => late.close());
   try {

@@ -55,7 +55,7 @@ export async function loadByQemu(restoring: Restoring, memory: GuestMemory | Map
       if (!(memory instanceof MapramError)) await job.run(clearMemory(memory, bitmaps, how.threads));
       job.enter('transfer', countPages(blocks).dataBytes);
       owner.begin();
-      await loadIncoming(monitor, `file:${path},offset=${base}`, commandOptions);
+      owner.loaded(await loadIncoming(monitor, `file:${path},offset=${base}`, commandOptions));
     });
   await withImageFds(restoring, (fds) => handover.lend(fds, load));
 }

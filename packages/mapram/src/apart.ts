@@ -1,10 +1,10 @@
 import { type BigIntStats, fstat } from 'node:fs';
 import { lstat, readdir, readFile, readlink, stat } from 'node:fs/promises';
 import { promisify } from 'node:util';
-import { asMapramError, MapramError } from '../errors.ts';
-import { readIfThere } from '../guest/proc.ts';
-import { within } from '../guest/within.ts';
-import type { MemorySave } from '../options.ts';
+import { asMapramError, MapramError } from './errors.ts';
+import { readIfThere } from './guest/proc.ts';
+import { within } from './guest/within.ts';
+import type { MemoryBlock } from './options.ts';
 
 /** The names that a file, and each thing that it lies in, has in this module, its own one first; none if it cannot be looked at. */
 type Lineage = readonly string[];
@@ -16,18 +16,22 @@ const LOOK_TIMEOUT_MS = 10_000;
 const SERVED = /^(\d+) .* - (?:9p|afs|ceph|cifs|fuse|lustre|nfs|smb|virtiofs)/gm;
 
 /**
- * Refuses to replace a file that holds the memory to be saved, or to write to a device that does. What cannot be looked at is
- * reported, with its reason, by the one who opens it.
+ * Refuses an image whose file or device holds the memory that is to be saved or restored. What cannot be looked at is reported,
+ * with its reason, by the one who opens it.
  *
  * @throws {MapramError} E_USAGE
  */
-export async function requireTargetApart(image: string, memory: MemorySave['memory']): Promise<void> {
-  const targets = await targetsOf(image);
+export async function requireApartFromMemory(
+  image: string,
+  memory: readonly Partial<MemoryBlock>[],
+  access: 'saved' | 'restored',
+): Promise<void> {
+  const targets = access === 'saved' ? await targetsOf(image) : [await lineage(stat(image, BIG))];
   if (targets.length === 0) return;
   const requireApart = async (source: Promise<BigIntStats>): Promise<void> => {
-    if (isAmong(targets, await lineage(source))) throw clash(image, 'that holds the memory to be saved');
+    if (isAmong(targets, await lineage(source))) throw clash(image, 'that holds the memory');
   };
-  for (const { file, fd, pid, address, length } of memory) {
+  for (const { file, fd, pid, address, length = 0 } of memory) {
     if (file !== undefined) await requireApart(stat(file, BIG));
     if (fd !== undefined) await requireApart(promisify(fstat)(fd, BIG));
     if (pid === undefined || address === undefined) continue;
@@ -44,11 +48,7 @@ export async function requireTargetApart(image: string, memory: MemorySave['memo
  *
  * @throws {MapramError} E_USAGE
  */
-export async function requireTargetApartFromGuest(
-  image: string,
-  pid: number,
-  signal: AbortSignal,
-): Promise<void> {
+export async function requireApartFromGuest(image: string, pid: number, signal: AbortSignal): Promise<void> {
   const targets = await targetsOf(image);
   // Where nothing is replaced, no file of the guest's that hangs is in the way.
   if (targets.length === 0) return;
@@ -137,6 +137,6 @@ async function mappedFiles(pid: number, first: number, end: number): Promise<Set
 }
 
 function clash(image: string, what: string): MapramError {
-  const message = `The image would replace or overwrite a file ${what}`;
+  const message = `The image is, or would replace, a file ${what}`;
   return new MapramError('E_USAGE', message, { path: image, field: 'image' });
 }
