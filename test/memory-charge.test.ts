@@ -1,6 +1,6 @@
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { type MemoryCgroup, memoryCgroups } from './support/cgroup.ts';
+import { type MemoryCgroup, memoryCgroups, swapFile } from './support/cgroup.ts';
 import { Cleanup } from './support/cleanup.ts';
 import { succeed } from './support/cli.ts';
 import { largeGuest, testCleanup } from './support/fixtures.ts';
@@ -52,4 +52,24 @@ describe.for(BACKENDS)('a restore into $name', ({ backend }) => {
       await expectSameRam(qemu, image);
     },
   );
+});
+
+// Linux kills a guest in a full cgroup if the pages that come back from swap look as if it needed them all.
+test('a guest that is mostly swapped out survives its restore and its saves', async (context) => {
+  const local = testCleanup();
+  const swap = swapFile(local, 2 * MEBIBYTES);
+  if (swap.unavailable !== undefined) return context.skip(swap.unavailable);
+  const make = memoryCgroups(local);
+  if ('unavailable' in make) return context.skip(make.unavailable);
+  const guests = make('swapped');
+  guests.limit(96 << 20);
+  const memory = ['-object', `memory-backend-ram,id=ram0,size=${MEBIBYTES}M`];
+  const options = { machine: 'q35', mebibytes: MEBIBYTES, memory, incoming: true, paused: true } as const;
+  const qemu = await Qemu.start({ ...options, prefix: guests.prefix }, local);
+  await succeed(['restore', '--qmp', qemu.socket, '--then', 'pause', image]);
+  const again = join(diskDirectory(local), 'image');
+  for (const _ of [1, 2, 3]) await succeed(['save', '--qmp', qemu.socket, '--force', again]);
+  // Even the test's own reading would end it.
+  guests.limit(2 * MEBIBYTES * 2 ** 20);
+  await expectSameRam(qemu, again);
 });

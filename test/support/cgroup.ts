@@ -1,5 +1,5 @@
 import { execFileSync } from 'node:child_process';
-import { mkdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs';
+import { chmodSync, mkdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Cleanup } from './cleanup.ts';
 import { diskDirectory } from './paths.ts';
@@ -51,6 +51,21 @@ function memoryController(cleanup: Cleanup): { root: string; files: Files } {
     mounted.find(([, , type]) => type === 'cgroup2')?.[1] ?? mount(cleanup, ['-t', 'cgroup2', 'cgroup2']);
   writeFileSync(join(root, 'cgroup.subtree_control'), '+memory');
   return { root, files: { usage: 'memory.current', limit: 'memory.max' } };
+}
+
+/** Has the host swap to a file until `cleanup`; or says why it cannot. */
+export function swapFile(cleanup: Cleanup, mebibytes: number): { unavailable?: string } {
+  const path = join(diskDirectory(cleanup), 'swap');
+  try {
+    execFileSync('fallocate', ['--length', `${mebibytes}M`, path], { stdio: 'pipe' });
+    chmodSync(path, 0o600);
+    execFileSync('mkswap', [path], { stdio: 'pipe' });
+    execFileSync('swapon', [path], { stdio: 'pipe' });
+  } catch (error) {
+    return { unavailable: `no swap file can be used here: ${(error as Error).message}` };
+  }
+  cleanup.add(() => void execFileSync('swapoff', [path]));
+  return {};
 }
 
 function mount(cleanup: Cleanup, words: string[]): string {

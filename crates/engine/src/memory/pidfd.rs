@@ -11,7 +11,7 @@ use crate::{Error, ErrorKind, Result};
 
 /// A pidfd: it tells of the end of one process for good, and asking it takes no descriptor.
 #[derive(Debug)]
-pub struct Pidfd(OwnedFd);
+pub struct Pidfd(pub(super) OwnedFd);
 
 impl Pidfd {
     /// The process that has the number `pid` now.

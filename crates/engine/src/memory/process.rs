@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::OnceLock;
 
 use rustix::io::{Errno, pread, retry_on_intr};
@@ -36,6 +37,8 @@ pub struct Process {
     pub(super) pagemap: File,
     /// /proc/PID/mem, opened when it is first needed: that takes more rights than the rest.
     memory: OnceLock<File>,
+    /// Whether part of its memory is swapped out.
+    has_swapped: bool,
 }
 
 impl Process {
@@ -54,7 +57,9 @@ impl Process {
             }
             _ => failure(format!("reading the memory map of process {pid} failed"), cause),
         })?;
-        let process = Self { pid, pidfd, pagemap, memory: OnceLock::new() };
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let has_swapped = status.lines().any(|line| line.starts_with("VmSwap:") && !line.ends_with(" 0 kB"));
+        let process = Self { pid, pidfd, pagemap, memory: OnceLock::new(), has_swapped };
         // If it lives now, the number was its own when the files were opened.
         process.check_alive()?;
         Ok(process)
@@ -111,6 +116,7 @@ impl Process {
     /// As for [`Segment::transfer`], of every segment.
     pub(super) unsafe fn transfer(&self, direction: Direction, mut segments: Vec<Segment>) -> Result<()> {
         self.check_alive()?;
+        let read = segments.clone();
         let mut next = 0;
         while next < segments.len() {
             let batch = &segments[next..segments.len().min(next + MAX_PIECES)];
@@ -142,7 +148,21 @@ impl Process {
             }
             self.check_alive()?;
         }
+        if self.has_swapped && direction == Direction::Read {
+            self.make_cold(&read);
+        }
         Ok(())
+    }
+
+    /// Tells the kernel that the guest does not need what we have read, as far as we may (CAP_SYS_NICE). Reading brings pages back
+    /// from swap as if the guest had asked for them: where its memory cgroup is full, the kernel then finds nothing that it can
+    /// evict, and kills the guest (seen on Linux 6.18).
+    fn make_cold(&self, segments: &[Segment]) {
+        let (advise, pidfd) = (libc::SYS_process_madvise, self.pidfd.0.as_raw_fd());
+        for pages in segments.chunks(MAX_PIECES).map(remote) {
+            // SAFETY: the array has as many elements as is said, and what they name loses neither place nor content.
+            unsafe { libc::syscall(advise, pidfd, pages.as_ptr(), pages.len(), libc::MADV_COLD, 0) };
+        }
     }
 
     /// One process_vm_readv or process_vm_writev of at most [`MAX_PIECES`] segments; returns the bytes moved.
@@ -150,12 +170,8 @@ impl Process {
     /// # Safety
     /// As for [`Self::transfer`].
     unsafe fn vm_transfer(&self, direction: Direction, batch: &[Segment]) -> rustix::io::Result<usize> {
-        let iovec = |base: *mut u8, length| libc::iovec { iov_base: base.cast(), iov_len: length };
         let local: Vec<_> = batch.iter().map(|segment| iovec(segment.buffer, segment.length)).collect();
-        let remote: Vec<_> = batch
-            .iter()
-            .map(|segment| iovec(std::ptr::without_provenance_mut(to_usize(segment.at)), segment.length))
-            .collect();
+        let remote = remote(batch);
         let count = batch.len() as libc::c_ulong;
         let call = match direction {
             Direction::Read => libc::process_vm_readv,
@@ -205,6 +221,16 @@ impl Process {
             }
         }
     }
+}
+
+fn iovec(base: *mut u8, length: usize) -> libc::iovec {
+    libc::iovec { iov_base: base.cast(), iov_len: length }
+}
+
+/// Where the segments are in the other process.
+fn remote(segments: &[Segment]) -> Vec<libc::iovec> {
+    let at = |segment: &Segment| std::ptr::without_provenance_mut(to_usize(segment.at));
+    segments.iter().map(|segment| iovec(at(segment), segment.length)).collect()
 }
 
 /// The error for a system call that concerns another process's memory; where it was refused, it says what that takes.
