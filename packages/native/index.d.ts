@@ -103,9 +103,6 @@ export declare class UnixConnection {
   close(): void
 }
 
-/** The engine that `auto` stands for on this host. */
-export declare function autoEngine(how: TransferOptions): Promise<string>
-
 /** Where a RAM block is in the guest process. */
 export interface BlockAddress {
   /** Name, for messages. */
@@ -118,6 +115,9 @@ export interface BlockAddress {
 
 /** Fails unless the host's pages are of 4 KiB: mapram does not work with others. */
 export declare function checkPageSize(): void
+
+/** The engine of that name, or the one that `auto` stands for on this host. Fails with the reason if it does not work. */
+export declare function chooseEngine(name: string, how: TransferOptions): Promise<string>
 
 /** A job that makes every page with a clear bit read zero, on so many threads. */
 export declare function clear(memory: GuestMemory, bitmaps: Array<Uint8Array>, threads: number): Job
@@ -234,9 +234,6 @@ export interface PageArea {
   /** Used length of the block. */
   length: number
 }
-
-/** Fails with the reason if the engine does not work on this host. */
-export declare function probeEngine(name: string, how: TransferOptions): Promise<void>
 
 /** A part of a RAM block with memory of one kind. */
 export interface RegionInfo {

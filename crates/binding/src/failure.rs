@@ -8,10 +8,6 @@ use crate::convert::number;
 
 /// What a function throws, or a promise is rejected with: a JavaScript `Error` whose `code` is the stable one (`E_...`), and that
 /// has the `path` of the file concerned, the `offset` in it and the operating system's reason as its `cause`, if they are known.
-pub(crate) fn thrown(env: &Env, error: &Error) -> napi::Error {
-    javascript_error(env, error).unwrap_or_else(|failure| failure)
-}
-
 fn javascript_error(env: &Env, error: &Error) -> napi::Result<napi::Error> {
     let path = error.path.as_ref().map(|path| path.to_string_lossy().into_owned());
     let cause = error.cause.as_ref().map(ToString::to_string);
@@ -30,5 +26,5 @@ pub(crate) fn or_undefined<T>(value: Option<T>) -> Either<T, Undefined> {
 
 /// Turns an engine result into one that a synchronous function can return.
 pub(crate) fn or_throw<T>(env: &Env, result: Result<T>) -> napi::Result<T> {
-    result.map_err(|error| thrown(env, &error))
+    result.map_err(|error| javascript_error(env, &error).unwrap_or_else(|failure| failure))
 }

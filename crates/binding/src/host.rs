@@ -171,16 +171,14 @@ pub fn joined_zero_pages() -> f64 {
     number(JOINED_ZERO_PAGES)
 }
 
-/// Fails with the reason if the engine does not work on this host.
-#[napi(ts_return_type = "Promise<void>", catch_unwind)]
-pub fn probe_engine<'env>(env: &'env Env, name: String, how: TransferOptions) -> napi::Result<Object<'env>> {
-    let options = how.options();
-    promise(env, move || io::probe(&name, options.requests(), options.threads).map(drop))
-}
-
-/// The engine that `auto` stands for on this host.
+/// The engine of that name, or the one that `auto` stands for on this host. Fails with the reason if it does not work.
 #[napi(ts_return_type = "Promise<string>", catch_unwind)]
-pub fn auto_engine<'env>(env: &'env Env, how: TransferOptions) -> napi::Result<Object<'env>> {
+pub fn choose_engine<'env>(env: &'env Env, name: String, how: TransferOptions) -> napi::Result<Object<'env>> {
     let options = how.options();
-    promise(env, move || Ok(io::auto(options.requests(), options.threads)?.name()))
+    let (requests, queues) = (options.requests(), options.threads);
+    promise(env, move || {
+        let engine =
+            if name == "auto" { io::auto(requests, queues) } else { io::probe(&name, requests, queues) };
+        Ok(engine?.name())
+    })
 }

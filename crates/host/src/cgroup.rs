@@ -12,18 +12,10 @@ pub(crate) fn shares_memory_cgroup(pid: i32) -> bool {
 
 /// The path of the memory cgroup in the content of /proc/PID/cgroup: that of version 1's memory controller, or else that of version 2.
 fn memory_cgroup(text: &str) -> Option<&str> {
-    let lines = text.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
-    let is_memory = |controllers: &str| controllers.split(',').any(|name| name == "memory");
-    let mut unified = None;
-    for (controllers, path) in lines {
-        if is_memory(controllers) {
-            return Some(path);
-        }
-        if controllers.is_empty() {
-            unified = Some(path);
-        }
-    }
-    unified
+    let lines = || text.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
+    let is_memory = |(controllers, _): &(&str, &str)| controllers.split(',').any(|name| name == "memory");
+    let unified = || lines().find(|(controllers, _)| controllers.is_empty());
+    lines().find(is_memory).or_else(unified).map(|(_, path)| path)
 }
 
 #[cfg(test)]

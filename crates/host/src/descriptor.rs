@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
-use mapram_engine::{Error, ErrorKind, Result};
+use mapram_engine::{Error, Result};
 
 /// A descriptor of our own for the file that `fd` has open, so that the caller may close his whenever he likes.
 ///
@@ -16,19 +16,17 @@ pub fn duplicate(fd: RawFd) -> Result<OwnedFd> {
         // SAFETY: the kernel has just made this fd for us; nobody else knows it.
         return Ok(unsafe { OwnedFd::from_raw_fd(copy) });
     }
-    let error = Error::os(format!("descriptor {fd} cannot be duplicated"), io::Error::last_os_error());
-    match error.cause.as_ref().and_then(io::Error::raw_os_error) {
-        Some(libc::EBADF) => {
-            Err(Error { message: format!("{fd} is not an open descriptor"), ..error }
-                .with_kind(ErrorKind::Usage))
-        }
-        _ => Err(error),
+    let cause = io::Error::last_os_error();
+    if cause.raw_os_error() == Some(libc::EBADF) {
+        return Err(Error::usage(format!("{fd} is not an open descriptor")));
     }
+    Err(Error::os(format!("descriptor {fd} cannot be duplicated"), cause))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mapram_engine::ErrorKind;
     use std::os::fd::AsRawFd;
 
     #[test]

@@ -15,7 +15,7 @@ it.each([
     'linux',
     'x64',
     ["/lib/x86_64-linux-gnu/libc.so.6: version `GLIBC_2.39' not found (required by /m.node)", ...ABSENT],
-    'a newer C library',
+    'or a newer one',
   ],
   [
     'linux',

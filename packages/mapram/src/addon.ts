@@ -103,10 +103,9 @@ function linkerRefusal(tried: readonly string[]): string | undefined {
 
 /** Words of the dynamic linker, and what they mean. */
 const LINKER_WORDS: readonly (readonly [RegExp, string])[] = [
-  [/version `?GLIBC_/, "it was built for a newer C library than this host's: build it here (npm run build)"],
   [
-    /Error loading shared library|ld-linux|musl/,
-    "it was built for another C library than this host's: build it here (npm run build)",
+    /version `?GLIBC_|Error loading shared library|ld-linux|musl/,
+    "it was built for another C library, or a newer one, than this host's: build it here (npm run build)",
   ],
   [
     /file too short|invalid ELF header|wrong ELF class|Exec format/,

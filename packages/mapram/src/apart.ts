@@ -3,8 +3,8 @@ import { lstat, readdir, readFile, readlink, stat } from 'node:fs/promises';
 import { promisify } from 'node:util';
 import { asMapramError, MapramError } from './errors.ts';
 import { readIfThere } from './guest/proc.ts';
-import { within } from './guest/within.ts';
 import type { MemoryBlock } from './options.ts';
+import { within } from './within.ts';
 
 /** The names that a file, and each thing that it lies in, has in this module, its own one first; none if it cannot be looked at. */
 type Lineage = readonly string[];

@@ -39,8 +39,8 @@ function layerOf(path: string): Layer | undefined {
   const [first = '', ...rest] = path.split(sep);
   if (rest.length > 0) return FOLDERS.get(first);
   if (first === 'native.ts' || first === 'addon.ts') return 'native';
-  // Codes and words, which everything may import.
-  return ['errors.ts', 'choices.ts', 'units.ts'].includes(first) ? 'errors' : 'commands';
+  // Codes, words and waits, which everything may import.
+  return ['errors.ts', 'choices.ts', 'units.ts', 'within.ts'].includes(first) ? 'errors' : 'commands';
 }
 
 /** Every module named by an import or export declaration or a dynamic import. */

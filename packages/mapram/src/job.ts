@@ -2,8 +2,8 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { asMapramError, type GuestState } from './errors.ts';
 import type { ExecuteOptions } from './guest/monitor.ts';
 import type { OwningJob } from './guest/owner.ts';
-import { within } from './guest/within.ts';
 import type { JobResult, Job as NativeJob } from './native.ts';
+import { within } from './within.ts';
 
 /** What a job is doing: getting ready, moving pages, or bringing it to an end. */
 export type Phase = 'prepare' | 'transfer' | 'finish';

@@ -68,11 +68,8 @@ export const checkPageSize: typeof Native.checkPageSize = late('checkPageSize');
 /** Longest run of zero pages between data that a save writes along with its neighbours. */
 export const joinedZeroPages: typeof Native.joinedZeroPages = late('joinedZeroPages');
 
-/** Fails with the reason if an engine does not work on this host. */
-export const probeEngine: typeof Native.probeEngine = late('probeEngine');
-
-/** The engine that `auto` stands for on this host. */
-export const autoEngine: typeof Native.autoEngine = late('autoEngine');
+/** The engine of that name, or the one that `auto` stands for on this host; fails with the reason if it does not work. */
+export const chooseEngine: typeof Native.chooseEngine = late('chooseEngine');
 
 /** Closes a descriptor. What close(2) has to say comes too late to change what was done, so it is not heard. */
 export function closeFd(fd: number): void {

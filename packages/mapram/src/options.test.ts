@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import { ENGINES } from './choices.ts';
-import { probeEngine } from './native.ts';
+import { chooseEngine } from './native.ts';
 import {
   checkRestoreOptions,
   checkSaveOptions,
@@ -153,5 +153,5 @@ describe('chooseTransfer', () => {
 
 it('names the engines that the addon has', async () => {
   const [, ...names] = ENGINES;
-  await expect(probeEngine('none', DEFAULT_LOAD)).rejects.toThrow(`there are ${names.join(', ')}`);
+  await expect(chooseEngine('none', DEFAULT_LOAD)).rejects.toThrow(`there are ${names.join(', ')}`);
 });

@@ -4,7 +4,7 @@ import { COPIES, type Copy, ENGINES, type Engine } from './choices.ts';
 import { MapramError } from './errors.ts';
 import type { Guest } from './guest/link.ts';
 import type { Monitor } from './guest/monitor.ts';
-import { autoEngine, type EngineOptions, type NamedMemory, probeEngine } from './native.ts';
+import { chooseEngine, type EngineOptions, type NamedMemory } from './native.ts';
 import { MAX_CHANNELS } from './plan/index.ts';
 
 /** How pages are moved. */
@@ -260,13 +260,6 @@ export async function chooseTransfer(options: Pick<GuestSave, TransferDefaults>)
   const load = { queueDepth, copy, chunkBytes, threads: threadsForFreshMemory };
   const engine = await chooseEngine(options.engine, load);
   return { channels, queueDepth, direct, copy, engine, threads, threadsForFreshMemory, chunkBytes };
-}
-
-/** An engine that works here: the best one, or the one that was named. */
-async function chooseEngine(engine: Engine, load: EngineOptions): Promise<string> {
-  if (engine === 'auto') return autoEngine(load);
-  await probeEngine(engine, load);
-  return engine;
 }
 
 function threadsFor(channels: number, processors: number): number {

@@ -1,3 +1,4 @@
+import { within } from '../within.ts';
 import type { Invocation } from './arguments.ts';
 import type { CommandResult } from './outcome.ts';
 import type { Terminal } from './terminal.ts';
@@ -28,21 +29,12 @@ export async function runCommand(
     }
     case 'inspect': {
       const { runInspect } = await import('./inspection.ts');
-      return unlessAborted(() => runInspect(invocation.image, invocation.options), signal);
+      // It changes nothing, and so has nothing to drain: the signal ends it at once. So it does the next one.
+      return within(runInspect(invocation.image, invocation.options), { signal });
     }
     case 'doctor': {
       const { runDoctor } = await import('./diagnosis.ts');
-      return unlessAborted(() => runDoctor({ ...invocation.options, signal }), signal);
+      return within(runDoctor({ ...invocation.options, signal }), { signal });
     }
   }
-}
-
-/** For commands that change nothing, and so have nothing to drain: the signal ends them at once. */
-async function unlessAborted<T>(work: () => Promise<T>, signal: AbortSignal): Promise<T> {
-  // It may have come while the command's modules were loaded.
-  signal.throwIfAborted();
-  const aborted = new Promise<never>((_, reject) => {
-    signal.addEventListener('abort', () => reject(signal.reason), { once: true });
-  });
-  return Promise.race([work(), aborted]);
 }

@@ -110,6 +110,10 @@ it('names the option that helps', () => {
   expect(failureText(exists)).toContain('--force');
   const buffered = new MapramError('E_HOST_UNSUPPORTED', 'this file system has no direct I/O; go without it');
   expect(failureText(buffered)).toContain('--no-direct');
+  const limits = { cause: new Error('Too many open files (os error 24)') };
+  expect(failureText(new MapramError('E_HOST_UNSUPPORTED', 'no ring', limits))).toContain('ulimit -n');
+  const large = { cause: new Error('File too large (os error 27)') };
+  expect(failureText(new MapramError('E_NO_SPACE', 'writing failed', large))).toContain('ulimit -f');
   expect(failureText(new MapramError('E_TARGET_EXISTS', '/i is a directory'))).not.toContain('--force');
 });
 

@@ -41,11 +41,8 @@ function blockTable({ blocks }: InspectReport): string[] {
       `0x${block.pagesOffset.toString(16)}`,
     ]),
   ];
-  const widths = rows.reduce<number[]>(
-    (found, row) => row.map((cell, i) => Math.max(cell.length, found[i] ?? 0)),
-    [],
-  );
-  return rows.map((row) =>
-    row.map((cell, i) => (i === 0 ? cell.padEnd(widths[i] ?? 0) : cell.padStart(widths[i] ?? 0))).join('  '),
-  );
+  const width = (column: number): number => Math.max(...rows.map((row) => row[column]?.length ?? 0));
+  const pad = (cell: string, i: number): string =>
+    i === 0 ? cell.padEnd(width(i)) : cell.padStart(width(i));
+  return rows.map((row) => row.map(pad).join('  '));
 }

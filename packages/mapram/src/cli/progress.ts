@@ -64,17 +64,10 @@ export class ProgressLine {
 export function describeProgress(verb: string, sample: ProgressSample, bytesPerSecond: number): string {
   const { bytesDone, bytesTotal } = sample;
   const percent = bytesTotal === 0 ? 100 : Math.floor((bytesDone / bytesTotal) * 100);
-  const parts = [
-    `${verb} ${String(percent).padStart(3)} %`,
-    `${formatBytes(bytesDone)} of ${formatBytes(bytesTotal)}`,
-  ];
-  if (bytesPerSecond > 0) {
-    parts.push(
-      formatRate(bytesPerSecond),
-      `${formatTimeLeft((bytesTotal - bytesDone) / bytesPerSecond)} left`,
-    );
-  }
-  return parts.join('  ');
+  const timeLeft = formatTimeLeft((bytesTotal - bytesDone) / bytesPerSecond);
+  const pace = bytesPerSecond > 0 ? [formatRate(bytesPerSecond), `${timeLeft} left`] : [];
+  const amount = `${formatBytes(bytesDone)} of ${formatBytes(bytesTotal)}`;
+  return [`${verb} ${String(percent).padStart(3)} %`, amount, ...pace].join('  ');
 }
 
 /** Minutes and seconds, with hours when there are any: `0:07`, `1:02:03`. */

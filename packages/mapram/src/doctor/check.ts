@@ -99,7 +99,7 @@ export class Checklist {
 
 /** What to do about a failure of the guest's whose code tells more than the check that met it. */
 function adviceFor(code: ErrorCode | undefined): string | undefined {
-  if (code === 'E_PERMISSION') return 'run mapram as root or as the user that runs QEMU';
+  if (code === 'E_PERMISSION') return 'run mapram as root with CAP_SYS_PTRACE, or as the user that runs QEMU';
   if (code === 'E_GUEST_UNSUPPORTED' || code === 'E_HOST_UNSUPPORTED') return `docs/errors.md, ${code}`;
   return undefined;
 }

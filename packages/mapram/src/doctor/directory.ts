@@ -2,7 +2,7 @@ import { readFile, realpath, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { following } from '../errors.ts';
 import { PAGE_BYTES } from '../image/index.ts';
-import { autoEngine, type DirectAlignment, freeBytes, ImageFile } from '../native.ts';
+import { chooseEngine, type DirectAlignment, freeBytes, ImageFile } from '../native.ts';
 import { DEFAULT_LOAD } from '../options.ts';
 import { formatBytes } from '../units.ts';
 import { type Checklist, type Finding, fail, ok, warn } from './check.ts';
@@ -39,10 +39,10 @@ async function fileSystem(directory: string): Promise<Finding> {
  */
 async function checkPublishing(list: Checklist, directory: string): Promise<DirectAlignment | undefined> {
   const path = join(directory, `.mapram-doctor-${process.pid}`);
-  const advice = 'make the directory writable for this user, or use a file system with RENAME_NOREPLACE';
+  const advice = 'make the directory writable, or choose one on a file system that has RENAME_NOREPLACE';
   let alignment: DirectAlignment | undefined;
   const publish = async (): Promise<Finding> => {
-    const file = await ImageFile.create(path, false, false, await autoEngine(DEFAULT_LOAD));
+    const file = await ImageFile.create(path, false, false, await chooseEngine('auto', DEFAULT_LOAD));
     alignment = file.alignment;
     try {
       await file.finish([{ offset: 0, bytes: new Uint8Array(PAGE_BYTES) }], PAGE_BYTES).run();

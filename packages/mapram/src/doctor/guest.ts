@@ -21,7 +21,8 @@ const KvmSchema = v.object({ enabled: v.boolean() });
  * to tell its process by, and its memory is looked at from outside.
  */
 export async function checkGuest(list: Checklist, guest: QmpGuest, directory: string): Promise<void> {
-  const advice = 'check the path, disconnect other clients, or give QEMU a QMP socket of its own for mapram';
+  const advice =
+    'check the path, that QEMU is not frozen, and that no other client holds this socket: mapram takes one of its own';
   const link = await list.look('qmp', advice, async () => {
     const value = await openGuest(guest, list.signal);
     return { ...ok(`QEMU answers at ${guest.qmp}`), value };
@@ -61,10 +62,14 @@ async function askQemu(list: Checklist, link: GuestLink): Promise<void> {
 
 async function examineMemory(list: Checklist, link: GuestLink, directory: string): Promise<void> {
   const job = new JobContext(list.signal);
-  const pid = await list.look('process', 'leave --pid out: mapram finds the process by itself', async () => {
-    const value = await findGuestProcess(link);
-    return { ...ok(`the guest is process ${value}`), value };
-  });
+  const pid = await list.look(
+    'process',
+    'give mapram a socket of QEMU itself, no relay, and no --pid but that of QEMU',
+    async () => {
+      const value = await findGuestProcess(link);
+      return { ...ok(`the guest is process ${value}`), value };
+    },
+  );
   const blocks = await list.look('ram-blocks', 'report this with the whole output', async () => {
     const value = await queryRamBlocks(link.monitor, job.commandOptions);
     return { ...ok(`${value.length} RAM blocks: ${value.map(({ name }) => name).join(', ')}`), value };
@@ -72,7 +77,7 @@ async function examineMemory(list: Checklist, link: GuestLink, directory: string
   if (pid === undefined || blocks === undefined) return;
   const open = (writable: boolean): Promise<GuestMemory> =>
     openGuestMemory(link, pid, blocks, { writable }, job);
-  const memory = await list.look('memory', 'run mapram as root or as the user that runs QEMU', async () => {
+  const memory = await list.look('memory', 'see the cause', async () => {
     const value = await open(false);
     return { ...ok(`its memory can be read; ${describeKinds(value, blocks)}`), value };
   });

@@ -1,8 +1,9 @@
-import { accessSync, closeSync, constants, openSync, readFileSync } from 'node:fs';
+import { accessSync, closeSync, constants, openSync } from 'node:fs';
 import { release } from 'node:os';
 import { addon } from '../addon.ts';
 import { ENGINES } from '../choices.ts';
-import { autoEngine, checkPageSize, probeEngine } from '../native.ts';
+import { readIfThere } from '../guest/proc.ts';
+import { checkPageSize, chooseEngine } from '../native.ts';
 import { DEFAULT_LOAD } from '../options.ts';
 import { type Checklist, type Finding, fail, messageOf, ok, warn } from './check.ts';
 import { judgeKernel, judgeLockedMemory, judgePtrace } from './judge.ts';
@@ -36,14 +37,15 @@ export async function checkHost(list: Checklist): Promise<boolean> {
     await list.look(
       'engine-auto',
       'see the engines above',
-      async () => ok(`--engine auto means ${await autoEngine(DEFAULT_LOAD)}`),
+      async () => ok(`--engine auto means ${await chooseEngine('auto', DEFAULT_LOAD)}`),
       'no I/O engine works: ',
     );
   }
-  const limits = readOr('/proc/self/limits', '');
-  list.note('locked-memory', judgeLockedMemory(limits, hasCapability(CAP_IPC_LOCK)));
-  const scope = readOr('/proc/sys/kernel/yama/ptrace_scope', '0');
-  list.note('process-memory', judgePtrace(scope, hasCapability(CAP_SYS_PTRACE)));
+  const limits = await readIfThere('/proc/self/limits');
+  list.note('locked-memory', judgeLockedMemory(limits, await hasCapability(CAP_IPC_LOCK)));
+  // A kernel without Yama has no such file.
+  const scope = await readIfThere('/proc/sys/kernel/yama/ptrace_scope');
+  list.note('process-memory', judgePtrace(scope, await hasCapability(CAP_SYS_PTRACE)));
   list.note('pagemap', tryPagemap());
   list.note('kvm', tryKvm());
   return hasEngine;
@@ -51,7 +53,7 @@ export async function checkHost(list: Checklist): Promise<boolean> {
 
 async function tryEngine(name: string): Promise<Finding> {
   try {
-    await probeEngine(name, DEFAULT_LOAD);
+    await chooseEngine(name, DEFAULT_LOAD);
     return ok(`I/O engine ${name} works`);
   } catch (error) {
     return warn(
@@ -82,16 +84,7 @@ function tryKvm(): Finding {
 }
 
 /** Whether this process has the capability in effect. */
-function hasCapability(bit: bigint): boolean {
-  const hex = /^CapEff:\s*([0-9a-f]+)$/m.exec(readOr('/proc/self/status', ''))?.[1] ?? '0';
+async function hasCapability(bit: bigint): Promise<boolean> {
+  const hex = /^CapEff:\s*([0-9a-f]+)$/m.exec(await readIfThere('/proc/self/status'))?.[1] ?? '0';
   return ((BigInt(`0x${hex}`) >> bit) & 1n) === 1n;
-}
-
-/** The content of a file of the kernel's, or `fallback` where the kernel has none. */
-function readOr(path: string, fallback: string): string {
-  try {
-    return readFileSync(path, 'utf8');
-  } catch {
-    return fallback;
-  }
 }

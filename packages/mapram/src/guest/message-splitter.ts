@@ -44,22 +44,16 @@ export class MessageSplitter {
 
   /** Goes on to the end of the object, or of the chunk, and returns where that is. */
   #follow(chunk: Buffer, start: number): number {
-    let depth = this.#depth;
-    let isInString = this.#isInString;
-    let isEscaped = this.#isEscaped;
     let at = start;
     do {
       const byte = chunk[at];
-      if (isEscaped) isEscaped = false;
-      else if (byte === QUOTE) isInString = !isInString;
-      else if (isInString) isEscaped = byte === BACKSLASH;
-      else if (byte === OPENING_BRACE || byte === OPENING_BRACKET) depth += 1;
-      else if (byte === CLOSING_BRACE || byte === CLOSING_BRACKET) depth -= 1;
+      if (this.#isEscaped) this.#isEscaped = false;
+      else if (byte === QUOTE) this.#isInString = !this.#isInString;
+      else if (this.#isInString) this.#isEscaped = byte === BACKSLASH;
+      else if (byte === OPENING_BRACE || byte === OPENING_BRACKET) this.#depth += 1;
+      else if (byte === CLOSING_BRACE || byte === CLOSING_BRACKET) this.#depth -= 1;
       at += 1;
-    } while (depth > 0 && at < chunk.length);
-    this.#depth = depth;
-    this.#isInString = isInString;
-    this.#isEscaped = isEscaped;
+    } while (this.#depth > 0 && at < chunk.length);
     return at;
   }
 

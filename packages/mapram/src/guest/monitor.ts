@@ -37,7 +37,8 @@ export interface ExecuteOptions {
 
 /**
  * A connection to a guest's QMP monitor. Programs that hold the only one already, as libvirt's users do, hand in an object
- * of theirs.
+ * of theirs. Commands must reach QEMU in the order in which they are given, whether or not the earlier ones are answered, and
+ * none may reach another QEMU than the first did.
  */
 export interface Monitor {
   /** Runs a QMP command and resolves with its `return` value; rejects if QEMU refuses it. */

@@ -21,7 +21,7 @@ function refusal(pid: number, directory: string, cause: unknown): MapramError {
   // The files of a process that has ended are not there, or closed to others than root until it was waited for.
   if (hasEnded(pid)) return new MapramError('E_GUEST_GONE', `QEMU's process ${pid} has ended`, { cause });
   if (error.code !== 'E_PERMISSION') return error;
-  const message = `The files of QEMU's process ${pid} may not be looked at by this user`;
+  const message = `The files of QEMU's process ${pid} may not be looked at by this user: run mapram as root, with CAP_SYS_PTRACE, or as QEMU's user`;
   return new MapramError('E_PERMISSION', message, { path: directory, cause });
 }
 

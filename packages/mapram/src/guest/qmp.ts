@@ -2,12 +2,12 @@ import { EventEmitter } from 'node:events';
 import { Socket } from 'node:net';
 import { asMapramError, type ErrorCode, MapramError } from '../errors.ts';
 import { ProcessHandle, UnixConnection } from '../native.ts';
+import { within } from '../within.ts';
 import { endsWithin } from './ends-within.ts';
 import { MessageSplitter, noQmp } from './message-splitter.ts';
 import type { ExecuteOptions, Monitor } from './monitor.ts';
 import { parseQmpAddress, type QmpAddress } from './qmp-address.ts';
 import { answered, type Notice, type Waiting, whyNoGreeting } from './silence.ts';
-import { within } from './within.ts';
 
 /** QEMU greets at once unless another client holds the socket. */
 const GREETING_TIMEOUT_MS = 5_000;

@@ -20,26 +20,6 @@ export interface MigrationStatus {
 /** What a QEMU without processors is. */
 export const NO_PROCESSORS = 'it has no processors (-machine none has none)';
 
-/** What is needed of `query-cpus-fast`. */
-export interface GuestCpu {
-  /** Thread of the processor, as QEMU's own pid namespace counts. */
-  'thread-id': number;
-  /** Emulated architecture, such as `x86_64`. */
-  target: string;
-}
-
-/** A property of an object in QEMU; children have the type `child<TYPE>`. */
-export interface Property {
-  name: string;
-  type: string;
-}
-
-/** A hot-pluggable memory device: its kind and, where it has one, its id. */
-export interface MemoryDevice {
-  type: string;
-  data: { id?: string | undefined };
-}
-
 const StatusSchema = v.object({ status: v.string(), running: v.boolean() });
 const MigrationSchema = v.object({
   status: v.optional(v.string()),
@@ -63,11 +43,17 @@ export const queryMigration: Query<MigrationStatus> = query(MigrationSchema, 'qu
 /** QEMU's jobs: of its disks, and snapshots. */
 export const queryJobs: Query<{ id: string; type: string }[]> = query(JobsSchema, 'query-jobs');
 
-/** The guest's processors. */
-export const queryCpus: Query<GuestCpu[]> = query(CpusSchema, 'query-cpus-fast');
+/** The guest's processors: the thread of each, as QEMU's own pid namespace counts, and its architecture, such as `x86_64`. */
+export const queryCpus: Query<{ 'thread-id': number; target: string }[]> = query(
+  CpusSchema,
+  'query-cpus-fast',
+);
 
-/** Hot-pluggable memory devices. */
-export const queryMemoryDevices: Query<MemoryDevice[]> = query(MemoryDevicesSchema, 'query-memory-devices');
+/** Hot-pluggable memory devices: the kind of each and, where it has one, its id. */
+export const queryMemoryDevices: Query<{ type: string; data: { id?: string | undefined } }[]> = query(
+  MemoryDevicesSchema,
+  'query-memory-devices',
+);
 
 /** The names of the QMP commands that this QEMU has. */
 export const queryCommands: Query<Set<string>> = async (monitor, options) => {
@@ -97,12 +83,12 @@ export const queryMachine: Query<string> = async (monitor, options) => {
 export const queryUuid: Query<string> = async (monitor, options) =>
   (await ask(monitor, v.object({ UUID: v.string() }), 'query-uuid', {}, options)).UUID;
 
-/** Properties of the object at `path`. */
+/** Properties of the object at `path`; children have the type `child<TYPE>`. */
 export function listProperties(
   monitor: Monitor,
   path: string,
   options?: ExecuteOptions,
-): Promise<Property[]> {
+): Promise<{ name: string; type: string }[]> {
   return ask(monitor, PropertiesSchema, 'qom-list', { path }, options);
 }
 

@@ -1,8 +1,8 @@
 import { resolve } from 'node:path';
 import { MapramError } from '../errors.ts';
+import { within } from '../within.ts';
 import { COMMAND_TIMEOUT_MS, type ExecuteOptions } from './monitor.ts';
 import { readIfThere, requireOwnProc } from './proc.ts';
-import { within } from './within.ts';
 
 // Why a QEMU does not answer, as far as this host tells. None of it is an error of its own: where nothing is known, nothing is said.
 

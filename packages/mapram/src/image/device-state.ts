@@ -56,14 +56,7 @@ export function isWholeDeviceState(bytes: Uint8Array): boolean {
  * last match wins because QEMU writes it last while a device's memory before it may hold anything.
  */
 export function findRunState(deviceState: Uint8Array): RecordedRunState | undefined {
-  const bytes = bufferOf(deviceState);
-  let at = bytes.lastIndexOf(STATE_HEADER);
-  while (at >= SECTION_START_BYTES) {
-    const found = runStateAt(bytes, at);
-    if (found !== undefined) return found;
-    at = bytes.lastIndexOf(STATE_HEADER, at - 1);
-  }
-  return undefined;
+  return [...runStates(deviceState)].at(-1);
 }
 
 /** Where `globalstate` says, from its size field on, whether it knows of a suspension, and whether the guest was suspended. */
@@ -98,14 +91,19 @@ export function patchRunState(deviceState: Uint8Array, state: string): Uint8Arra
 
 /** Where the first `globalstate` section with its footer ends, or undefined if there is none. */
 export function endOfFirstRunState(deviceState: Uint8Array): number | undefined {
+  const [first] = runStates(deviceState);
+  return first && first.offset + 4 + STATE_PAYLOAD_BYTES + FOOTER_BYTES;
+}
+
+/** All that look like a `globalstate` section with its footer, ascending. */
+function* runStates(deviceState: Uint8Array): Generator<RecordedRunState, void, undefined> {
   const bytes = bufferOf(deviceState);
   let at = bytes.indexOf(STATE_HEADER, SECTION_START_BYTES);
   while (at >= 0) {
     const found = runStateAt(bytes, at);
-    if (found !== undefined) return found.offset + 4 + STATE_PAYLOAD_BYTES + FOOTER_BYTES;
+    if (found !== undefined) yield found;
     at = bytes.indexOf(STATE_HEADER, at + 1);
   }
-  return undefined;
 }
 
 /** The state of the `globalstate` section whose name and versions stand at `at`, if it is one. */

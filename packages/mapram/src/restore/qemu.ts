@@ -80,26 +80,18 @@ async function withImageFds<T>(
 function findObstacles({ waiting, opened, runState }: Restoring): string[] {
   const { capabilities, parameters } = waiting;
   const { 'multifd-compression': compression = 'none', 'tls-creds': credentials = '' } = parameters;
-  const obstacles: [isThere: boolean, what: string][] = [
-    [!capabilities.has('mapped-ram'), 'it has no capability mapped-ram (it came with 9.0)'],
-    ...EXCLUDED.map((name): [boolean, string] => [
-      capabilities.get(name) === true,
-      `capability ${name} is on, which mapped-ram excludes`,
-    ]),
-    [compression !== 'none', `multifd-compression is ${compression}, which mapped-ram excludes`],
-    [
-      typeof credentials === 'string' && credentials !== '',
-      `TLS is on (tls-creds ${credentials}), which mapped-ram excludes`,
-    ],
-    // Whether QEMU reads the addresses in such an image cannot be asked, and one up to 10.2 takes them for headers.
-    [
-      opened.image.capabilities.includes('x-ignore-shared'),
-      'it was saved with x-ignore-shared; use method fill',
-    ],
-    [
-      runState.unloadable !== undefined,
-      `it records the run state ${runState.unloadable}, which QEMU does not take up; use method fill`,
-    ],
+  const { unloadable } = runState;
+  const isEncrypted = typeof credentials === 'string' && credentials !== '';
+  const excluded = EXCLUDED.filter((name) => capabilities.get(name) === true);
+  // Whether QEMU reads the addresses in such an image cannot be asked, and one up to 10.2 takes them for headers.
+  const hasAddresses = opened.image.capabilities.includes('x-ignore-shared');
+  const obstacles = [
+    !capabilities.has('mapped-ram') && 'it has no capability mapped-ram (it came with 9.0)',
+    ...excluded.map((name) => `capability ${name} is on, which mapped-ram excludes`),
+    compression !== 'none' && `multifd-compression is ${compression}, which mapped-ram excludes`,
+    isEncrypted && `TLS is on (tls-creds ${credentials}), which mapped-ram excludes`,
+    hasAddresses && 'it was saved with x-ignore-shared; use method fill',
+    unloadable && `it records the run state ${unloadable}, which QEMU does not take up; use method fill`,
   ];
-  return obstacles.filter(([isThere]) => isThere).map(([, what]) => what);
+  return obstacles.filter((obstacle) => typeof obstacle === 'string');
 }

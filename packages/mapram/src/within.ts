@@ -1,4 +1,4 @@
-import type { MapramError } from '../errors.ts';
+import type { MapramError } from './errors.ts';
 
 /** `work`, unless the time is over (there is no limit without `timeoutMs`) or the signal comes first. */
 export async function within<T>(
