@@ -17,7 +17,7 @@ import {
 import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { beforeEach, describe, expect, test } from 'vitest';
+import { beforeEach, describe, expect, type TestContext, test } from 'vitest';
 import type { Cleanup } from './support/cleanup.ts';
 import { failWith, report, run, start, succeed } from './support/cli.ts';
 import { imageOn, loopDevice, needLoopDevices } from './support/device.ts';
@@ -69,6 +69,25 @@ describe('an image on a block device', () => {
     await expectSameRam(source, await imageOn(device, cleanup), { canonical: true });
     await succeed(save(source, '--force', '--no-direct', device));
     await expectSameRam(source, await imageOn(device, cleanup));
+  });
+
+  test('of sectors larger than a page is refused for direct I/O, and works without', async (context) => {
+    const cleanup = testCleanup();
+    const device = tryLoopDevice(cleanup, context, 16_384);
+    const source = await pausedGuest(cleanup);
+    const waiting = await waitingQemu(cleanup);
+    const restore = ['restore', '--qmp', waiting.socket];
+    const refused = async (line: string[]): Promise<void> => {
+      const failure = await failWith(4, 'E_HOST_UNSUPPORTED', line);
+      expect(failure).toMatchObject({ guestState: 'untouched', error: { path: device } });
+      expect(failure.error?.message).toContain('units of 16384 bytes');
+    };
+    await refused(save(source, device));
+    await succeed(save(source, '--no-direct', device));
+    await refused([...restore, device]);
+    expect(await waiting.qmp.status()).toBe('inmigrate');
+    await succeed([...restore, '--no-direct', device]);
+    await expectSameRam(waiting, await imageOn(device, cleanup));
   });
 
   test('is reached by a symlink such as LVM makes, which stays', async () => {
@@ -138,6 +157,15 @@ describe('an image on a block device', () => {
     await failWith(3, 'E_IMAGE_INVALID', ['inspect', device]);
   });
 });
+
+/** A loop device of large sectors, which Linux makes since 6.15. */
+function tryLoopDevice(cleanup: Cleanup, context: TestContext, sectorBytes: number): string {
+  try {
+    return loopDevice(cleanup, ROOMY, sectorBytes);
+  } catch (error) {
+    return context.skip(`this kernel makes no sectors of ${sectorBytes} bytes: ${String(error)}`);
+  }
+}
 
 /** Options that give a guest a disk. */
 const disk = (path: string): string[] => ['-drive', `file=${path},format=raw,if=virtio`];

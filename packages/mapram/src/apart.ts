@@ -35,8 +35,10 @@ export async function requireApartFromMemory(
     if (file !== undefined) await requireApart(stat(file, BIG));
     if (fd !== undefined) await requireApart(promisify(fstat)(fd, BIG));
     if (pid === undefined || address === undefined) continue;
-    for (const path of await mappedFiles(pid, address, address + length)) {
-      // Seen from the process's own root, for it may be in a container.
+    for (const [range, path] of await mappedFiles(pid, address, address + length)) {
+      // The kernel's own link knows files that have lost their names; without the right to follow it, the name does, seen from
+      // the process's own root, for it may be in a container.
+      await requireApart(stat(`/proc/${pid}/map_files/${range}`, BIG));
       await requireApart(stat(`/proc/${pid}/root${path}`, BIG));
     }
   }
@@ -127,13 +129,22 @@ function deviceNumber(rdev: bigint): string {
   return `${major}:${minor}`;
 }
 
-/** Paths of the files that the process has mapped between two addresses, as /proc/PID/maps names them. */
-async function mappedFiles(pid: number, first: number, end: number): Promise<Set<string>> {
+/** The files that the process has mapped between two addresses: the range of each mapping, and its path, as /proc/PID/maps names them. */
+async function mappedFiles(
+  pid: number,
+  first: number,
+  end: number,
+): Promise<[range: string, path: string][]> {
   const maps = await readIfThere(`/proc/${pid}/maps`);
   const lines = maps.matchAll(/^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \d+ +(\/.*)$/gm);
   const isWithin = ([, from, to]: RegExpExecArray): boolean =>
     Number.parseInt(from as string, 16) < end && first < Number.parseInt(to as string, 16);
-  return new Set([...lines].filter(isWithin).map((line) => line[3] as string));
+  return [...lines].filter(isWithin).map(([, from, to, path = '']) => [`${plain(from)}-${plain(to)}`, path]);
+}
+
+/** Names in map_files have no leading zeros. */
+function plain(address = ''): string {
+  return address.replace(/^0+(?=.)/, '');
 }
 
 function clash(image: string, what: string): MapramError {

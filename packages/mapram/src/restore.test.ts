@@ -3,6 +3,7 @@ import { createHash } from 'node:crypto';
 import {
   copyFileSync,
   existsSync,
+  linkSync,
   mkdtempSync,
   readFileSync,
   rmSync,
@@ -457,6 +458,28 @@ describe('an image that is the memory itself', () => {
     await expect(restoreInto(qemu, image, { method })).rejects.toMatchObject(refused);
     expect(readFileSync(image).equals(before)).toBe(true);
     expect(await stateOf(qemu)).toBe('inmigrate');
+  });
+
+  it('is not overwritten where the memory has lost its name', async () => {
+    const { directory } = await startQemu('-S');
+    const [from, image, mem] = ['from', 'image', 'mem'].map((name) => join(directory, name)) as [
+      string,
+      string,
+      string,
+    ];
+    const block = { name: 'heap', length: 2 ** 20 };
+    writeFileSync(from, Buffer.alloc(block.length, 'data'));
+    await save({ image, machine: 'm', memory: [{ ...block, file: from }] });
+    linkSync(image, mem);
+    const before = readFileSync(image);
+    const script =
+      'import mmap,os,sys,ctypes,time;f=open(sys.argv[1],"r+b");m=mmap.mmap(f.fileno(),1<<20);os.unlink(sys.argv[1]);print(ctypes.addressof(ctypes.c_char.from_buffer(m)),flush=True);time.sleep(60)';
+    const child = spawn('python3', ['-c', script, mem], { stdio: ['ignore', 'pipe', 'inherit'] });
+    onTestFinished(() => void child.kill('SIGKILL'));
+    const address = Number(await new Promise((resolve) => child.stdout.once('data', resolve)));
+    const ended = restore({ image, memory: [{ ...block, pid: child.pid as number, address }] });
+    await expect(ended).rejects.toMatchObject({ code: 'E_USAGE', path: image });
+    expect(readFileSync(image).equals(before)).toBe(true);
   });
 
   it('is not overwritten by a restore into a file', async () => {

@@ -116,7 +116,8 @@ impl Process {
     /// As for [`Segment::transfer`], of every segment.
     pub(super) unsafe fn transfer(&self, direction: Direction, mut segments: Vec<Segment>) -> Result<()> {
         self.check_alive()?;
-        let read = segments.clone();
+        let is_cooled = self.has_swapped && direction == Direction::Read;
+        let read = if is_cooled { segments.clone() } else { Vec::new() };
         let mut next = 0;
         while next < segments.len() {
             let batch = &segments[next..segments.len().min(next + MAX_PIECES)];
@@ -148,9 +149,7 @@ impl Process {
             }
             self.check_alive()?;
         }
-        if self.has_swapped && direction == Direction::Read {
-            self.make_cold(&read);
-        }
+        self.make_cold(&read);
         Ok(())
     }
 

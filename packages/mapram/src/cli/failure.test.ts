@@ -112,6 +112,8 @@ it('names the option that helps', () => {
   expect(failureText(buffered)).toContain('--no-direct');
   const limits = { cause: new Error('Too many open files (os error 24)') };
   expect(failureText(new MapramError('E_HOST_UNSUPPORTED', 'no ring', limits))).toContain('ulimit -n');
+  const system = { cause: new Error('Too many open files in system (os error 23)') };
+  expect(failureText(new MapramError('E_HOST_UNSUPPORTED', 'no ring', system))).not.toContain('ulimit');
   const large = { cause: new Error('File too large (os error 27)') };
   expect(failureText(new MapramError('E_NO_SPACE', 'writing failed', large))).toContain('ulimit -f');
   expect(failureText(new MapramError('E_TARGET_EXISTS', '/i is a directory'))).not.toContain('--force');

@@ -70,7 +70,11 @@ const WAYS_OUT: readonly { code: ErrorCode; about: RegExp; advice: string }[] = 
     about: /direct I\/O/,
     advice: 'The option --no-direct goes without direct I/O',
   },
-  { code: 'E_HOST_UNSUPPORTED', about: /too many open files/i, advice: 'ulimit -n raises the limit' },
+  {
+    code: 'E_HOST_UNSUPPORTED',
+    about: /too many open files(?! in system)/i,
+    advice: 'ulimit -n raises the limit',
+  },
   {
     code: 'E_NO_SPACE',
     about: /file too large/i,

@@ -41,10 +41,10 @@ export async function checkHost(list: Checklist): Promise<boolean> {
       'no I/O engine works: ',
     );
   }
-  const limits = await readIfThere('/proc/self/limits');
+  const limits = await readOrNothing('/proc/self/limits');
   list.note('locked-memory', judgeLockedMemory(limits, await hasCapability(CAP_IPC_LOCK)));
   // A kernel without Yama has no such file.
-  const scope = await readIfThere('/proc/sys/kernel/yama/ptrace_scope');
+  const scope = await readOrNothing('/proc/sys/kernel/yama/ptrace_scope');
   list.note('process-memory', judgePtrace(scope, await hasCapability(CAP_SYS_PTRACE)));
   list.note('pagemap', tryPagemap());
   list.note('kvm', tryKvm());
@@ -85,6 +85,11 @@ function tryKvm(): Finding {
 
 /** Whether this process has the capability in effect. */
 async function hasCapability(bit: bigint): Promise<boolean> {
-  const hex = /^CapEff:\s*([0-9a-f]+)$/m.exec(await readIfThere('/proc/self/status'))?.[1] ?? '0';
+  const hex = /^CapEff:\s*([0-9a-f]+)$/m.exec(await readOrNothing('/proc/self/status'))?.[1] ?? '0';
   return ((BigInt(`0x${hex}`) >> bit) & 1n) === 1n;
+}
+
+/** What cannot be read says nothing, and ends no examination. */
+function readOrNothing(path: string): Promise<string> {
+  return readIfThere(path).catch(() => '');
 }

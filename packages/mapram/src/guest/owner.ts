@@ -219,7 +219,9 @@ export class GuestOwner {
   async insist<T>(act: () => Promise<T>): Promise<T> {
     return act().catch(async (error: unknown) => {
       // One that holds half a guest is started anew.
-      if (this.#stage !== 'begun' && (await this.#isReconnected())) return act();
+      const hasBegun =
+        this.#stage === 'begun' || (this.#stage === 'untouched' && this.#job.writingSince !== undefined);
+      if (!hasBegun && (await this.#isReconnected())) return act();
       if (this.#unreachable === undefined) throw error;
       throw following('E_QMP', 'the connection to QEMU was lost for good:', this.#unreachable);
     });
@@ -351,6 +353,7 @@ export class GuestOwner {
   async #reconnect(process: ProcessHandle): Promise<unknown> {
     const deadline = performance.now() + RECONNECT_TIMEOUT_MS;
     for (;;) {
+      if (process.hasEnded()) return new MapramError('E_GUEST_GONE', "QEMU's process has ended");
       try {
         this.#link = await this.#openAgain(process);
         return undefined;

@@ -137,6 +137,15 @@ describe('RunWatch', () => {
     expect(await stateOf(qemu)).toBe('paused');
   }, 20_000);
 
+  it('sees a snapshot that is loaded under the id of a job of before', async () => {
+    const { stop, monitor, snapshot, dismiss } = await withSnapshots();
+    await snapshot('snapshot-save', 'again');
+    const guest = await stop();
+    await dismiss('again');
+    await snapshot('snapshot-load', 'again');
+    await expect(guest.watch.requireStill(monitor, {})).rejects.toMatchObject({ code: 'E_GUEST_RAN' });
+  }, 20_000);
+
   it('does not mind a job of before that ends meanwhile', async () => {
     const { qemu, stop, monitor } = await withSnapshots();
     const target = join(qemu.directory, 'target');

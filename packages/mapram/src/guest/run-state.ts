@@ -127,7 +127,8 @@ export class RunWatch {
    * could be looked at may have been one.
    */
   async #lookAtJob(id: unknown): Promise<void> {
-    const type = this.#jobs.get(id) ?? (await this.#typesOfJobs()).get(id);
+    // An id may be given anew: what the job was at the stop counts only where it is gone.
+    const type = (await this.#typesOfJobs()).get(id) ?? this.#jobs.get(id);
     if (type === undefined || type === 'snapshot-load') this.#see(`job ${type ?? id}`);
   }
 
