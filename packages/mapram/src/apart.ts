@@ -129,22 +129,14 @@ function deviceNumber(rdev: bigint): string {
   return `${major}:${minor}`;
 }
 
-/** The files that the process has mapped between two addresses: the range of each mapping, and its path, as /proc/PID/maps names them. */
-async function mappedFiles(
-  pid: number,
-  first: number,
-  end: number,
-): Promise<[range: string, path: string][]> {
+/** The files that the process has mapped between two addresses: the name of each in map_files, and its path as /proc/PID/maps has it. */
+async function mappedFiles(pid: number, first: number, end: number): Promise<[string, string][]> {
   const maps = await readIfThere(`/proc/${pid}/maps`);
   const lines = maps.matchAll(/^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \d+ +(\/.*)$/gm);
-  const isWithin = ([, from, to]: RegExpExecArray): boolean =>
-    Number.parseInt(from as string, 16) < end && first < Number.parseInt(to as string, 16);
-  return [...lines].filter(isWithin).map(([, from, to, path = '']) => [`${plain(from)}-${plain(to)}`, path]);
-}
-
-/** Names in map_files have no leading zeros. */
-function plain(address = ''): string {
-  return address.replace(/^0+(?=.)/, '');
+  return [...lines].flatMap(([, start = '', stop = '', path = '']): [string, string][] => {
+    const [from, to] = [Number.parseInt(start, 16), Number.parseInt(stop, 16)];
+    return from < end && first < to ? [[`${from.toString(16)}-${to.toString(16)}`, path]] : [];
+  });
 }
 
 function clash(image: string, what: string): MapramError {

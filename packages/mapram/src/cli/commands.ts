@@ -27,9 +27,9 @@ export async function runCommand(
       const restored = await runRestore(invocation, terminal, signal);
       return { ...restored, done: `the guest was restored from ${invocation.image}` };
     }
+    // These two change nothing, and so have nothing to drain: the signal ends them at once.
     case 'inspect': {
       const { runInspect } = await import('./inspection.ts');
-      // It changes nothing, and so has nothing to drain: the signal ends it at once. So it does the next one.
       return within(runInspect(invocation.image, invocation.options), { signal });
     }
     case 'doctor': {

@@ -26,10 +26,9 @@ export function failureText(error: MapramError): string {
   if (place !== '') lines.push(`  ${place}`);
   const cause = describeCauses(error);
   if (cause !== undefined && !error.message.includes(cause)) lines.push(`  cause: ${cause}`);
-  const way = WAYS_OUT.find(
-    ({ code, about }) => code === error.code && about.test(`${error.message}: ${cause}`),
-  );
-  if (way !== undefined) lines.push(`  ${way.advice}.`);
+  const what = `${error.message}: ${cause}`;
+  const [, , advice] = WAYS_OUT.find(([code, about]) => code === error.code && about.test(what)) ?? [];
+  if (advice !== undefined) lines.push(`  ${advice}.`);
   // Whoever looks for the bug needs to know where it is.
   if (error.code === 'E_INTERNAL' && error.cause instanceof Error) lines.push(`  ${error.cause.stack}`);
   if (error.guestState !== undefined) lines.push(`  ${guestSentence(error.code, error.guestState)}`);
@@ -57,29 +56,13 @@ function guestSentence(code: ErrorCode, state: GuestState): string {
 }
 
 /** Options and shell commands that help; the library and the engine know nothing of them. */
-const WAYS_OUT: readonly { code: ErrorCode; about: RegExp; advice: string }[] = [
-  { code: 'E_TARGET_EXISTS', about: /not asked for/, advice: 'The option --force does so' },
-  {
-    code: 'E_HOST_UNSUPPORTED',
-    about: /one that may be replaced/,
-    advice: 'The option --force lets it be replaced',
-  },
-  { code: 'E_GUEST_UNSUPPORTED', about: /name its process/, advice: 'The option --pid does so' },
-  {
-    code: 'E_HOST_UNSUPPORTED',
-    about: /direct I\/O/,
-    advice: 'The option --no-direct goes without direct I/O',
-  },
-  {
-    code: 'E_HOST_UNSUPPORTED',
-    about: /too many open files(?! in system)/i,
-    advice: 'ulimit -n raises the limit',
-  },
-  {
-    code: 'E_NO_SPACE',
-    about: /file too large/i,
-    advice: 'Raise ulimit -f, or choose a file system that takes larger files',
-  },
+const WAYS_OUT: readonly [code: ErrorCode, about: RegExp, advice: string][] = [
+  ['E_TARGET_EXISTS', /not asked for/, 'The option --force does so'],
+  ['E_HOST_UNSUPPORTED', /one that may be replaced/, 'The option --force lets it be replaced'],
+  ['E_GUEST_UNSUPPORTED', /name its process/, 'The option --pid does so'],
+  ['E_HOST_UNSUPPORTED', /direct I\/O/, 'The option --no-direct goes without direct I/O'],
+  ['E_HOST_UNSUPPORTED', /too many open files(?! in system)/i, 'ulimit -n raises the limit'],
+  ['E_NO_SPACE', /file too large/i, 'Raise ulimit -f, or choose a file system that takes larger files'],
 ];
 
 /** Where it happened, as far as the message does not say so itself. */

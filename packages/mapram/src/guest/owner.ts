@@ -218,10 +218,9 @@ export class GuestOwner {
   /** Does what may be done twice, if need be over a new connection. */
   async insist<T>(act: () => Promise<T>): Promise<T> {
     return act().catch(async (error: unknown) => {
+      this.#noteWriting();
       // One that holds half a guest is started anew.
-      const hasBegun =
-        this.#stage === 'begun' || (this.#stage === 'untouched' && this.#job.writingSince !== undefined);
-      if (!hasBegun && (await this.#isReconnected())) return act();
+      if (this.#stage !== 'begun' && (await this.#isReconnected())) return act();
       if (this.#unreachable === undefined) throw error;
       throw following('E_QMP', 'the connection to QEMU was lost for good:', this.#unreachable);
     });
@@ -232,7 +231,7 @@ export class GuestOwner {
    * returned as it is, for it is the caller's.
    */
   async explain(error: unknown): Promise<unknown> {
-    if (this.#stage === 'untouched' && this.#job.writingSince !== undefined) this.begin();
+    this.#noteWriting();
     const failure = this.#mustPutBack ? await this.#resume().then(nothing, asMapramError) : undefined;
     const state = await this.#stateAfter(error);
     this.#job.guestState = state;
@@ -256,6 +255,11 @@ export class GuestOwner {
     this.#process?.close();
     this.#peer?.close();
     this.#link.close();
+  }
+
+  /** What the engine has written, it alone knows. */
+  #noteWriting(): void {
+    if (this.#stage === 'untouched' && this.#job.writingSince !== undefined) this.begin();
   }
 
   get #mustPutBack(): boolean {
@@ -360,7 +364,7 @@ export class GuestOwner {
       } catch (error) {
         // Another QEMU may listen there now, and will go on to.
         const isOther = error instanceof MapramError && error.code === 'E_GUEST_MISMATCH';
-        if (isOther || process.hasEnded() || performance.now() > deadline) return error;
+        if (isOther || performance.now() > deadline) return error;
       }
       await delay(RECONNECT_INTERVAL_MS);
     }
